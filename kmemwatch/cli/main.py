@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Entry point: finds the command, and turns whatever comes out of it into text and an exit code.
+
+Commands raise; nothing below this module prints an error or calls `sys.exit`. Exit codes: 0 it worked,
+1 it failed, 2 wrong usage, 3 this kernel or these privileges cannot do it, 128+N ended by signal N
+(only commands that were not done; those that run until told to stop end with 0, see `stopping.until_stopped`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import os
+import select
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+import click
+
+from kmemwatch import __version__
+from kmemwatch.cli.stopping import Terminated, raise_on_termination
+from kmemwatch.errors import KmemwatchError, UsageError
+
+DEBUG_VARIABLE = "KMEMWATCH_DEBUG"
+
+COMMANDS = {
+    "top": "Live view: caches, cgroups, dead cgroups and what pins them.",
+    "serve": "Daemon: Prometheus metrics and the JSON API over HTTP.",
+    "snapshot": "Measure for a while and print one snapshot as JSON.",
+    "events": "Print lifecycle and recharge events as they happen.",
+    "record": "Append snapshots and events to a file for `top --replay`.",
+    "doctor": "What this kernel can tell, what not, why, and what to change.",
+}
+"""Name -> one-line help. The module is ``kmemwatch.cli.NAME``, imported only when the command is used."""
+
+
+class Program(click.Group):
+    """A group that knows its commands from a table, so `--help` loads none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = importlib.import_module(f"kmemwatch.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run, report, and raise SystemExit with the exit code."""
+        extra.update(prog_name=extra.get("prog_name") or "kmemwatch", standalone_mode=False)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end us
+        try:
+            with raise_on_termination():
+                result = super().main(*args, **extra)
+                sys.stdout.flush()  # a reader that went away must be noticed here, not at interpreter exit
+            code = result if isinstance(result, int) else 0
+        except BaseException as exc:  # noqa: BLE001 - the one boundary: everything becomes text and an exit code
+            code = report(exc)
+        sys.exit(code)
+
+
+@click.group(
+    cls=Program,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Start with: sudo kmemwatch top. Without root: kmemwatch top --replay demo",
+)
+@click.version_option(__version__, "-V", "--version", message="kmemwatch %(version)s")
+def cli() -> None:
+    """Which memory cgroups hold kernel memory, in which slab caches, and what pins the dead ones."""
+
+
+def main() -> NoReturn:
+    """Console script."""
+    cli.main()
+
+
+def report(exc: BaseException) -> int:
+    """Say on stderr what went wrong, at most one line and a hint; return the exit code."""
+    cause = exc.__cause__ if isinstance(exc, click.Abort) and exc.__cause__ else exc
+    if isinstance(exc, SystemExit):
+        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    if isinstance(cause, KeyboardInterrupt):
+        return 128 + (cause.signum if isinstance(cause, Terminated) else signal.SIGINT)
+    if isinstance(cause, BrokenPipeError) and _reader_is_gone():
+        return 0
+    if os.environ.get(DEBUG_VARIABLE):
+        traceback.print_exception(cause)
+    if isinstance(cause, KmemwatchError):
+        return _say(str(cause), cause.hint, cause.exit_code)
+    if isinstance(cause, click.exceptions.NoArgsIsHelpError):
+        click.echo(cause.format_message(), err=True)
+        return UsageError.exit_code
+    if isinstance(cause, click.UsageError):
+        name = cause.ctx.command_path if cause.ctx else "kmemwatch"
+        return _say(_our_tone(cause.format_message()), f"see {name} --help", UsageError.exit_code)
+    if isinstance(cause, click.ClickException):
+        return _say(cause.format_message(), None, cause.exit_code)
+    text = f"internal error: {type(cause).__name__}: {cause}"
+    return _say(text, f"set {DEBUG_VARIABLE}=1 for the traceback, and please report it", KmemwatchError.exit_code)
+
+
+def _say(message: str, hint: str | None, code: int) -> int:
+    lines = [f"kmemwatch: {' '.join(message.split())}"]
+    if hint:
+        lines.append(f"  hint: {' '.join(hint.split())}")
+    try:
+        print("\n".join(lines), file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        pass  # nobody is there to read it; the exit code still tells
+    return code
+
+
+def _our_tone(text: str) -> str:
+    """click's sentences as our other messages are: after a colon, without a full stop."""
+    return text[:1].lower() + text[1:].removesuffix(".")
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is our stdout that broke, as in `kmemwatch top --once | head -1`; silences it if so."""
+    try:
+        stdout = sys.stdout.fileno()
+        poll = select.poll()
+        poll.register(stdout, 0)
+        gone = any(mask & (select.POLLERR | select.POLLHUP) for _, mask in poll.poll(0))
+        if gone:  # what is still buffered would be written, and fail, at interpreter exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
+    except (OSError, ValueError):
+        return True
+    return gone

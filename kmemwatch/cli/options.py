@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that several commands share, and the feed that they choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from kmemwatch.errors import UsageError
+from kmemwatch.feed import Feed
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (value or "").split(",") if name.strip())
+
+
+def without_option(function: F) -> F:
+    """``--without LIST`` -> `without: tuple[str, ...]`, for `LiveOptions`."""
+    return click.option(
+        "--without", metavar="LIST", callback=_names, help="Do not use these attachments, e.g. raw_tp,fentry."
+    )(function)
+
+
+def source_options(function: F) -> F:
+    """``--connect URL``, ``--replay FILE`` and ``--without LIST``: the arguments of `open_feed`."""
+    function = without_option(function)
+    function = click.option("--replay", metavar="FILE", help="Play a recording; `demo` ships with kmemwatch.")(function)
+    return click.option("--connect", metavar="URL", help="Show a daemon (kmemwatch serve) elsewhere.")(function)
+
+
+def cgroup_option(function: F) -> F:
+    """``--cgroup PATH`` -> `cgroup: str | None`."""
+    return click.option("--cgroup", metavar="PATH", help="Only this cgroup and those below it.")(function)
+
+
+def filter_option(function: F) -> F:
+    """``--filter REGEX`` -> `filter_: str | None`."""
+    return click.option("--filter", "filter_", metavar="REGEX", help="Only rows whose name matches.")(function)
+
+
+def check_source(connect: str | None, replay: str | None, without: tuple[str, ...]) -> None:
+    """Refuse combinations that mean nothing; cheap, so that nothing is started for a wrong command line."""
+    if connect is not None and replay is not None:
+        raise UsageError("--connect and --replay cannot be used together", "use one of them")
+    for option, value in (("--connect", connect), ("--replay", replay)):
+        if value is not None and without:
+            raise UsageError(f"--without has no meaning with {option}", "it chooses hooks on the kernel that runs here")
+
+
+def open_feed(connect: str | None, replay: str | None, without: tuple[str, ...] = ()) -> Feed:
+    """The feed that the options ask for; the live kernel unless told otherwise. Raises KmemwatchError.
+
+    Imports only what the choice needs: a replay must work where there is no BPF, no bcc and no root.
+    """
+    check_source(connect, replay, without)
+    if replay is not None:
+        from kmemwatch.replay import ReplayFeed
+
+        return ReplayFeed(replay)
+    if connect is not None:
+        from kmemwatch.remote import RemoteFeed
+
+        return RemoteFeed(connect)
+    from kmemwatch.live import LiveOptions, open_live
+
+    return open_live(LiveOptions(without=without))
