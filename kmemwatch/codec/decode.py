@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""JSON-able dicts -> model; anything malformed is a UsageError that names the field."""
+
+from __future__ import annotations
+
+import json
+
+from kmemwatch.codec.reader import Reader
+from kmemwatch.errors import UsageError
+from kmemwatch.model import (
+    ATTACHED,
+    DYING,
+    EVENT_KINDS,
+    FALLBACK,
+    MISSING,
+    ONLINE,
+    RELEASED,
+    SCHEMA_VERSION,
+    Cache,
+    Cgroup,
+    Event,
+    Host,
+    Ids,
+    Kernel,
+    KmemcgId,
+    Lost,
+    MapFill,
+    Pair,
+    Probe,
+    RechargePair,
+    Recharges,
+    Snapshot,
+    Totals,
+)
+
+_UPDATE_HINT = "it was written by another release of kmemwatch; use the same release on both sides"
+
+
+def parse_json(text: str | bytes) -> object:
+    """`json.loads` with kmemwatch's errors: UsageError with line and column of what is not JSON."""
+    try:
+        return json.loads(text, parse_constant=_no_constant)
+    except json.JSONDecodeError as exc:
+        raise UsageError(f"not JSON: {exc.msg} at line {exc.lineno} column {exc.colno}") from exc
+    except (ValueError, RecursionError) as exc:  # bytes that are not UTF-8, NaN, numbers of thousands of digits
+        raise UsageError(f"not JSON: {exc}") from exc
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number in JSON")
+
+
+def snapshot_from_json(text: str | bytes) -> Snapshot:
+    """The Snapshot in JSON text; UsageError when it is malformed."""
+    return snapshot_from_dict(parse_json(text))
+
+
+def snapshot_from_dict(data: object) -> Snapshot:
+    """The Snapshot in parsed JSON; UsageError that names the field when it is malformed."""
+    doc = Reader(data, "")
+    schema = doc.whole("schema")
+    if schema != SCHEMA_VERSION:
+        raise UsageError(f"schema: expected {SCHEMA_VERSION}, got {schema}", _UPDATE_HINT)
+    return Snapshot(
+        taken_at_ns=doc.time("taken_at"),
+        monotonic_ns=doc.whole("monotonic_ns"),
+        duration_s=doc.number("duration_s"),
+        host=_host(doc.object("host")),
+        kernel=_kernel(doc.object("kernel")),
+        probes=doc.each("probes", _probe),
+        caches=doc.each("caches", _cache),
+        cgroups=doc.each("cgroups", _cgroup),
+        pairs=doc.each("pairs", _pair),
+        recharges=_recharges(doc.object("recharges")),
+        ids=_ids(doc.object("ids")),
+        lost=_lost(doc.object("lost")),
+        totals=_totals(doc.object("totals")),
+        maps=doc.each("maps", _map_fill),
+        release_delays_s=doc.numbers("release_delays_s"),
+    )
+
+
+def event_from_dict(data: object) -> Event:
+    """The Event in parsed JSON; UsageError that names the field when it is malformed."""
+    event = Reader(data, "")
+    return Event(
+        at_ns=event.time("at"),
+        kind=event.choice("kind", EVENT_KINDS),
+        cgroup_id=event.opt_whole("cgroup_id"),
+        path=event.opt_text("path"),
+        pid=event.opt_whole("pid"),
+        comm=event.opt_text("comm"),
+        cache=event.opt_text("cache"),
+        kmemcg_id=event.opt_whole("kmemcg_id", minimum=None),
+        other_cgroup_id=event.opt_whole("other_cgroup_id"),
+        bytes=event.opt_whole("bytes", minimum=None),
+    )
+
+
+def _host(host: Reader) -> Host:
+    return Host(
+        hostname=host.text("hostname"),
+        kernel=host.text("kernel"),
+        arch=host.text("arch"),
+        boot_id=host.opt_text("boot_id"),
+    )
+
+
+def _kernel(kernel: Reader) -> Kernel:
+    return Kernel(
+        era=kernel.opt_text("era"),
+        patchset=kernel.opt_bool("patchset"),
+        cgroup_version=kernel.opt_whole("cgroup_version"),
+        lockdown=kernel.opt_text("lockdown"),
+    )
+
+
+def _probe(probe: Reader) -> Probe:
+    return Probe(
+        signal=probe.text("signal"),
+        attachment=probe.opt_text("attachment"),
+        status=probe.choice("status", (ATTACHED, FALLBACK, MISSING)),
+        why=probe.opt_text("why"),
+    )
+
+
+def _cache(cache: Reader) -> Cache:
+    return Cache(
+        name=cache.text("name"),
+        address=cache.opt_address("address"),
+        object_bytes=cache.opt_whole("object_bytes"),
+        root=cache.opt_text("root"),
+        kmemcg_id=cache.opt_whole("kmemcg_id", minimum=None),
+        allocations_total=cache.opt_whole("allocations_total"),
+        allocated_bytes_total=cache.opt_whole("allocated_bytes_total"),
+        frees_total=cache.opt_whole("frees_total"),
+    )
+
+
+def _cgroup(cgroup: Reader) -> Cgroup:
+    # The kernel's gauges may be read below 0 for a moment; that must not make a recording unreadable.
+    return Cgroup(
+        id=cgroup.whole("id"),
+        path=cgroup.opt_text("path"),
+        state=cgroup.choice("state", (ONLINE, DYING, RELEASED)),
+        kmemcg_id=cgroup.opt_whole("kmemcg_id", minimum=None),
+        online_at_ns=cgroup.opt_time("online_at"),
+        offline_at_ns=cgroup.opt_time("offline_at"),
+        released_at_ns=cgroup.opt_time("released_at"),
+        memory_bytes=cgroup.opt_whole("memory_bytes", minimum=None),
+        kernel_bytes=cgroup.opt_whole("kernel_bytes", minimum=None),
+        slab_bytes=cgroup.opt_whole("slab_bytes", minimum=None),
+        charged_bytes_total=cgroup.opt_whole("charged_bytes_total"),
+        uncharged_bytes_total=cgroup.opt_whole("uncharged_bytes_total"),
+        pins=cgroup.opt_counts("pins"),
+        references=cgroup.opt_whole("references", minimum=None),
+    )
+
+
+def _pair(pair: Reader) -> Pair:
+    return Pair(
+        cache=pair.text("cache"),
+        cache_address=pair.opt_address("cache_address"),
+        cgroup_id=pair.whole("cgroup_id"),
+        allocations_total=pair.opt_whole("allocations_total"),
+        allocated_bytes_total=pair.opt_whole("allocated_bytes_total"),
+        frees_total=pair.opt_whole("frees_total"),
+        live_bytes=pair.opt_whole("live_bytes", minimum=None),
+    )
+
+
+def _recharges(recharges: Reader) -> Recharges:
+    return Recharges(
+        checks_total=recharges.opt_whole("checks_total"),
+        recharges_total=recharges.opt_whole("recharges_total"),
+        recharged_bytes_total=recharges.opt_whole("recharged_bytes_total"),
+        failures_total=recharges.opt_whole("failures_total"),
+        pairs=recharges.opt_each("pairs", _recharge_pair),
+    )
+
+
+def _recharge_pair(pair: Reader) -> RechargePair:
+    return RechargePair(
+        cache=pair.text("cache"),
+        from_cgroup_id=pair.opt_whole("from_cgroup_id"),
+        to_cgroup_id=pair.whole("to_cgroup_id"),
+        recharges_total=pair.whole("recharges_total"),
+        recharged_bytes_total=pair.whole("recharged_bytes_total"),
+    )
+
+
+def _ids(ids: Reader) -> Ids:
+    return Ids(
+        in_use=ids.opt_whole("in_use"),
+        peak_online_memcgs=ids.opt_whole("peak_online_memcgs"),
+        reuses_total=ids.opt_whole("reuses_total"),
+        map=ids.opt_each("map", _kmemcg_id),
+    )
+
+
+def _kmemcg_id(entry: Reader) -> KmemcgId:
+    return KmemcgId(
+        kmemcg_id=entry.whole("kmemcg_id", minimum=None),
+        cgroup_id=entry.opt_whole("cgroup_id"),
+        since_ns=entry.opt_time("since"),
+        previous_owners=entry.wholes("previous_owners"),
+        caches=entry.opt_whole("caches"),
+    )
+
+
+def _lost(lost: Reader) -> Lost:
+    return Lost(
+        events_total=lost.opt_whole("events_total"),
+        map_full_total=lost.opt_whole("map_full_total"),
+        unresolved_total=lost.opt_whole("unresolved_total"),
+        reasons=lost.counts("reasons"),
+    )
+
+
+def _totals(totals: Reader) -> Totals:
+    return Totals(
+        online_cgroups=totals.opt_whole("online_cgroups"),
+        online_cgroups_peak=totals.opt_whole("online_cgroups_peak"),
+        dying_cgroups=totals.opt_whole("dying_cgroups"),
+        cgroups_onlined_total=totals.opt_whole("cgroups_onlined_total"),
+        cgroups_offlined_total=totals.opt_whole("cgroups_offlined_total"),
+        cgroups_released_total=totals.opt_whole("cgroups_released_total"),
+    )
+
+
+def _map_fill(fill: Reader) -> MapFill:
+    return MapFill(name=fill.text("name"), entries=fill.whole("entries"), capacity=fill.whole("capacity"))

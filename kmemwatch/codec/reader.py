@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Takes a parsed JSON object apart field by field; what does not fit is an error that names the field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, NoReturn, TypeVar
+
+from kmemwatch.errors import UsageError
+from kmemwatch.units import parse_rfc3339, unprintable
+
+T = TypeVar("T")
+_MISSING: Any = object()
+_PREVIEW_CHARS = 60
+
+
+class Reader:
+    """One JSON object; `where` is its path, ``cgroups[3]``, kept in parts because it is rarely printed."""
+
+    __slots__ = ("_data", "_index", "_where")
+
+    def __init__(self, data: object, where: str, index: int | None = None) -> None:
+        self._where, self._index = where, index
+        if not isinstance(data, dict):
+            self._data: dict[str, Any] = {}
+            self.fail("", "an object", data)
+        self._data = data
+
+    def fail(self, key: str, expected: str, got: object) -> NoReturn:
+        """Raise the UsageError for `key`."""
+        path = self._path(key) or "document"
+        if got is _MISSING:
+            raise UsageError(f"{path}: missing, expected {expected}")
+        text = repr(got)
+        shown = text if len(text) <= _PREVIEW_CHARS else text[:_PREVIEW_CHARS] + "..."
+        raise UsageError(f"{path}: expected {expected}, got {shown}")
+
+    def _path(self, key: str) -> str:
+        index = "" if self._index is None else f"[{self._index}]"
+        return ".".join(part for part in (f"{self._where}{index}", key) if part)
+
+    def whole(self, key: str, minimum: int | None = 0) -> int:
+        """A whole number, at least `minimum`."""
+        value = self._data.get(key, _MISSING)
+        # bool is an int in Python, not in JSON.
+        if type(value) is not int or (minimum is not None and value < minimum):
+            sign = "" if minimum is None else f" of at least {minimum}"
+            self.fail(key, f"a whole number{sign}", value)
+        return value
+
+    def opt_whole(self, key: str, minimum: int | None = 0) -> int | None:
+        """A whole number or null."""
+        if self._data.get(key, _MISSING) is None:
+            return None
+        return self.whole(key, minimum)
+
+    def number(self, key: str) -> float:
+        """A finite number that is not negative."""
+        return self._finite(key, self._data.get(key, _MISSING))
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """An array of them."""
+        return tuple(self._finite(f"{key}[{i}]", item) for i, item in enumerate(self._list(key)))
+
+    def _finite(self, key: str, value: object) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            self.fail(key, "a number of at least 0", value)
+        return float(value)
+
+    def wholes(self, key: str) -> tuple[int, ...]:
+        """An array of whole numbers."""
+        items = self._list(key)
+        for i, item in enumerate(items):
+            if type(item) is not int or item < 0:
+                self.fail(f"{key}[{i}]", "a whole number of at least 0", item)
+        return tuple(items)
+
+    def text(self, key: str) -> str:
+        """A string, unescaped."""
+        value = self._data.get(key, _MISSING)
+        if not isinstance(value, str):
+            self.fail(key, "a string", value)
+        return self._unescape(key, value)
+
+    def opt_text(self, key: str) -> str | None:
+        """A string or null."""
+        return None if self._data.get(key, _MISSING) is None else self.text(key)
+
+    def _unescape(self, key: str, value: str) -> str:
+        try:
+            return unprintable(value)
+        except ValueError:
+            self.fail(key, r"text with escapes such as \x80, \n or \\", value)
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        """One of a few words."""
+        value = self._data.get(key, _MISSING)
+        if value not in allowed:
+            self.fail(key, f"one of {', '.join(allowed)}", value)
+        return str(value)
+
+    def opt_bool(self, key: str) -> bool | None:
+        """true, false or null."""
+        value = self._data.get(key, _MISSING)
+        if value is not None and not isinstance(value, bool):
+            self.fail(key, "true, false or null", value)
+        return value
+
+    def time(self, key: str) -> int:
+        """RFC 3339 -> nanoseconds since the epoch."""
+        value = self._data.get(key, _MISSING)
+        try:
+            at_ns = parse_rfc3339(value if isinstance(value, str) else "")
+        except ValueError:
+            at_ns = None
+        if at_ns is None:
+            self.fail(key, "a time such as 2026-11-22T20:08:28.123456789Z", value)
+        return at_ns
+
+    def opt_time(self, key: str) -> int | None:
+        """RFC 3339 or null."""
+        return None if self._data.get(key, _MISSING) is None else self.time(key)
+
+    def opt_address(self, key: str) -> int | None:
+        """``0xffff...`` or null."""
+        value = self._data.get(key, _MISSING)
+        if value is None:
+            return None
+        # int() alone would also take underscores, spaces and signs.
+        if not isinstance(value, str) or not value.startswith("0x") or not value[2:].isalnum():
+            self.fail(key, "an address such as 0xffff888100042a00", value)
+        try:
+            return int(value, 16)
+        except ValueError:
+            self.fail(key, "an address such as 0xffff888100042a00", value)
+
+    def counts(self, key: str) -> Mapping[str, int]:
+        """An object of whole numbers."""
+        value = self._data.get(key, _MISSING)
+        if not isinstance(value, dict):
+            self.fail(key, "an object of whole numbers", value)
+        for name, count in value.items():
+            if type(count) is not int:
+                self.fail(f"{key}.{name}", "a whole number", count)
+        return MappingProxyType({self._unescape(key, name): count for name, count in value.items()})
+
+    def opt_counts(self, key: str) -> Mapping[str, int] | None:
+        """An object of whole numbers or null."""
+        return None if self._data.get(key, _MISSING) is None else self.counts(key)
+
+    def object(self, key: str) -> Reader:
+        """An object inside this one."""
+        if key not in self._data:
+            self.fail(key, "an object", _MISSING)
+        return Reader(self._data[key], self._path(key))
+
+    def each(self, key: str, decode: Callable[[Reader], T]) -> tuple[T, ...]:
+        """An array of objects, each through `decode`."""
+        return tuple(decode(item) for item in self._objects(key))
+
+    def opt_each(self, key: str, decode: Callable[[Reader], T]) -> tuple[T, ...] | None:
+        """An array of objects or null."""
+        return None if self._data.get(key, _MISSING) is None else self.each(key, decode)
+
+    def _objects(self, key: str) -> Iterator[Reader]:
+        where = self._path(key)
+        for index, item in enumerate(self._list(key)):
+            yield Reader(item, where, index)
+
+    def _list(self, key: str) -> list[Any]:
+        value = self._data.get(key, _MISSING)
+        if not isinstance(value, list):
+            self.fail(key, "an array", value)
+        return value
