@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# `make top` and `make test` do all the set-up they need themselves; see scripts/setup.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Attaching BPF programs needs root; everything else does not.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+BIN := .venv/bin
+PYTEST := $(SUDO) env PYTHONDONTWRITEBYTECODE=1 CI=$(CI) $(BIN)/python -m pytest
+# Options for the command, for example: make top ARGS="--view zombies"; make test-unit ARGS="-k units"
+ARGS ?=
+
+.PHONY: help setup setup-test top test test-unit test-live test-lab lint clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+setup: ## install what kmemwatch needs; leaves .venv/bin/kmemwatch
+	@scripts/setup run
+
+setup-test:
+	@scripts/setup test
+
+top: setup ## set up, then show live which cgroups and caches hold kernel memory
+	@$(SUDO) $(BIN)/kmemwatch top $(ARGS)
+
+test: lint ## set up, then run every check and test, with one stock kernel in QEMU
+	$(PYTEST) tests/unit tests/live tests/lab $(ARGS)
+
+test-unit: setup-test ## tests that need neither root nor a special kernel
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+test-live: setup-test ## tests that attach to the running kernel
+	$(PYTEST) tests/live $(ARGS)
+
+test-lab: setup-test ## boot kernels in QEMU and run the live tests in them
+	$(PYTEST) tests/lab $(ARGS)
+
+lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/shellcheck scripts/setup .ci/run
+
+clean: ## remove the virtual environment and everything generated
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
