@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two snapshots of the same run -> what happened per second between them; pure.
+
+None means unknown, as everywhere. A row that is new had done nothing before: counters start at 0 with the run.
+A counter that went down was restarted, so its rate is unknown and never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from kmemwatch.model import MISSING, Cache, Cgroup, Pair, Snapshot
+from kmemwatch.units import NS_PER_S
+
+CacheKey = tuple[str, int | None]
+"""(name, address): names alone are not unique."""
+PairKey = tuple[int, str, int | None]
+"""(cgroup id, cache name, cache address)."""
+
+_START_TOLERANCE_S = 1.0
+"""Two snapshots of one run agree on when it began up to rounding; of two runs they do not."""
+
+
+@dataclass(frozen=True, slots=True)
+class AllocRates:
+    """Of one cache, of one pair, or of all pairs of a cgroup."""
+
+    allocations_per_s: float | None = None
+    allocated_bytes_per_s: float | None = None
+    frees_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupRates:
+    charged_bytes_per_s: float | None = None
+    uncharged_bytes_per_s: float | None = None
+    kernel_growth_bytes_per_s: float | None = None
+    """Change of `Cgroup.kernel_bytes`; negative when it shrinks."""
+    alloc: AllocRates = AllocRates()
+    top_cache: str | None = None
+    """Cache in which it allocated the most bytes; None when it allocated nothing or nobody knows."""
+
+
+UNKNOWN_ALLOC = AllocRates()
+NO_ALLOC = AllocRates(0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Per second, over `interval_s`; every map has an entry for every row of the later snapshot."""
+
+    interval_s: float | None = None
+    """None: there is nothing to compare with, and the maps are empty."""
+    caches: Mapping[CacheKey, AllocRates] = field(default_factory=lambda: MappingProxyType({}))
+    cgroups: Mapping[int, CgroupRates] = field(default_factory=lambda: MappingProxyType({}))
+    pairs: Mapping[PairKey, AllocRates] = field(default_factory=lambda: MappingProxyType({}))
+    top_cgroups: Mapping[CacheKey, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Cache -> id of the cgroup that allocated the most bytes in it; absent when nobody did."""
+
+
+NO_RATES = Rates()
+
+
+def rates(before: Snapshot | None, after: Snapshot) -> Rates:
+    """What happened between two snapshots, `NO_RATES` when they are not of one run or not in this order."""
+    if before is None or not same_run(before, after):
+        return NO_RATES
+    interval_s = (after.monotonic_ns - before.monotonic_ns) / NS_PER_S
+    if interval_s <= 0:
+        return NO_RATES
+    pairs = _pair_rates(before.pairs, after.pairs, interval_s)
+    top_caches, top_cgroups = _tops(pairs)
+    return Rates(
+        interval_s,
+        _cache_rates(before.caches, after.caches, interval_s),
+        _cgroup_rates(before, after, _sum_by_cgroup(pairs), top_caches, interval_s),
+        pairs,
+        top_cgroups,
+    )
+
+
+def same_run(before: Snapshot, after: Snapshot) -> bool:
+    """Whether both come from one attachment on one boot, so that their counters can be compared."""
+    if before.host.hostname != after.host.hostname or before.host.boot_id != after.host.boot_id:
+        return False
+    start_before = before.monotonic_ns / NS_PER_S - before.duration_s
+    start_after = after.monotonic_ns / NS_PER_S - after.duration_s
+    return abs(start_after - start_before) < _START_TOLERANCE_S
+
+
+def per_second(before: int | None, after: int | None, interval_s: float) -> float | None:
+    """Rate of a counter; None when either end is unknown or it was restarted in between."""
+    if before is None or after is None or after < before:
+        return None
+    return (after - before) / interval_s
+
+
+def _alloc(before: Cache | Pair, after: Cache | Pair, interval_s: float) -> AllocRates:
+    return AllocRates(
+        per_second(before.allocations_total, after.allocations_total, interval_s),
+        per_second(before.allocated_bytes_total, after.allocated_bytes_total, interval_s),
+        per_second(before.frees_total, after.frees_total, interval_s),
+    )
+
+
+def _first(after: Cache | Pair, interval_s: float) -> AllocRates:
+    return AllocRates(
+        per_second(0, after.allocations_total, interval_s),
+        per_second(0, after.allocated_bytes_total, interval_s),
+        per_second(0, after.frees_total, interval_s),
+    )
+
+
+def _pair_rates(before: tuple[Pair, ...], after: tuple[Pair, ...], interval_s: float) -> dict[PairKey, AllocRates]:
+    old = {(p.cgroup_id, p.cache, p.cache_address): p for p in before}
+    found: dict[PairKey, AllocRates] = {}
+    for pair in after:
+        key = (pair.cgroup_id, pair.cache, pair.cache_address)
+        was = old.get(key)
+        if was is None:
+            found[key] = _first(pair, interval_s)
+        elif (  # most pairs of a big host are idle: one shared object for them all
+            was.allocations_total == pair.allocations_total is not None
+            and was.frees_total == pair.frees_total is not None
+            and was.allocated_bytes_total == pair.allocated_bytes_total is not None
+        ):
+            found[key] = NO_ALLOC
+        else:
+            found[key] = _alloc(was, pair, interval_s)
+    return found
+
+
+def _cache_rates(before: tuple[Cache, ...], after: tuple[Cache, ...], interval_s: float) -> dict[CacheKey, AllocRates]:
+    old = {(c.name, c.address): c for c in before}
+    found: dict[CacheKey, AllocRates] = {}
+    for cache in after:
+        was = old.get((cache.name, cache.address))
+        found[cache.name, cache.address] = _alloc(was, cache, interval_s) if was else _first(cache, interval_s)
+    return found
+
+
+def _tops(pairs: Mapping[PairKey, AllocRates]) -> tuple[dict[int, str], dict[CacheKey, int]]:
+    """Per cgroup the cache, and per cache the cgroup, with the most bytes (objects where bytes are unknown)."""
+    best_cache: dict[int, tuple[float, str]] = {}
+    best_cgroup: dict[CacheKey, tuple[float, int]] = {}
+    for (cgroup_id, cache, address), rate in pairs.items():
+        if rate is NO_ALLOC:
+            continue
+        amount = rate.allocated_bytes_per_s if rate.allocated_bytes_per_s is not None else rate.allocations_per_s
+        if not amount:
+            continue
+        if amount > best_cache.get(cgroup_id, (0.0, ""))[0]:
+            best_cache[cgroup_id] = (amount, cache)
+        if amount > best_cgroup.get((cache, address), (0.0, 0))[0]:
+            best_cgroup[cache, address] = (amount, cgroup_id)
+    return {id_: name for id_, (_, name) in best_cache.items()}, {k: id_ for k, (_, id_) in best_cgroup.items()}
+
+
+def add(one: AllocRates, other: AllocRates) -> AllocRates:
+    """Sum, unknown where either is unknown."""
+
+    def plus(a: float | None, b: float | None) -> float | None:
+        return None if a is None or b is None else a + b
+
+    return AllocRates(
+        plus(one.allocations_per_s, other.allocations_per_s),
+        plus(one.allocated_bytes_per_s, other.allocated_bytes_per_s),
+        plus(one.frees_per_s, other.frees_per_s),
+    )
+
+
+def _sum_by_cgroup(pairs: Mapping[PairKey, AllocRates]) -> dict[int, AllocRates]:
+    sums: dict[int, AllocRates] = {}
+    for (cgroup_id, _, _), rate in pairs.items():
+        so_far = sums.get(cgroup_id)
+        if so_far is None:
+            sums[cgroup_id] = rate
+        elif rate is not NO_ALLOC:
+            sums[cgroup_id] = add(so_far, rate)
+    return sums
+
+
+def _without_pairs(snapshot: Snapshot) -> AllocRates:
+    """Rates of a cgroup that has no pairs: nothing where the signal is measured, unknown where it is not."""
+    seen = {p.signal for p in snapshot.probes if p.status != MISSING}
+    alloc = 0.0 if "alloc" in seen else None
+    return AllocRates(alloc, alloc, 0.0 if "free" in seen else None)
+
+
+def _cgroup_rates(
+    before: Snapshot,
+    after: Snapshot,
+    alloc: Mapping[int, AllocRates],
+    top_caches: Mapping[int, str],
+    interval_s: float,
+) -> dict[int, CgroupRates]:
+    old = {c.id: c for c in before.cgroups}
+    idle = _without_pairs(after)
+    return {
+        c.id: _cgroup(old.get(c.id), c, alloc.get(c.id, idle), top_caches.get(c.id), interval_s) for c in after.cgroups
+    }
+
+
+def _cgroup(was: Cgroup | None, now: Cgroup, alloc: AllocRates, top: str | None, interval_s: float) -> CgroupRates:
+    growth = None
+    if was is not None and was.kernel_bytes is not None and now.kernel_bytes is not None:
+        growth = (now.kernel_bytes - was.kernel_bytes) / interval_s
+    return CgroupRates(
+        per_second(was.charged_bytes_total if was else 0, now.charged_bytes_total, interval_s),
+        per_second(was.uncharged_bytes_total if was else 0, now.uncharged_bytes_total, interval_s),
+        growth,
+        alloc,
+        top,
+    )
