@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Figures that follow from a Snapshot and that more than one view shows; pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from kmemwatch.model import DYING, ONLINE, RELEASED, Cgroup, Lost, Snapshot
+from kmemwatch.units import NS_PER_S
+
+PER_MEMCG_ERAS = ("recharge", "per-memcg")
+"""Kernels where each memcg has child caches, so that a kmemcg_id -> cache map exists."""
+
+UNCHARGED = "none"
+"""`from_state` of a slab that was charged to nobody."""
+
+
+def dying_for(cgroup: Cgroup, snapshot: Snapshot) -> tuple[float, bool]:
+    """(seconds since the memcg went offline, exact): not exact when it died before kmemwatch looked.
+
+    It is then at least as long as kmemwatch has been attached.
+    """
+    if cgroup.offline_at_ns is None:
+        return snapshot.duration_s, False
+    return max(0.0, (snapshot.taken_at_ns - cgroup.offline_at_ns) / NS_PER_S), True
+
+
+def dying(snapshot: Snapshot) -> list[Cgroup]:
+    """Memcgs that are removed and not released."""
+    return [c for c in snapshot.cgroups if c.state == DYING]
+
+
+def oldest_dying_s(snapshot: Snapshot) -> float | None:
+    """Age of the oldest dying memcg, at least; None when there is none."""
+    return max((dying_for(c, snapshot)[0] for c in dying(snapshot)), default=None)
+
+
+def pinned_bytes(cgroups: Iterable[Cgroup]) -> dict[str, int] | None:
+    """Kind -> bytes over all given memcgs whose pins are known; None when there are memcgs and all are unknown."""
+    found: Counter[str] = Counter()
+    known, seen = False, False
+    for cgroup in cgroups:
+        seen = True
+        if cgroup.pins is not None:
+            known = True
+            found.update(cgroup.pins)
+    return None if seen and not known else dict(found)
+
+
+def online_count(snapshot: Snapshot) -> int | None:
+    """The producer's count, else the rows that say so; None when there are no rows at all."""
+    return _count(snapshot, snapshot.totals.online_cgroups, ONLINE)
+
+
+def dying_count(snapshot: Snapshot) -> int | None:
+    """As `online_count`, of memcgs that are removed and not released."""
+    return _count(snapshot, snapshot.totals.dying_cgroups, DYING)
+
+
+def _count(snapshot: Snapshot, known: int | None, state: str) -> int | None:
+    if known is not None or not snapshot.cgroups:
+        return known
+    return sum(c.state == state for c in snapshot.cgroups)
+
+
+def losses(lost: Lost) -> dict[str, int]:
+    """Reason -> count, each loss once; without reasons, the totals that could be read stand for them."""
+    if lost.reasons:
+        return dict(lost.reasons)
+    totals = {"events": lost.events_total, "map_full": lost.map_full_total, "unresolved": lost.unresolved_total}
+    return {reason: count for reason, count in totals.items() if count is not None}
+
+
+def caches_per_root(snapshot: Snapshot) -> dict[str, int] | None:
+    """Root cache -> number of child caches, where there are any; None on kernels that have no child caches."""
+    if snapshot.kernel.era not in PER_MEMCG_ERAS:
+        return None
+    return dict(Counter(c.root for c in snapshot.caches if c.root is not None))
+
+
+def states(snapshot: Snapshot) -> Mapping[int, str]:
+    """cgroup id -> state; ids that are not in the snapshot any more are RELEASED, see `state_of`."""
+    return {c.id: c.state for c in snapshot.cgroups}
+
+
+def state_of(cgroup_id: int | None, known: Mapping[int, str]) -> str:
+    """State of a former owner of a slab; `UNCHARGED` when there was none."""
+    return UNCHARGED if cgroup_id is None else known.get(cgroup_id, RELEASED)

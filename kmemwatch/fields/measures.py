@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The figures of one cache, one memcg, one pair: title, metric, help and unit, each written once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kmemwatch.fields.base import (
+    BYTES,
+    BYTES_PER_S,
+    COUNT,
+    COUNT_PER_S,
+    COUNTER,
+    ID,
+    TEXT,
+    TIME,
+    Field,
+)
+from kmemwatch.model import Cache, Cgroup, KmemcgId, Pair, RechargePair
+from kmemwatch.rates import AllocRates, CgroupRates
+from kmemwatch.units import UNKNOWN, printable
+
+NOTHING = "-"
+"""What a screen shows for a name that is known not to exist; unlike `?`."""
+
+CACHE: tuple[Field[Cache], ...] = (
+    Field("cache", "CACHE", TEXT, "Name of the slab cache (struct kmem_cache).", lambda c: c.name, min_width=16),
+    Field(
+        "address",
+        "ADDRESS",
+        ID,
+        "Address of the struct kmem_cache; names alone are not unique.",
+        lambda c: c.address,
+        show=lambda c: UNKNOWN if c.address is None else f"{c.address:#x}",
+        min_width=18,
+    ),
+    Field("object_bytes", "OBJ SIZE", BYTES, "Bytes one object takes in the slab.", lambda c: c.object_bytes),
+    Field(
+        "root",
+        "ROOT CACHE",
+        TEXT,
+        "Root cache that this one is a child of.",
+        lambda c: c.root,
+        show=lambda c: NOTHING if c.root is None else printable(c.root),
+    ),
+    Field(
+        "kmemcg_id",
+        "ID",
+        ID,
+        "kmemcg_id of the memcg that the child cache belongs to.",
+        lambda c: c.kmemcg_id,
+        show=lambda c: NOTHING if c.root is None else UNKNOWN if c.kmemcg_id is None else str(c.kmemcg_id),
+    ),
+    Field(
+        "allocations_total",
+        "ALLOCS",
+        COUNT,
+        "Objects allocated in this slab cache since kmemwatch was attached.",
+        lambda c: c.allocations_total,
+        "kmemwatch_cache_allocations_total",
+        COUNTER,
+    ),
+    Field(
+        "frees_total",
+        "FREES",
+        COUNT,
+        "Objects freed in this slab cache since kmemwatch was attached.",
+        lambda c: c.frees_total,
+        "kmemwatch_cache_frees_total",
+        COUNTER,
+    ),
+    Field(
+        "allocated_bytes_total",
+        "ALLOC BYTES",
+        BYTES,
+        "Bytes of the objects allocated in this slab cache since kmemwatch was attached.",
+        lambda c: c.allocated_bytes_total,
+        "kmemwatch_cache_allocated_bytes_total",
+        COUNTER,
+    ),
+)
+
+CGROUP: tuple[Field[Cgroup], ...] = (
+    Field(
+        "cgroup",
+        "CGROUP",
+        TEXT,
+        "Path of the memcg from the root of its hierarchy; kept after death.",
+        lambda c: c.path,
+        min_width=20,
+    ),
+    Field("cgroup_id", "CGROUP ID", ID, "kernfs id of the directory, what stat -c %i shows.", lambda c: c.id),
+    Field("state", "STATE", TEXT, "online; dying = removed but not yet released.", lambda c: c.state, min_width=8),
+    Field("kmemcg_id", "KMEMCG ID", ID, "Index of the memcg in the kernel's per-memcg tables.", lambda c: c.kmemcg_id),
+    Field("online_at", "ONLINE SINCE", TIME, "When it was made, if kmemwatch saw it.", lambda c: c.online_at_ns),
+    Field("offline_at", "REMOVED AT", TIME, "When it was removed, if kmemwatch saw it.", lambda c: c.offline_at_ns),
+    Field(
+        "kernel_bytes",
+        "KERNEL",
+        BYTES,
+        "Kernel memory of the memcg and those below it, in bytes: memory.stat kernel (v2), memory.kmem.usage_in_bytes"
+        " (v1).",
+        lambda c: c.kernel_bytes,
+        "kmemwatch_cgroup_kernel_bytes",
+    ),
+    Field(
+        "slab_bytes",
+        "SLAB",
+        BYTES,
+        "Slab memory of the memcg and those below it, in bytes: memory.stat slab.",
+        lambda c: c.slab_bytes,
+        "kmemwatch_cgroup_slab_bytes",
+    ),
+    Field(
+        "memory_bytes",
+        "MEMORY",
+        BYTES,
+        "All memory of the memcg and those below it, in bytes: the page counter that memory.current shows.",
+        lambda c: c.memory_bytes,
+    ),
+    Field(
+        "charged_bytes_total",
+        "CHARGED",
+        BYTES,
+        "Kernel memory charged to the memcg itself since kmemwatch was attached, in bytes.",
+        lambda c: c.charged_bytes_total,
+        "kmemwatch_cgroup_charged_bytes_total",
+        COUNTER,
+    ),
+    Field(
+        "uncharged_bytes_total",
+        "UNCHARGED",
+        BYTES,
+        "Kernel memory uncharged from the memcg itself since kmemwatch was attached, in bytes.",
+        lambda c: c.uncharged_bytes_total,
+        "kmemwatch_cgroup_uncharged_bytes_total",
+        COUNTER,
+    ),
+    Field(
+        "references", "REFS", COUNT, "References that keep a dying memcg (css reference count).", lambda c: c.references
+    ),
+)
+
+PAIR: tuple[Field[Pair], ...] = (
+    Field("cache", "CACHE", TEXT, "Name of the slab cache.", lambda p: p.cache, min_width=16),
+    Field(
+        "allocations_total",
+        "ALLOCS",
+        COUNT,
+        "Objects that tasks of the cgroup allocated in the slab cache since kmemwatch was attached.",
+        lambda p: p.allocations_total,
+        "kmemwatch_cgroup_cache_allocations_total",
+        COUNTER,
+    ),
+    Field(
+        "frees_total",
+        "FREES",
+        COUNT,
+        "Objects charged to the cgroup that were freed since kmemwatch was attached.",
+        lambda p: p.frees_total,
+    ),
+    Field(
+        "allocated_bytes_total",
+        "ALLOC BYTES",
+        BYTES,
+        "Bytes of the objects allocated since kmemwatch was attached.",
+        lambda p: p.allocated_bytes_total,
+    ),
+    Field(
+        "live_bytes",
+        "LIVE",
+        BYTES,
+        "Charged and not freed since kmemwatch was attached; negative when older objects went away.",
+        lambda p: p.live_bytes,
+    ),
+)
+
+ALLOC_RATES: tuple[Field[AllocRates], ...] = (
+    Field("allocations_per_s", "ALLOC/s", COUNT_PER_S, "Objects allocated per second.", lambda r: r.allocations_per_s),
+    Field("frees_per_s", "FREE/s", COUNT_PER_S, "Objects freed per second.", lambda r: r.frees_per_s),
+    Field(
+        "allocated_bytes_per_s",
+        "ALLOC B/s",
+        BYTES_PER_S,
+        "Bytes of objects allocated per second.",
+        lambda r: r.allocated_bytes_per_s,
+    ),
+)
+
+CGROUP_RATES: tuple[Field[CgroupRates], ...] = (
+    Field(
+        "charged_bytes_per_s",
+        "CHARGED/s",
+        BYTES_PER_S,
+        "Kernel memory charged to the memcg itself, bytes per second.",
+        lambda r: r.charged_bytes_per_s,
+    ),
+    Field(
+        "uncharged_bytes_per_s",
+        "UNCHARGED/s",
+        BYTES_PER_S,
+        "Kernel memory uncharged from the memcg itself, bytes per second.",
+        lambda r: r.uncharged_bytes_per_s,
+    ),
+    Field(
+        "kernel_growth_bytes_per_s",
+        "GROWTH/s",
+        BYTES_PER_S,
+        "Change of its kernel memory, bytes per second.",
+        lambda r: r.kernel_growth_bytes_per_s,
+    ),
+    Field(
+        "top_cache",
+        "TOP CACHE",
+        TEXT,
+        "Slab cache in which its tasks allocated the most bytes in the last interval; - when they allocated nothing.",
+        lambda r: r.top_cache,
+        show=lambda r: _top(r.top_cache, r.alloc),
+        min_width=16,
+    ),
+)
+
+KMEMCG_ID: tuple[Field[KmemcgId], ...] = (
+    Field(
+        "kmemcg_id", "ID", ID, "Index of the memcg in each root cache's table of child caches.", lambda i: i.kmemcg_id
+    ),
+    Field("cgroup_id", "CGROUP ID", ID, "The memcg that has the id now.", lambda i: i.cgroup_id),
+    Field("since", "SINCE", TIME, "Since when it has it.", lambda i: i.since_ns),
+    Field("child_caches", "CACHES", COUNT, "Child caches with this id.", lambda i: i.caches),
+    Field(
+        "reuses",
+        "REUSES",
+        COUNT,
+        "Memcgs that had the id before, as far as kmemwatch saw.",
+        lambda i: len(i.previous_owners),
+    ),
+)
+
+RECHARGE: tuple[Field[RechargePair], ...] = (
+    Field("cache", "CACHE", TEXT, "Slab cache whose slabs were moved.", lambda p: p.cache, min_width=16),
+    Field(
+        "recharges_total",
+        "RECHARGES",
+        COUNT,
+        "Slabs moved from one memcg to another since kmemwatch was attached.",
+        lambda p: p.recharges_total,
+        "kmemwatch_recharges_total",
+        COUNTER,
+    ),
+    Field(
+        "recharged_bytes_total",
+        "BYTES",
+        BYTES,
+        "Bytes of the slabs moved from one memcg to another since kmemwatch was attached.",
+        lambda p: p.recharged_bytes_total,
+        "kmemwatch_recharged_bytes_total",
+        COUNTER,
+    ),
+)
+
+
+def _top(name: str | None, alloc: AllocRates) -> str:
+    """A name; `-` when nothing was allocated; `?` when nobody knows."""
+    known = alloc.allocated_bytes_per_s if alloc.allocated_bytes_per_s is not None else alloc.allocations_per_s
+    if name is None:
+        return UNKNOWN if known is None else NOTHING
+    return printable(name)
+
+
+def by_key(fields: tuple[Field[Any], ...]) -> Mapping[str, Field[Any]]:
+    """Fields of one table, found by their stable name."""
+    return {f.key: f for f in fields}
