@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a test may need from the machine, each with a check, so that no skip goes unquestioned.
+
+``@pytest.mark.needs("root", "kprobes")`` skips where one is missing. In CI any other skip, and a
+skip for something that is there after all, counts as a failure (tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.cgroup_mounts import memory_mount
+
+GUEST = os.environ.get("KMEMWATCH_GUEST")
+"""Name of the lab kernel that runs these tests, None outside of the lab."""
+
+TRACEFS = Path("/sys/kernel/tracing")
+
+
+def _fentry() -> bool:
+    # Where the kernel refuses this list (lockdown), loading fentry programs fails with EPERM too.
+    try:
+        with (TRACEFS / "available_filter_functions").open() as functions:
+            return bool(functions.readline()) and Path("/sys/kernel/btf/vmlinux").exists()
+    except OSError:
+        return False
+
+
+def _cgroup_version() -> int | None:
+    mount = memory_mount()
+    return mount.version if mount else None
+
+
+NEEDS: dict[str, Callable[[], bool]] = {
+    "root": lambda: os.geteuid() == 0,
+    "bcc": lambda: importlib.util.find_spec("bcc") is not None,
+    "bpftrace": lambda: shutil.which("bpftrace") is not None,
+    "qemu": lambda: shutil.which("qemu-system-x86_64") is not None,
+    "apt": lambda: shutil.which("apt-get") is not None,
+    "a memory controller": lambda: memory_mount() is not None,
+    "cgroup v1": lambda: _cgroup_version() == 1,
+    "cgroup v2": lambda: _cgroup_version() == 2,
+    "BTF": lambda: Path("/sys/kernel/btf/vmlinux").exists(),
+    "kprobes": lambda: Path("/sys/bus/event_source/devices/kprobe").exists(),
+    "fentry": _fentry,
+    "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
+    "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
+    "the lab": lambda: GUEST is not None,
+    "no lab": lambda: GUEST is None,
+}
+
+
+def _event_format(event: str) -> str:
+    try:
+        return (TRACEFS / "events" / event / "format").read_text()
+    except OSError:
+        return ""
+
+
+def require(*names: str) -> None:
+    """Skip the running test unless all of `names` (keys of NEEDS) are here."""
+    for name in names:
+        if not NEEDS[name]():
+            pytest.skip(f"needs {name}")
+
+
+def justified(reason: str) -> bool:
+    """Whether a skip for `reason` had to be: it names a need, and that need is really missing."""
+    name = reason.removeprefix("Skipped: ").removeprefix("needs ")
+    return name in NEEDS and not NEEDS[name]()
