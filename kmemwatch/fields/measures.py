@@ -88,10 +88,11 @@ CGROUP: tuple[Field[Cgroup], ...] = (
         TEXT,
         "Path of the memcg from the root of its hierarchy; kept after death.",
         lambda c: c.path,
+        show=lambda c: cgroup_name(c.id, c.path),
         min_width=20,
     ),
     Field("cgroup_id", "CGROUP ID", ID, "kernfs id of the directory, what stat -c %i shows.", lambda c: c.id),
-    Field("state", "STATE", TEXT, "online; dying = removed but not yet released.", lambda c: c.state, min_width=8),
+    Field("state", "STATE", TEXT, "online; dying = removed but not yet released.", lambda c: c.state, min_width=6),
     Field("kmemcg_id", "KMEMCG ID", ID, "Index of the memcg in the kernel's per-memcg tables.", lambda c: c.kmemcg_id),
     Field("online_at", "ONLINE SINCE", TIME, "When it was made, if kmemwatch saw it.", lambda c: c.online_at_ns),
     Field("offline_at", "REMOVED AT", TIME, "When it was removed, if kmemwatch saw it.", lambda c: c.offline_at_ns),
@@ -258,6 +259,11 @@ RECHARGE: tuple[Field[RechargePair], ...] = (
         COUNTER,
     ),
 )
+
+
+def cgroup_name(cgroup_id: int, path: str | None) -> str:
+    """Printable path; the id stands in where nobody knows it."""
+    return f"{UNKNOWN} (id {cgroup_id})" if path is None else printable(path)
 
 
 def _top(name: str | None, alloc: AllocRates) -> str:
