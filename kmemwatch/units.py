@@ -61,12 +61,13 @@ def seconds_human(value: float | None) -> str:
 
 
 def rfc3339(at_ns: int | None, digits: int = 6) -> str | None:
-    """CLOCK_REALTIME nanoseconds -> ``2026-11-22T20:08:28.123456Z``; `digits` 9 keeps all of it; None stays None."""
+    """CLOCK_REALTIME nanoseconds -> ``2026-11-22T20:08:28.123456Z``; `digits` of the second; None stays None."""
     if at_ns is None:
         return None
     whole, ns = divmod(at_ns, NS_PER_S)
     stamp = datetime.fromtimestamp(whole, timezone.utc)
-    return f"{stamp:%Y-%m-%dT%H:%M:%S}.{f'{ns:09d}'[:digits]}Z"
+    fraction = f".{ns:09d}"[: digits + 1] if digits else ""
+    return f"{stamp:%Y-%m-%dT%H:%M:%S}{fraction}Z"
 
 
 def parse_rfc3339(text: str | None) -> int | None:
