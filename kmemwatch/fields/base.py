@@ -57,7 +57,7 @@ _TEXTS: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Field(Generic[T]):
     """One figure of a `T`. Every screen, file and metric that shows it loops over these."""
 
@@ -122,7 +122,7 @@ class Field(Generic[T]):
         return replace(self, rank=rank)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MetricTable(Generic[T]):
     """Metrics that share their labels: one series per item, field and label values.
 

@@ -29,7 +29,7 @@ from kmemwatch.units import UNKNOWN, bytes_human, printable, seconds_human
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class View(Generic[R]):
     name: str
     """``--view NAME``."""

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Snapshots of an invented host, and a feed of them: every view is testable without a kernel."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from types import MappingProxyType
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.model import (
+    ATTACHED,
+    DYING,
+    FALLBACK,
+    MISSING,
+    ONLINE,
+    RELEASED,
+    Cache,
+    Cgroup,
+    Event,
+    Host,
+    Ids,
+    Kernel,
+    KmemcgId,
+    Lost,
+    MapFill,
+    Pair,
+    Probe,
+    RechargePair,
+    Recharges,
+    Snapshot,
+    Totals,
+)
+
+MB = 1 << 20
+START_NS = 1_795_377_600 * 10**9
+"""2026-11-22T20:00:00Z, when the invented probes were attached."""
+MONO_START_NS = 5_000 * 10**9
+ATTACHED_S = 600
+"""How long they were attached when the first snapshot was taken."""
+
+ODD_NAMES = (
+    "/with space/two  spaces",
+    "/new\nline\tand\x1b[31mescape",
+    "/bytes\udcff\udc80",
+    "/back\\slash",
+    "/" + "x" * 255,
+    "/字幕/容器" + "漢" * 40,
+    "/e\u0301" + "a\u0308" * 20,
+    "/emoji👩‍👩‍👧‍👦🇩🇪",
+    "/rtl\u202eabc",
+    '/quote"comma,semi;',
+)
+
+CACHES = (
+    # name, object bytes, allocations/s, frees/s
+    ("dentry", 192, 4021, 3877),
+    ("ext4_inode_cache", 1176, 612, 580),
+    ("filp", 256, 9170, 9168),
+    ("inode_cache", 648, 88, 90),
+    ("kmalloc-64", 64, 3012, 3012),
+    ("kmalloc-cg-192", 192, 710, 644),
+    ("kmalloc-cg-1k", 1024, 35, 21),
+    ("maple_node", 256, 1290, 1284),
+    ("proc_inode_cache", 720, 14, 0),
+    ("radix_tree_node", 584, 401, 212),
+    ("shmem_inode_cache", 752, 0, 0),
+    ("vm_area_struct", 192, 2210, 2190),
+)
+
+CGROUPS = (
+    # id, path, state, kernel MB, slab MB, memory MB, charged MB/s
+    (1, "/", ONLINE, 1832, 1290, 14210, 9.4),
+    (812, "/init.scope", ONLINE, 9, 6, 41, 0.0),
+    (1021, "/system.slice", ONLINE, 402, 291, 2870, 0.2),
+    (1101, "/system.slice/docker.service", ONLINE, 118, 87, 610, 0.1),
+    (1188, "/system.slice/systemd-journald.service", ONLINE, 6, 4, 122, 0.01),
+    (1202, "/system.slice/postgresql@15-main.service", ONLINE, 241, 190, 1904, 0.3),
+    (2040, "/kubepods.slice", ONLINE, 1301, 930, 9011, 8.8),
+    (2101, "/kubepods.slice/kubepods-burstable.slice/pod3f9c/cri-ctr-0b71", ONLINE, 702, 640, 2210, 6.1),
+    (2102, "/kubepods.slice/kubepods-burstable.slice/pod8e21/cri-ctr-77aa", ONLINE, 303, 190, 1876, 2.7),
+    (3000, "/user.slice/user-1000.slice/session-4.scope", ONLINE, 21, 14, 377, 0.02),
+    (4001, "/kubepods.slice/kubepods-besteffort.slice/pod-a1/cri-ctr-dead01", DYING, 1, 1, 12, 0.0),
+    (4002, "/kubepods.slice/kubepods-besteffort.slice/pod-a2/cri-ctr-dead02", DYING, 0, 0, 310, 0.0),
+    (4003, "/system.slice/run-u981.service", DYING, 2, 2, 2, 0.0),
+    (4004, "/system.slice/apt-daily.service", DYING, 0, 0, 0, 0.0),
+    (4005, "/system.slice/logrotate.service", RELEASED, None, None, None, 0.0),
+)  # fmt: skip
+
+PINS = {
+    4001: {"shmem": 10 * MB, "file": 2202009, "slab": 81920},
+    4002: {"file": 310 * MB},
+    4003: {"slab": 1572864, "percpu": 458752, "kernel": 36864},
+    4004: {},
+}
+DIED_BEFORE = 4003
+"""This one was dead when kmemwatch looked first."""
+
+HOST = Host("db1", "6.18.44", "x86_64", "0f2c6ad0-9fd2-4b41-9d5e-4c52b1d09a3e")
+PROBES = (
+    Probe("alloc", "raw_tp:kmem_cache_alloc+raw_tp:kmalloc", ATTACHED, None),
+    Probe("free", "raw_tp:kmem_cache_free+raw_tp:kfree", ATTACHED, None),
+    Probe("charge", "raw_tp:mod_memcg_state", ATTACHED, None),
+    Probe("lifecycle", "raw_tp:cgroup_mkdir+raw_tp:cgroup_rmdir+raw_tp:cgroup_release", FALLBACK, "fentry: EPERM"),
+    Probe("pins", "raw_tp:test_run", ATTACHED, None),
+    Probe("recharge", None, MISSING, "no __memcg_kmem_recharge_slab: this kernel does not have the patch set"),
+)
+
+
+def sample(seconds: int = 0) -> Snapshot:
+    """A busy host on an objcg kernel, `seconds` after the first look at it; counters grow evenly."""
+    duration = ATTACHED_S + seconds
+    return Snapshot(
+        taken_at_ns=START_NS + duration * 10**9,
+        monotonic_ns=MONO_START_NS + duration * 10**9,
+        duration_s=float(duration),
+        host=HOST,
+        kernel=Kernel("objcg", False, 2, "none"),
+        probes=PROBES,
+        caches=tuple(_cache(number, duration) for number in range(len(CACHES))),
+        cgroups=tuple(_cgroup(row, duration) for row in CGROUPS),
+        pairs=tuple(_pairs(duration)),
+        recharges=Recharges(),
+        ids=Ids(),
+        lost=Lost(0, 0, 0, MappingProxyType({"ringbuf_full": 0, "recursion": 0, "pair_map_full": 0})),
+        totals=Totals(217, 240, 4, 310, 93, 89),
+        maps=(MapFill("pairs", 61, 65536), MapFill("cgroups", 15, 16384)),
+        release_delays_s=(0.2, 0.4, 61.5),
+    )
+
+
+def _cache(number: int, duration: int) -> Cache:
+    name, size, allocs, frees = CACHES[number]
+    address = 0xFFFF_8880_0100_0000 + number * 0x200
+    return Cache(name, address, size, None, None, allocs * duration, allocs * size * duration, frees * duration)
+
+
+def _cgroup(row: tuple[int, str, str, int | None, int | None, int | None, float], duration: int) -> Cgroup:
+    id_, path, state, kernel, slab, memory, charged = row
+    removed = START_NS + (id_ - 4000) * 100 * 10**9 if state != ONLINE and id_ != DIED_BEFORE else None
+    charged_bytes = int(charged * MB) * duration
+    return Cgroup(
+        id_,
+        path,
+        state,
+        id_ % 97,
+        None if id_ < 3000 else START_NS + 7 * 10**9,
+        removed,
+        _mb(memory),
+        _mb(kernel),
+        _mb(slab),
+        charged_bytes,
+        charged_bytes * 9 // 10,
+        MappingProxyType(PINS[id_]) if id_ in PINS else None,
+        17 + id_ % 5 if state == DYING else None,
+        removed + 10**9 if state == RELEASED and removed else None,
+    )
+
+
+def _mb(value: int | None) -> int | None:
+    return None if value is None else value * MB
+
+
+def _pairs(duration: int) -> list[Pair]:
+    """Every third cache in every cgroup that charges; the share of a cgroup falls with its place in the list."""
+    found = []
+    for place, (id_, _, state, *_, charged) in enumerate(CGROUPS):
+        if state == ONLINE and charged:
+            for number in range(place % 3, len(CACHES), 3):
+                name, size, allocs, frees = CACHES[number]
+                allocs, frees = allocs // (place + 2), frees // (place + 2)
+                live = (allocs - frees) * size * duration
+                address = 0xFFFF_8880_0100_0000 + number * 0x200
+                found.append(
+                    Pair(name, address, id_, allocs * duration, allocs * size * duration, frees * duration, live)
+                )
+    return sorted(found, key=lambda p: (p.cgroup_id, p.cache))
+
+
+def unknown(seconds: int = 0) -> Snapshot:
+    """The same host seen by a kernel that can tell almost nothing."""
+    known = sample(seconds)
+    return replace(
+        known,
+        kernel=Kernel(None, None, None, None),
+        probes=tuple(
+            replace(p, attachment=None, status=MISSING, why="needs kprobes, which lockdown forbids") for p in PROBES
+        ),
+        caches=(Cache("dentry", None, None, None, None, None, None, None),),
+        cgroups=(
+            Cgroup(7, None, ONLINE, None, None, None, None, None, None, None, None),
+            Cgroup(9, "/gone", DYING, None, None, None, None, None, None, None, None),
+        ),
+        pairs=(),
+        lost=Lost(None, None, None),
+        totals=Totals(),
+        release_delays_s=(),
+    )
+
+
+def empty() -> Snapshot:
+    """A host where nothing was found yet."""
+    return replace(sample(), caches=(), cgroups=(), pairs=(), totals=Totals(0, 0, 0, 0, 0, 0), release_delays_s=())
+
+
+def lossy(seconds: int = 0) -> Snapshot:
+    """Figures are missing, and the screen must say so."""
+    reasons = MappingProxyType({"ringbuf_full": 1201, "recursion": 4, "pair_map_full": 0})
+    return replace(sample(seconds), lost=Lost(1205, 0, 0, reasons))
+
+
+def patched(seconds: int = 0) -> Snapshot:
+    """A kernel with the patch set: child caches, ids, recharges."""
+    known = sample(seconds)
+    child = Cache("dentry(3)", 0xFFFF_8880_0200_0000, 192, "dentry", 3, 1000, 192000, 900)
+    return replace(
+        known,
+        kernel=Kernel("recharge", True, 1, "none"),
+        caches=(*known.caches, child),
+        recharges=Recharges(90_017, 41, 41 * 4096, 2, (
+            RechargePair("dentry", 4001, 2101, 31, 31 * 4096),
+            RechargePair("filp", None, 2102, 10, 10 * 4096),
+        )),
+        ids=Ids(3, 12, 5, (
+            KmemcgId(0, 1101, START_NS, (), 12),
+            KmemcgId(3, 2101, START_NS + 10**9, (811, 4005, 4001), 31),
+            KmemcgId(4, None, None, (2900,), 2),
+        )),
+    )  # fmt: skip
+
+
+def odd(seconds: int = 0) -> Snapshot:
+    """Cgroups and caches with the names that break tables, JSON and Prometheus' text."""
+    known = sample(seconds)
+    first = known.cgroups[1]
+    cgroups = tuple(replace(first, id=9000 + n, path=name) for n, name in enumerate(ODD_NAMES))
+    caches = tuple(replace(known.caches[0], name=name.strip("/")) for name in ODD_NAMES)
+    pairs = tuple(replace(known.pairs[0], cgroup_id=9000 + n, cache=c.name) for n, c in enumerate(caches))
+    return replace(known, cgroups=cgroups, caches=caches, pairs=pairs)
+
+
+def big(seconds: int = 0, cgroups: int = 5000, caches_each: int = 12) -> Snapshot:
+    """A big host; a fifth of its cgroups is busy."""
+    base = sample(seconds)
+    duration = ATTACHED_S + seconds
+    template = base.cgroups[3]
+    rows, pairs = [], []
+    for number in range(cgroups):
+        id_ = 10_000 + number
+        busy = duration if number % 5 == 0 else ATTACHED_S
+        path = f"/kubepods.slice/kubepods-burstable.slice/pod-{number // 3:05d}/cri-containerd-{number:016x}.scope"
+        rows.append(replace(template, id=id_, path=path, kernel_bytes=number * 4096, charged_bytes_total=number * busy))
+        for place in range(caches_each):
+            name, size, allocs, frees = CACHES[place % len(CACHES)]
+            cache = name if place < len(CACHES) else f"{name}-{place}"
+            pairs.append(Pair(cache, None, id_, allocs * busy, allocs * size * busy, frees * busy, size * number))
+    return replace(base, cgroups=tuple(rows), pairs=tuple(sorted(pairs, key=lambda p: (p.cgroup_id, p.cache))))
+
+
+EVENTS = (
+    Event(START_NS, "online", 4001, "/kubepods.slice/pod-a1/cri-ctr-dead01", 811, "runc:[2:INIT]"),
+    Event(START_NS + 10**9, "offline", 4001, "/kubepods.slice/pod-a1/cri-ctr-dead01", 1, "systemd"),
+    Event(START_NS + 2 * 10**9, "released", 4001, "/kubepods.slice/pod-a1/cri-ctr-dead01"),
+    Event(START_NS + 3 * 10**9, "cache_created", 4002, None, cache="dentry(3)", kmemcg_id=3),
+    Event(START_NS + 4 * 10**9, "recharge", 2101, "/a b\nc", cache="dentry", other_cgroup_id=4001, bytes=4096),
+)
+
+
+class FakeFeed:
+    """Hands out the given snapshots one after the other, then stays at the last or ends."""
+
+    def __init__(
+        self,
+        snapshots: Sequence[Snapshot | KmemwatchError],
+        events: Sequence[Event] = (),
+        *,
+        title: str = "live",
+        notice: str | None = None,
+        ends: bool = False,
+        waits: bool = False,
+    ) -> None:
+        self._left = list(snapshots)
+        self._events = list(events)
+        self._title, self._notice = title, notice
+        self._ends, self._waits = ends, waits
+        self._closed = threading.Event()
+        self._last: Snapshot | None = None
+        self.closed = 0
+        self.delays: list[float] = []
+
+    @property
+    def title(self) -> str:
+        return self._title
+
+    @property
+    def notice(self) -> str | None:
+        return self._notice
+
+    def next_snapshot(self, delay_s: float) -> Snapshot | None:
+        self.delays.append(delay_s)
+        if self._closed.is_set() or (not self._left and self._ends):
+            return None
+        if self._waits or not self._left:
+            self._closed.wait(delay_s)  # nothing new: as a live feed would, but without using the processor
+        if self._left:
+            item = self._left.pop(0)
+            if isinstance(item, KmemwatchError):
+                raise item
+            self._last = item
+        return self._last
+
+    def take_events(self) -> Sequence[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event] | None:
+        if self._events:
+            return [self._events.pop(0)]
+        if self._ends or self._closed.is_set():
+            return None
+        time.sleep(min(timeout_s, 0.01))
+        return ()
+
+    def close(self) -> None:
+        self.closed += 1
+        self._closed.set()
