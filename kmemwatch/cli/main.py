@@ -113,7 +113,7 @@ def _say(message: str, hint: str | None, code: int) -> int:
     if hint:
         lines.append(f"  hint: {' '.join(hint.split())}")
     try:
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        click.echo("\n".join(lines), err=True)
     except (OSError, ValueError):
         pass  # nobody is there to read it; the exit code still tells
     return code

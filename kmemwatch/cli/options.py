@@ -25,10 +25,14 @@ def without_option(function: F) -> F:
     )(function)
 
 
+def replay_option(function: F) -> F:
+    """``--replay FILE`` -> `replay: str | None`."""
+    return click.option("--replay", metavar="FILE", help="Play a recording; `demo` ships with kmemwatch.")(function)
+
+
 def source_options(function: F) -> F:
     """``--connect URL``, ``--replay FILE`` and ``--without LIST``: the arguments of `open_feed`."""
-    function = without_option(function)
-    function = click.option("--replay", metavar="FILE", help="Play a recording; `demo` ships with kmemwatch.")(function)
+    function = replay_option(without_option(function))
     return click.option("--connect", metavar="URL", help="Show a daemon (kmemwatch serve) elsewhere.")(function)
 
 
@@ -51,16 +55,19 @@ def check_source(connect: str | None, replay: str | None, without: tuple[str, ..
             raise UsageError(f"--without has no meaning with {option}", "it chooses hooks on the kernel that runs here")
 
 
-def open_feed(connect: str | None, replay: str | None, without: tuple[str, ...] = ()) -> Feed:
+def open_feed(
+    connect: str | None, replay: str | None, without: tuple[str, ...] = (), *, realtime: bool = False
+) -> Feed:
     """The feed that the options ask for; the live kernel unless told otherwise. Raises KmemwatchError.
 
+    `realtime`: a recording takes as long as it took, for people who watch; else it is read as fast as it can be.
     Imports only what the choice needs: a replay must work where there is no BPF, no bcc and no root.
     """
     check_source(connect, replay, without)
     if replay is not None:
         from kmemwatch.replay import ReplayFeed
 
-        return ReplayFeed(replay)
+        return ReplayFeed(replay, realtime)
     if connect is not None:
         from kmemwatch.remote import RemoteFeed
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from kmemwatch.model import Snapshot
@@ -27,7 +27,7 @@ TEXT = "text"
 
 GAUGE, COUNTER, INFO, HISTOGRAM = "gauge", "counter", "info", "histogram"
 
-_WIDTHS = {BYTES: 7, BYTES_PER_S: 7, COUNT: 6, COUNT_PER_S: 6, SECONDS: 6, ID: 6, TIME: 27, TEXT: 12}
+_WIDTHS = {BYTES: 7, BYTES_PER_S: 7, COUNT: 6, COUNT_PER_S: 6, SECONDS: 6, ID: 6, TIME: 20, TEXT: 12}
 
 
 def rate_human(value: float | None) -> str:
@@ -45,6 +45,11 @@ def _name_text(value: Any) -> str:
     return UNKNOWN if value is None else printable(value)
 
 
+def _time_text(ns: int | None) -> str:
+    stamp = rfc3339(ns)
+    return UNKNOWN if stamp is None else stamp.partition(".")[0] + "Z"
+
+
 _TEXTS: Mapping[str, Callable[[Any], str]] = {
     BYTES: bytes_human,
     BYTES_PER_S: bytes_human,
@@ -52,7 +57,7 @@ _TEXTS: Mapping[str, Callable[[Any], str]] = {
     COUNT_PER_S: rate_human,
     SECONDS: seconds_human,
     ID: _id_text,
-    TIME: lambda ns: rfc3339(ns) or UNKNOWN,
+    TIME: _time_text,
     TEXT: _name_text,
 }
 
@@ -77,6 +82,8 @@ class Field(Generic[T]):
     rank: int = 0
     """Columns with the highest rank go first when the terminal is narrow; 0 always stays."""
     min_width: int = 0
+    max_width: int = 0
+    """More room than this is of no use; 0: as much as there is."""
 
     @property
     def is_text(self) -> bool:
@@ -115,11 +122,8 @@ class Field(Generic[T]):
             None if show is None else lambda row: show(part(row)),
             rank,
             self.min_width,
+            self.max_width,
         )
-
-    def ranked(self, rank: int) -> Field[T]:
-        """The same with another rank."""
-        return replace(self, rank=rank)
 
 
 @dataclass(frozen=True)

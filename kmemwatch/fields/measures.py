@@ -25,14 +25,21 @@ NOTHING = "-"
 """What a screen shows for a name that is known not to exist; unlike `?`."""
 
 CACHE: tuple[Field[Cache], ...] = (
-    Field("cache", "CACHE", TEXT, "Name of the slab cache (struct kmem_cache).", lambda c: c.name, min_width=16),
+    Field(
+        "cache",
+        "CACHE",
+        TEXT,
+        "Name of the slab cache (struct kmem_cache).",
+        lambda c: c.name,
+        min_width=16,
+        max_width=32,
+    ),
     Field(
         "address",
         "ADDRESS",
         ID,
         "Address of the struct kmem_cache; names alone are not unique.",
-        lambda c: c.address,
-        show=lambda c: UNKNOWN if c.address is None else f"{c.address:#x}",
+        lambda c: None if c.address is None else f"{c.address:#x}",
         min_width=18,
     ),
     Field("object_bytes", "OBJ SIZE", BYTES, "Bytes one object takes in the slab.", lambda c: c.object_bytes),

@@ -193,7 +193,9 @@ def pins_text(pins: Mapping[str, int] | None) -> str:
 
 
 def _pins_exact(pins: Mapping[str, int] | None) -> str | None:
-    return None if pins is None else " ".join(f"{kind}={size}" for kind, size in sorted(pins.items()))
+    if pins is None:
+        return None
+    return " ".join(f"{kind}={size}" for kind, size in sorted(pins.items())) or "none"
 
 
 def _age_text(row: ZombieRow) -> str:

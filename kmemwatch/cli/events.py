@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`kmemwatch events`: what happens to cgroups, caches and ids, one line each, as it happens."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+
+import click
+
+from kmemwatch.cli.options import open_feed, replay_option, without_option
+from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.feed import Feed
+from kmemwatch.model import Event
+
+POLL_S = 1.0
+"""How late a closed pipe or the end of --duration is noticed at worst."""
+
+
+@click.command(short_help="Print events.")
+@click.option("--output", metavar="FORMAT", default="text", type=click.Choice(("text", "ndjson")),
+              help="text (default) or ndjson.")  # fmt: skip
+@click.option("--duration", metavar="S", type=click.FloatRange(0, min_open=True), help="End after S seconds.")
+@replay_option
+@without_option
+def command(output: str, duration: float | None, replay: str | None, without: tuple[str, ...]) -> None:
+    """Print lifecycle and recharge events as they happen, until Ctrl-C."""
+    with until_stopped(), closing(open_feed(None, replay, without, realtime=duration is not None)) as feed:
+        _follow(feed, output, duration)
+        if feed.notice is not None:
+            click.echo(f"kmemwatch: note: {feed.notice}", err=True)
+
+
+def _follow(feed: Feed, output: str, duration: float | None) -> None:
+    end = None if duration is None else time.monotonic() + duration
+    while True:
+        left = POLL_S if end is None else min(POLL_S, end - time.monotonic())
+        if left <= 0:
+            return
+        events = feed.wait_events(left)
+        if events is None:
+            return
+        for event in events:
+            sys.stdout.write(_line(event, output) + "\n")
+            sys.stdout.flush()  # whoever reads a pipe wants it now
+
+
+def _line(event: Event, output: str) -> str:
+    if output == "ndjson":
+        from kmemwatch.codec import dump_json, event_to_dict
+
+        return dump_json(event_to_dict(event))
+    from kmemwatch.render.lines import event_line
+
+    return event_line(event)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`kmemwatch top`: the live view on a terminal, tables and rows for everything else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import closing
+from dataclasses import dataclass
+
+import click
+
+from kmemwatch.cli.options import cgroup_option, check_source, filter_option, open_feed, source_options
+from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.feed import Feed
+
+VIEW_NAMES = ("cgroups", "caches", "zombies", "ids", "recharges")
+OUTPUTS = ("table", "json", "csv", "ndjson")
+DELAY_S, ONCE_DELAY_S = 3.0, 1.0
+MIN_DELAY_S, MAX_DELAY_S = 0.1, 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class TopOptions:
+    """The command line of `top`."""
+
+    delay_s: float
+    iterations: int | None
+    batch: bool
+    output: str
+    view: str
+    sort: str | None
+    filter_: str | None
+    cgroup: str | None
+    connect: str | None
+    replay: str | None
+    without: tuple[str, ...]
+
+    def open(self, *, realtime: bool) -> Feed:
+        """The feed that was asked for. Raises KmemwatchError."""
+        return open_feed(self.connect, self.replay, self.without, realtime=realtime)
+
+
+@click.command(short_help="Live view.")
+@click.option("-d", "--delay", metavar="S", type=click.FloatRange(MIN_DELAY_S, MAX_DELAY_S),
+              help="Seconds that rates are measured over: 3, or 1 with --once.")  # fmt: skip
+@click.option("-n", "--iterations", metavar="N", type=click.IntRange(min=1), help="End after N refreshes.")
+@click.option("-b", "--batch", is_flag=True, help="Print tables, also on a terminal.")
+@click.option("--once", is_flag=True, help="Measure once, print, end: like -b -n 1.")
+@click.option("--view", metavar="NAME", default=VIEW_NAMES[0], type=click.Choice(VIEW_NAMES),
+              help="cgroups, caches, zombies, ids or recharges.")  # fmt: skip
+@click.option("--sort", metavar="FIELD", help="Sort by this field; -FIELD turns the order.")
+@filter_option
+@cgroup_option
+@click.option("--output", metavar="FORMAT", default=OUTPUTS[0], type=click.Choice(OUTPUTS),
+              help="table, csv or ndjson rows, or json snapshots.")  # fmt: skip
+@source_options
+def command(
+    delay: float | None, iterations: int | None, batch: bool, once: bool, output: str, view: str, sort: str | None,
+    filter_: str | None, cgroup: str | None, connect: str | None, replay: str | None, without: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Show which cgroups hold kernel memory, in which caches, and what pins dead cgroups."""
+    check_source(connect, replay, without)
+    if once and iterations not in (None, 1):
+        raise UsageError("--once and --iterations cannot be used together", "--once is the same as -b -n 1")
+    if output == "json" and (sort or filter_ or cgroup):
+        raise UsageError(
+            "--output json prints whole snapshots: --sort, --filter and --cgroup have no meaning",
+            "--output ndjson prints the rows of a view, filtered and sorted",
+        )
+    options = TopOptions(
+        delay if delay is not None else ONCE_DELAY_S if once else DELAY_S,
+        1 if once else iterations,
+        batch or once or output != "table" or not (sys.stdin.isatty() and sys.stdout.isatty()),
+        output, view, sort, filter_, cgroup, connect, replay, without,
+    )  # fmt: skip
+    if options.batch:
+        with until_stopped():
+            run_batch(options)
+    else:
+        from kmemwatch.cli.screen import run_screen
+
+        run_screen(options)
+
+
+def run_batch(options: TopOptions) -> None:
+    """Print one table, or the rows of one, at every refresh."""
+    from kmemwatch.render.batch import Printer
+    from kmemwatch.render.select import check_scope, scope_path, select
+
+    # A wrong name must not cost the time to attach.
+    selection, scope = select(options.view, options.sort, options.filter_), scope_path(options.cgroup)
+    with closing(options.open(realtime=False)) as feed:
+        before = feed.next_snapshot(0)
+        if before is None:
+            raise KmemwatchError(f"{feed.title}: it ended before there was anything to show")
+        check_scope(before, scope)
+        printer = Printer(selection, scope, options.output, feed.title, _cells())
+        done = 0
+        while options.iterations is None or done < options.iterations:
+            after = feed.next_snapshot(options.delay_s)
+            if after is None and done:
+                break
+            sys.stdout.write(printer.text(before, after))
+            sys.stdout.flush()
+            if after is None:  # there was only one; its state is worth showing, rates are unknown
+                break
+            before, done = after, done + 1
+        if feed.notice is not None:
+            click.echo(f"kmemwatch: note: {feed.notice}", err=True)
+
+
+def _cells() -> int | None:
+    """Width to cut lines at; None for files and pipes, where nothing may be cut."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit():
+        return max(shutil.get_terminal_size().columns, 1)
+    return None
