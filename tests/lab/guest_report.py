@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a guest's tests come back to the host: a pytest plugin there writes one JSON line per step, read here.
+
+Line by line and not at the end, so that after a panic or a hang the host knows which test it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+FILE_VARIABLE = "KMEMWATCH_GUEST_REPORT"
+RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class GuestOutcome:
+    outcome: str
+    """``passed``, ``failed``, ``skipped``, or RUNNING: it began and never ended."""
+    text: str = ""
+    """Traceback, or the reason of a skip."""
+    seconds: float = 0.0
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _write(nodeid, GuestOutcome(RUNNING))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or not report.passed:
+        text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
+        sections = "".join(f"\n--- {title} ---\n{content}" for title, content in report.sections)
+        text += sections if report.failed else ""
+        _write(report.nodeid, GuestOutcome(report.outcome, text, report.duration))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.failed:
+        _write(report.nodeid, GuestOutcome(report.outcome, report.longreprtext))
+
+
+def _write(nodeid: str, outcome: GuestOutcome) -> None:
+    line = {"nodeid": nodeid, "outcome": outcome.outcome, "text": outcome.text, "seconds": outcome.seconds}
+    with Path(os.environ[FILE_VARIABLE]).open("a") as report:
+        report.write(json.dumps(line) + "\n")
+
+
+def read_outcomes(file: Path) -> dict[str, GuestOutcome]:
+    """Node id -> what became of it; a failure is never covered by a later pass (of its teardown, for example)."""
+    outcomes: dict[str, GuestOutcome] = {}
+    for line in file.read_text().splitlines() if file.exists() else ():
+        entry = json.loads(line)
+        nodeid = entry.pop("nodeid")
+        if nodeid not in outcomes or outcomes[nodeid].outcome != "failed":
+            outcomes[nodeid] = GuestOutcome(**entry)
+    return outcomes

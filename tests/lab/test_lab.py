@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every live test again, in kernels where kprobes and fentry work, on cgroup v2; one boot per kernel.
+
+A live test in a guest is a test here: it passes, fails with the guest's own traceback, or is skipped
+for something that this kernel is known not to have.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.lab.kernels import SMOKE
+from tests.lab.live import LIVE, LiveRun, live_tests
+from tests.needs import justified
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "nodeid" in metafunc.fixturenames:
+        tests = live_tests()
+        metafunc.parametrize("nodeid", tests, ids=[nodeid.removeprefix(f"{LIVE}/") for nodeid in tests])
+
+
+def test_live(smoke_run: LiveRun, nodeid: str) -> None:
+    outcome = smoke_run.outcome(nodeid)
+    if outcome.outcome == "skipped":
+        reason = f"{SMOKE}: {outcome.text.removeprefix('Skipped: ')}"
+        if justified(reason):
+            pytest.skip(reason)
+        pytest.fail(f"skipped in the guest, which should have what it needs: {reason}", pytrace=False)
+    if outcome.outcome != "passed":
+        pytest.fail(f"in {SMOKE}:\n{outcome.text}", pytrace=False)
+
+
+def test_guest_ran_the_same_tests(smoke_run: LiveRun) -> None:
+    assert sorted(smoke_run.outcomes) == sorted(live_tests()), smoke_run.error or smoke_run.output

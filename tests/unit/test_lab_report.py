@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the host makes of a guest's report, above all when the guest did not finish."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.lab.boot import Hang
+from tests.lab.guest_report import GuestOutcome, read_outcomes
+from tests.lab.initramfs import write_initramfs
+from tests.lab.kernels import KERNELS, KernelFiles, module_files
+from tests.lab.live import LiveRun
+from tests.needs import justified
+
+
+def report(tmp_path: Path, *steps: tuple[str, str]) -> dict[str, GuestOutcome]:
+    file = tmp_path / "report.jsonl"
+    lines = [{"nodeid": nodeid, "outcome": outcome, "text": outcome, "seconds": 1.0} for nodeid, outcome in steps]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_outcomes(file)
+
+
+def test_the_last_word_counts_but_never_hides_a_failure(tmp_path: Path) -> None:
+    outcomes = report(
+        tmp_path,
+        ("a", "running"),
+        ("a", "passed"),
+        ("b", "running"),
+        ("b", "failed"),
+        ("b", "passed"),
+        ("c", "running"),
+    )
+    assert {nodeid: outcome.outcome for nodeid, outcome in outcomes.items()} == {
+        "a": "passed",
+        "b": "failed",
+        "c": "running",
+    }
+
+
+def test_no_report_is_no_outcome(tmp_path: Path) -> None:
+    assert read_outcomes(tmp_path / "none") == {}
+
+
+def test_a_hang_fails_the_test_it_hit_and_those_after_it(tmp_path: Path) -> None:
+    run = LiveRun(report(tmp_path, ("a", "passed"), ("b", "running")), Hang("no end"), "")
+    assert run.outcome("a").outcome == "passed"
+    assert run.outcome("b") == GuestOutcome("failed", "was running when the guest ended: no end")
+    assert run.outcome("c") == GuestOutcome("failed", "did not run: no end")
+    assert run.summary == "no end"
+
+
+def test_only_what_a_kernel_lacks_may_be_skipped_there() -> None:
+    assert justified("6.1: needs memcg tracepoints")
+    assert justified("6.1: needs no lab")
+    assert not justified("6.1: needs kprobes")
+    assert not justified("6.1: does not feel like it")
+    assert not justified("2.4: needs memcg tracepoints")
+
+
+def test_modules_are_loaded_after_what_they_need(tmp_path: Path) -> None:
+    (tmp_path / "modules.dep").write_text(
+        "fs/9p/9p.ko: net/9p/9pnet.ko fs/netfs.ko\nnet/9p/9pnet.ko:\nfs/netfs.ko:\n"
+        "net/9p/9pnet_virtio.ko.xz: net/9p/9pnet.ko drivers/virtio/virtio.ko\ndrivers/virtio/virtio.ko:\nsound/snd.ko:\n"
+    )
+    files = KernelFiles(KERNELS[0], "6.1", tmp_path / "vmlinuz", tmp_path)
+    order = [path.name for path in module_files(files)]
+    assert order == ["netfs.ko", "9pnet.ko", "9p.ko", "virtio.ko", "9pnet_virtio.ko.xz"]
+
+
+def test_initramfs_is_a_cpio_archive_with_the_modules_in_order(tmp_path: Path) -> None:
+    modules = [tmp_path / "zz.ko", tmp_path / "aa.ko"]
+    for module in modules:
+        module.write_bytes(module.name.encode())
+    write_initramfs(tmp_path / "initramfs", "#!init", modules)
+    archive = (tmp_path / "initramfs").read_bytes()
+    assert len(archive) % 4 == 0
+    assert archive.startswith(b"070701")
+    assert archive.index(b"modules/00-zz.ko") < archive.index(b"modules/01-aa.ko") < archive.index(b"TRAILER!!!")
