@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from tests.lab import initramfs
 from tests.lab.boot import Hang
 from tests.lab.guest_report import GuestOutcome, read_outcomes
-from tests.lab.initramfs import write_initramfs
 from tests.lab.kernels import KERNELS, KernelFiles, module_files
 from tests.lab.live import LiveRun
 from tests.needs import justified
@@ -61,18 +63,22 @@ def test_only_what_a_kernel_lacks_may_be_skipped_there() -> None:
 def test_modules_are_loaded_after_what_they_need(tmp_path: Path) -> None:
     (tmp_path / "modules.dep").write_text(
         "fs/9p/9p.ko: net/9p/9pnet.ko fs/netfs.ko\nnet/9p/9pnet.ko:\nfs/netfs.ko:\n"
-        "net/9p/9pnet_virtio.ko.xz: net/9p/9pnet.ko drivers/virtio/virtio.ko\ndrivers/virtio/virtio.ko:\nsound/snd.ko:\n"
+        "net/9p/9pnet_virtio.ko.xz: net/9p/9pnet.ko drivers/virtio/virtio.ko\n"
+        "drivers/virtio/virtio.ko:\nsound/snd.ko:\n"
     )
     files = KernelFiles(KERNELS[0], "6.1", tmp_path / "vmlinuz", tmp_path)
     order = [path.name for path in module_files(files)]
     assert order == ["netfs.ko", "9pnet.ko", "9p.ko", "virtio.ko", "9pnet_virtio.ko.xz"]
 
 
-def test_initramfs_is_a_cpio_archive_with_the_modules_in_order(tmp_path: Path) -> None:
+def test_initramfs_is_a_cpio_archive_with_the_modules_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busybox = tmp_path / "busybox"
+    busybox.write_bytes(b"busybox")
+    monkeypatch.setattr(initramfs, "BUSYBOX", busybox)
     modules = [tmp_path / "zz.ko", tmp_path / "aa.ko"]
     for module in modules:
         module.write_bytes(module.name.encode())
-    write_initramfs(tmp_path / "initramfs", "#!init", modules)
+    initramfs.write_initramfs(tmp_path / "initramfs", "#!init", modules)
     archive = (tmp_path / "initramfs").read_bytes()
     assert len(archive) % 4 == 0
     assert archive.startswith(b"070701")
