@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Snapshot -> series, in a loop over `fields.METRICS` and nothing else.
+
+Items of equal labels are one series: gauges are added up; counters continue, see `Accumulator`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kmemwatch.exporter.folding import OTHER, Folding, fold
+from kmemwatch.fields import COUNTER, GAUGE, HISTOGRAM, METRICS, Field, MetricTable
+from kmemwatch.model import Cache, Cgroup, Pair, RechargePair, Snapshot
+
+CGROUP_LABEL = "cgroup"
+BUCKETS_S = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0)
+
+Labels = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a Prometheus histogram."""
+
+    counts: tuple[int, ...]
+    """Cumulative, one for each of BUCKETS_S and one for infinity."""
+    sum: float
+
+
+@dataclass(frozen=True)
+class Family:
+    """All series of one metric."""
+
+    field: Field[Any]
+    label_names: tuple[str, ...]
+    series: Mapping[Labels, float | Histogram]
+
+
+@dataclass(frozen=True)
+class Build:
+    """What one snapshot gives."""
+
+    families: tuple[Family, ...]
+    folded_cgroups: int
+    folded_series: int
+
+
+@dataclass
+class Accumulator:
+    """Makes one counter of several items of equal labels, such that it only ever grows.
+
+    A plain sum would not do. When a dying cgroup is released while a new one has its path, or when a cgroup moves
+    to ``other``, a sum falls or jumps, and `rate()` takes either for work that nobody did. So each item adds what
+    it grew by since the last snapshot to the series that it belongs to now.
+    """
+
+    _seen: dict[Hashable, float] = field(default_factory=dict)
+    _totals: dict[Labels, float] = field(default_factory=dict)
+    _next_seen: dict[Hashable, float] = field(default_factory=dict)
+    _next_totals: dict[Labels, float] = field(default_factory=dict)
+
+    def add(self, item: Hashable, labels: Labels, value: float) -> None:
+        """Count `item`, whose own counter is at `value`."""
+        grown = value - self._seen.get(item, 0)
+        if grown < 0:  # it began again
+            grown = value
+        self._next_seen[item] = value
+        totals = self._next_totals
+        so_far = totals.get(labels)
+        totals[labels] = (self._totals.get(labels, 0) if so_far is None else so_far) + grown
+
+    def finish(self) -> Mapping[Labels, float]:
+        """The series; those that nothing was added to are gone, except ``other``, which must not forget."""
+        kept = {labels: total for labels, total in self._totals.items() if OTHER in labels}
+        self._totals, self._seen = {**kept, **self._next_totals}, self._next_seen
+        self._next_totals, self._next_seen = {}, {}
+        return self._totals
+
+
+@dataclass
+class Delays:
+    """A histogram of `Snapshot.release_delays_s`, which forgets its oldest values."""
+
+    _known: tuple[float, ...] = ()
+    _counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
+    _sum: float = 0.0
+
+    def add(self, delays: tuple[float, ...]) -> Histogram:
+        """Count the values that are new at the end of `delays`."""
+        common = min(len(delays), len(self._known))
+        while common and delays[:common] != self._known[-common:]:
+            common -= 1
+        for delay in delays[common:]:
+            self._sum += delay
+            for i, bound in enumerate(BUCKETS_S):
+                self._counts[i] += delay <= bound
+            self._counts[-1] += 1
+        self._known = delays
+        return Histogram(tuple(self._counts), self._sum)
+
+
+class SeriesBuilder:
+    """Turns snapshots, in the order in which they were taken, into series. Not thread-safe."""
+
+    def __init__(self, max_series: int) -> None:
+        self._max_series = max_series
+        self._own: frozenset[str] = frozenset()
+        self._counters: dict[str, Accumulator] = {}
+        self._delays: dict[str, Delays] = {}
+
+    def build(self, snapshot: Snapshot) -> Build:
+        """All families of `snapshot` that have a series."""
+        free: list[Family] = []
+        for table in METRICS:
+            if CGROUP_LABEL not in table.labels:
+                free += self._families(table, snapshot, None)
+        room = self._max_series - sum(len(family.series) for family in free)
+        per_cgroup = sum(_is_of_cgroup(table) * len(table.fields) for table in METRICS)
+        folding = fold(snapshot, per_cgroup, room, self._own)
+        self._own = folding.own if folding.folded_series else frozenset()
+        for table in METRICS:
+            if CGROUP_LABEL in table.labels:
+                free += self._families(table, snapshot, folding)
+        return Build(tuple(f for f in free if f.series), folding.folded_cgroups, folding.folded_series)
+
+    def _families(self, table: MetricTable[Any], snapshot: Snapshot, folding: Folding | None) -> list[Family]:
+        found: list[dict[Labels, float | Histogram]] = [{} for _ in table.fields]
+        adders = [self._adder(f, series, folding) for f, series in zip(table.fields, found, strict=True)]
+        names = tuple(table.labels)
+        getters = tuple(get for name, get in table.labels.items() if name != CGROUP_LABEL)
+        at = names.index(CGROUP_LABEL) if folding else 0
+        for item in table.items(snapshot):
+            labels = tuple([get(item) for get in getters])
+            if folding:
+                path = folding.labels.get(_cgroup_id(item))
+                if path is None:
+                    continue
+                labels = (*labels[:at], path, *labels[at:])
+            for add in adders:
+                add(item, labels)
+        for f, series in zip(table.fields, found, strict=True):
+            if f.kind == COUNTER:
+                series.update(self._counters[str(f.metric)].finish())
+        return [Family(f, names, series) for f, series in zip(table.fields, found, strict=True)]
+
+    def _adder(
+        self, f: Field[Any], series: dict[Labels, float | Histogram], folding: Folding | None
+    ) -> Callable[[Any, Labels], None]:
+        """How one item of this field gets into `series`."""
+        get = f.get
+        if f.kind == COUNTER:
+            counter = self._counters.setdefault(str(f.metric), Accumulator())
+
+            def add_counter(item: Any, labels: Labels) -> None:
+                if (value := get(item)) is not None:
+                    counter.add(_identity(item, labels), labels, value)  # type: ignore[arg-type]
+
+            return add_counter
+        if f.kind == HISTOGRAM:
+            delays = self._delays.setdefault(str(f.metric), Delays())
+
+            def add_histogram(item: Any, labels: Labels) -> None:
+                if (value := get(item)) is not None:
+                    series[labels] = delays.add(value)  # type: ignore[arg-type]
+
+            return add_histogram
+        inside = folding.inside if folding and f.kind == GAUGE else ()
+
+        def add_gauge(item: Any, labels: Labels) -> None:
+            if (value := get(item)) is not None and not (inside and _cgroup_id(item) in inside):
+                series[labels] = series.get(labels, 0) + value  # type: ignore[operator]
+
+        return add_gauge
+
+
+def _is_of_cgroup(table: MetricTable[Any]) -> bool:
+    return tuple(table.labels) == (CGROUP_LABEL,)
+
+
+def _cgroup_id(item: Any) -> int:
+    """Of an item of a table with a cgroup label: a Cgroup, or (Pair, path)."""
+    return item.id if isinstance(item, Cgroup) else int(item[0].cgroup_id)
+
+
+def _identity(item: Any, labels: Labels) -> Hashable:
+    """What stays the same about an item from snapshot to snapshot, when its labels do not tell it apart."""
+    if isinstance(item, Cgroup):
+        return item.id
+    if isinstance(item, Cache):
+        return item.name, item.address
+    part = item[0] if isinstance(item, tuple) else None
+    if isinstance(part, Pair):
+        return part.cgroup_id, part.cache, part.cache_address
+    if isinstance(part, RechargePair):
+        return part.cache, part.from_cgroup_id, part.to_cgroup_id
+    return labels
