@@ -57,13 +57,21 @@ class Response:
 Route = Callable[[Request], Response]
 
 
+def check_telemetry_path(path: str) -> None:
+    """Raise UsageError for what cannot be the path of the metrics."""
+    if path in (SNAPSHOT_PATH, HEALTHY_PATH, READY_PATH):
+        raise UsageError(f"--web.telemetry-path: {path} is another page", "for example /metrics")
+    if not path.startswith("/") or not path.isprintable() or set(path) & set("?#% \\"):
+        raise UsageError(f"--web.telemetry-path: not a path: {path!r}", "for example /metrics")
+
+
 class App:
     """ASGI callable. Every answer comes from memory; the making of large ones happens in worker threads."""
 
     def __init__(
         self, publisher: Publisher, exposition: Exposition, telemetry_path: str, log: Callable[[str], None]
     ) -> None:
-        """Raises UsageError when `telemetry_path` cannot be one."""
+        """`telemetry_path` must have passed `check_telemetry_path`."""
         self._publisher = publisher
         self._exposition = exposition
         self._telemetry_path = telemetry_path
@@ -73,8 +81,6 @@ class App:
             HEALTHY_PATH: lambda _: Response(_TEXT, b"kmemwatch is healthy.\n"),
             READY_PATH: self._ready,
         }
-        if not telemetry_path.startswith("/") or telemetry_path in self._routes or set(telemetry_path) & set("?# \\"):
-            raise UsageError(f"not a telemetry path: {telemetry_path!r}", "for example /metrics")
         self._routes.setdefault(LANDING_PATH, self._landing)
         self._routes[telemetry_path] = self._metrics
 

@@ -12,10 +12,8 @@ from typing import Any
 import uvicorn
 
 from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.exporter import DEFAULT_ADDRESS
 from kmemwatch.exporter.app import App
-
-DEFAULT_ADDRESS = "127.0.0.1:10777"
-"""Prometheus' list of default ports has given away 9100 to 9999 and goes on at 10000; this one was not on it."""
 
 _BACKLOG = 128
 _KEEP_ALIVE_S = 75

@@ -6,12 +6,13 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+from pathlib import Path
 from types import TracebackType
 
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.model import Event, Host, Snapshot
+from kmemwatch.model import Event, Snapshot
 from kmemwatch.recording.files import compress
-from kmemwatch.recording.format import HEADER, Record, event_line, header_line, snapshot_line
+from kmemwatch.recording.format import HEADER, event_line, header_line, snapshot_line
 from kmemwatch.recording.reader import RecordingReader
 from kmemwatch.units import printable
 
@@ -19,24 +20,36 @@ _NEW_FILE_HINT = "record to another file"
 
 
 class RecordingWriter:
-    """One run of snapshots, at the end of a new file or of a recording of the same host and boot.
+    """Appends to a new file, or to a recording of the same host and boot.
 
     Raises UsageError when the file cannot be appended to, KmemwatchError when writing fails (disk full).
     """
 
-    def __init__(self, path: str, first: Snapshot) -> None:
-        """`first` is what the header is about; it is not written itself."""
+    def __init__(self, path: str) -> None:
+        """Open the file and read what is in it; `begin` must follow before anything is written."""
         self.path = path
         self.notice: str | None = None
         """One line about what was found at the end of an older file, or None."""
         self._packed = path.endswith(".gz")
+        self._hosts: list[tuple[object, object]] = []
+        self._seq = 0
+        self._created = not os.path.lexists(path)
         self._fd = _open(path)
         try:
-            self._size, self._seq = self._continue(first.host)
-            self._append(header_line(self._seq, first))
+            self._size = self._read_old()
         except BaseException:
-            self.close()
+            os.close(self._fd)
             raise
+
+    def begin(self, first: Snapshot) -> None:
+        """Write the header of a run of which `first` is the first snapshot; `first` itself is not written."""
+        boot_id = None if first.host.boot_id is None else printable(first.host.boot_id)
+        for hostname, boot in self._hosts:
+            if hostname != printable(first.host.hostname):
+                raise UsageError(f"{self.path}: recording of another host, {hostname}", _NEW_FILE_HINT)
+            if boot != boot_id:
+                raise UsageError(f"{self.path}: recorded before this host was booted", _NEW_FILE_HINT)
+        self._append(header_line(self._seq, first))
 
     @property
     def size_bytes(self) -> int:
@@ -52,8 +65,10 @@ class RecordingWriter:
         self._append(event_line(self._seq, event))
 
     def close(self) -> None:
-        """Let go of the file; harmless when called twice."""
+        """Let go of the file; remove it if it is new and nothing was written. Harmless when called twice."""
         if self._fd >= 0:
+            if self._created and self._size == 0:
+                Path(self.path).unlink()
             os.close(self._fd)
             self._fd = -1
 
@@ -65,34 +80,27 @@ class RecordingWriter:
     ) -> None:
         self.close()
 
-    def _continue(self, host: Host) -> tuple[int, int]:
-        """Size and number of records of what is there; drops an unfinished record at its end."""
+    def _read_old(self) -> int:
+        """Size of what is there; remembers its hosts, and drops an unfinished record at its end."""
         size = os.fstat(self._fd).st_size
         if size == 0:
-            return 0, 0
+            return 0
         with RecordingReader(self.path) as reader:
             self._packed = reader.packed
             while record := reader.next():
                 if record.type == HEADER:
-                    self._check_host(host, reader, record)
+                    host = reader.parse(record.data).get("host")
+                    host = host if isinstance(host, dict) else {}
+                    self._hosts.append((host.get("hostname"), host.get("boot_id")))
+            self._seq = reader.line
             if reader.cut is None:
-                return size, reader.line
+                return size
             if not reader.can_grow:
-                raise UsageError(
-                    f"{self.path}:{reader.line + 1}: recording cut off here, cannot append", _NEW_FILE_HINT
-                )
+                where = f"{self.path}:{reader.line + 1}"
+                raise UsageError(f"{where}: recording cut off here, cannot append", _NEW_FILE_HINT)
             os.ftruncate(self._fd, reader.whole_bytes)
             self.notice = f"{self.path}: dropped an unfinished record of {size - reader.whole_bytes} bytes at the end"
-            return reader.whole_bytes, reader.line
-
-    def _check_host(self, host: Host, reader: RecordingReader, record: Record) -> None:
-        there = reader.parse(record.data).get("host")
-        there = there if isinstance(there, dict) else {}
-        boot_id = None if host.boot_id is None else printable(host.boot_id)
-        if there.get("hostname") != printable(host.hostname):
-            raise UsageError(f"{self.path}: recording of another host, {there.get('hostname')}", _NEW_FILE_HINT)
-        if there.get("boot_id") != boot_id:
-            raise UsageError(f"{self.path}: recorded before this host was booted", _NEW_FILE_HINT)
+            return reader.whole_bytes
 
     def _append(self, line: bytes) -> None:
         data = compress(line) if self._packed else line

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""`kmemwatch record`: snapshots and events to a file, for `top --replay` and `compare`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+
+import click
+
+from kmemwatch.cli.options import open_feed, without_option
+from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.feed import Feed
+from kmemwatch.model import Event
+from kmemwatch.recording import RecordingWriter
+from kmemwatch.units import bytes_human, seconds_human
+
+INTERVAL_S = 5.0
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
+
+
+@click.command(short_help="Record.")
+@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
+@click.option("--duration", metavar="S", type=click.FloatRange(0, min_open=True), help="End after S seconds.")
+@click.option("--interval", metavar="S", type=click.FloatRange(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
+              help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
+@click.option("--connect", metavar="URL", help="Record a daemon (kmemwatch serve) elsewhere; without events.")
+@without_option
+def command(file: str, duration: float | None, interval: float, connect: str | None, without: tuple[str, ...]) -> None:
+    """Append snapshots and events to FILE until Ctrl-C; compressed when its name ends in .gz.
+
+    A FILE that exists must be a recording of this host since it was booted.
+    """
+    with RecordingWriter(file) as writer, until_stopped(), closing(open_feed(connect, None, without)) as feed:
+        if writer.notice is not None:
+            click.echo(f"kmemwatch: note: {writer.notice}", err=True)
+        _Recorder(writer, feed).run(interval, duration)
+
+
+class _Recorder:
+    def __init__(self, writer: RecordingWriter, feed: Feed) -> None:
+        self._writer, self._feed = writer, feed
+        self._began_s = time.monotonic()
+        self._snapshots = self._events = 0
+        self._shows_progress = sys.stderr.isatty()
+
+    def run(self, interval_s: float, duration_s: float | None) -> None:
+        """Record until the feed ends, the time is over, or an exception (a signal) comes."""
+        end_s = float("inf") if duration_s is None else self._began_s + duration_s
+        try:
+            self._record(interval_s, end_s)
+        finally:
+            self._write_events(self._feed.take_events() if self._snapshots else ())
+            over_progress = "\r" if self._shows_progress else ""
+            click.echo(f"{over_progress}kmemwatch: {self._summary()}", err=True)
+            if self._feed.notice is not None:
+                click.echo(f"kmemwatch: note: {self._feed.notice}", err=True)
+
+    def _record(self, interval_s: float, end_s: float) -> None:
+        snapshot = self._feed.next_snapshot(0)
+        if snapshot is not None:
+            self._writer.begin(snapshot)
+        before = None
+        while snapshot is not None:
+            if snapshot != before:  # a daemon that does not answer shows its last one again
+                self._write_events(self._feed.take_events())
+                self._writer.write_snapshot(snapshot)
+                self._snapshots += 1
+            self._show_progress()
+            left_s = end_s - time.monotonic()
+            if left_s <= 0:
+                return
+            before, snapshot = snapshot, self._feed.next_snapshot(min(interval_s, left_s))
+
+    def _write_events(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._writer.write_event(event)
+            self._events += 1
+
+    def _show_progress(self) -> None:
+        if self._shows_progress:
+            click.echo(f"\r{self._summary()}", err=True, nl=False)
+
+    def _summary(self) -> str:
+        took = seconds_human(time.monotonic() - self._began_s)
+        counts = f"{self._snapshots} snapshots, {self._events} events"
+        return f"{self._writer.path}: {counts} in {took}, file {bytes_human(self._writer.size_bytes)}"
