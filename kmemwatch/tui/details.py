@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Everything about one row: all its fields, and below it its caches or its cgroups."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import ModalScreen
+from textual.widgets import Static
+
+from kmemwatch.fields.base import BYTES, BYTES_PER_S, TEXT, Field
+from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, IdRow, ZombieRow
+from kmemwatch.fields.views import View, caches_of, cgroups_of
+from kmemwatch.render.cells import fit
+from kmemwatch.render.select import Selection, sort_rows
+from kmemwatch.tui.table import RowTable
+
+_TITLE_CELLS = 14
+
+
+def below(row: Any) -> View[Any] | None:
+    """What a row consists of: the caches of a cgroup, the cgroups of a cache."""
+    if isinstance(row, CacheRow):
+        return cgroups_of((row.cache.name, row.cache.address))
+    if isinstance(row, CgroupRow | ZombieRow):
+        return caches_of(row.cgroup.id)
+    if isinstance(row, IdRow) and row.id.cgroup_id is not None:
+        return caches_of(row.id.cgroup_id)
+    return None
+
+
+def field_text(field: Field[Any], row: Any) -> str:
+    """A figure in the units a person reads, and exactly as well where these hide something."""
+    text = field.text(row)
+    value = field.get(row)
+    if field.unit in (BYTES, BYTES_PER_S) and isinstance(value, int | float) and abs(value) >= 1024:
+        return f"{text} ({value:,.0f})"
+    return text
+
+
+def facts(view: View[Any], row: Any, width: int) -> Text:
+    """All fields: long texts on lines of their own, figures in two columns."""
+    long = [f for f in view.fields if f.unit == TEXT and f.width >= 16]
+    short = [f for f in view.fields if f not in long]
+    text = Text(no_wrap=True, overflow="crop", end="")
+    for field in long:
+        _fact(text, field, row, width)
+        text.append("\n")
+    half = width // 2 if width >= 60 else width
+    rows = -(-len(short) // (2 if half < width else 1))
+    for place in range(rows):
+        _fact(text, short[place], row, half)
+        if half < width and place + rows < len(short):
+            _fact(text, short[place + rows], row, width - half)
+        text.append("\n")
+    return text
+
+
+def _fact(text: Text, field: Field[Any], row: Any, cells: int) -> None:
+    text.append(fit(field.title, _TITLE_CELLS) + " ", "dim")
+    value = field_text(field, row)
+    text.append(fit(value, max(cells - _TITLE_CELLS - 2, 1), keep_tail="/" in value) + " ")
+
+
+class DetailsScreen(ModalScreen[None]):
+    """Stays up to date while it is open; keeps the last state of something that went away."""
+
+    DEFAULT_CSS = """
+    DetailsScreen { background: $background; }
+    DetailsScreen > #details-title { height: 1; background: $panel; text-style: bold; }
+    DetailsScreen > #details-facts { height: auto; max-height: 60%; padding: 0 1; }
+    DetailsScreen > #details-part { height: 1; color: $text-muted; padding: 0 1; }
+    DetailsScreen > #details-keys { height: 1; background: $panel; color: $text-muted; dock: bottom; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q,enter,backspace", "app.pop_screen", "Back", show=False, priority=True),
+    ]
+
+    def __init__(self, view: View[Any], row: Any, shown: Frame) -> None:
+        super().__init__()
+        self._view, self._row, self._frame = view, row, shown
+        self._gone = False
+        part = below(row)
+        self._selection = None
+        if part is not None:
+            field = part.field(part.sort)
+            assert field is not None
+            self._selection = Selection(part, field)
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="details-title")
+        yield Static(id="details-facts")
+        yield Static(id="details-part")
+        yield RowTable(id="details-table")
+        yield Static(" Esc:back  up/down:scroll", id="details-keys")
+
+    def on_mount(self) -> None:
+        self.query_one(RowTable).focus()
+        self._draw()
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def on_row_table_chosen(self, event: RowTable.Chosen) -> None:
+        event.stop()  # there is nothing below this
+
+    def on_row_table_sort_by(self, event: RowTable.SortBy) -> None:
+        event.stop()
+        if self._selection is not None:
+            same = self._selection.sort.key == event.field.key
+            self._selection = Selection(self._selection.view, event.field, same and not self._selection.reverse)
+            self._draw()
+
+    def put(self, shown: Frame) -> None:
+        """A newer state."""
+        self._frame = shown
+        identity = self._view.identity
+        wanted = identity(self._row)
+        now = next((row for row in self._view.rows(shown) or () if identity(row) == wanted), None)
+        self._gone = now is None
+        if now is not None:
+            self._row = now
+        self._draw()
+
+    def _draw(self) -> None:
+        gone = "  (gone: these are its last figures)" if self._gone else ""
+        name = fit(self._view.label(self._row), max(self.size.width - len(gone) - 2, 1), keep_tail=True)
+        self.query_one("#details-title", Static).update(Text(f" {name.rstrip()}{gone}", end=""))
+        self.query_one("#details-facts", Static).update(facts(self._view, self._row, max(self.size.width - 2, 20)))
+        table = self.query_one(RowTable)
+        part = self.query_one("#details-part", Static)
+        part.display = table.display = self._selection is not None
+        if self._selection is None:
+            return
+        view = self._selection.view
+        found = sort_rows(view.rows(self._frame) or [], self._selection.sort, self._selection.reverse)
+        part.update(Text(f"{view.name}: {len(found)}", end=""))
+        known = self._frame.snapshot.pairs or view.rows(self._frame)
+        table.put(self._selection, found, view.empty if known else view.missing(self._frame.snapshot))

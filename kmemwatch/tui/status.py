@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The lines around the table: what is watched and how, totals, tabs, and the keys; pure but for Rich's Text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.style import Style
+from rich.text import Text
+
+from kmemwatch.fields.rows import Frame
+from kmemwatch.fields.views import VIEWS, View
+from kmemwatch.model import MISSING, Snapshot
+from kmemwatch.render.select import Selection
+from kmemwatch.render.table import summary
+from kmemwatch.units import count_human, printable
+
+BAD = Style(color="red", bold=True, reverse=True)
+WARN = Style(color="yellow", bold=True)
+STRONG = Style(bold=True)
+DIM = Style(dim=True)
+ACTIVE = Style(reverse=True, bold=True)
+_SEPARATOR = " · "
+
+KEYS = "?:help  /:filter  s:sort  Enter:details  Tab:view  Space:pause  q:quit"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """How the screen is fed."""
+
+    title: str
+    delay_s: float
+    paused: bool
+    ended: bool
+
+
+def watched(snapshot: Snapshot, running: Running) -> Text:
+    """Host, kernel, probes, loss, delay, where it comes from."""
+    kernel = f"{printable(snapshot.host.kernel)} ({snapshot.kernel.era or 'era ?'})"
+    parts = [
+        Text(printable(snapshot.host.hostname), STRONG),
+        Text(kernel),
+        _lost(snapshot),
+        _probes(snapshot),
+        Text(f"every {running.delay_s:g}s"),
+        Text(printable(running.title)),
+    ]
+    return _line(*parts)
+
+
+def _lost(snapshot: Snapshot) -> Text:
+    total = snapshot.lost.total
+    return Text(f"lost {count_human(total)}", BAD if total else "")
+
+
+def _probes(snapshot: Snapshot) -> Text:
+    missing = [p.signal for p in snapshot.probes if p.status == MISSING]
+    text = Text(f"probes {len(snapshot.probes) - len(missing)}/{len(snapshot.probes)}")
+    if missing:
+        text.append(f" (no {', '.join(printable(m) for m in missing)})", WARN)
+    return text
+
+
+def totals(shown: Frame, running: Running) -> Text:
+    """Counts of memcgs, kernel memory, and whether the screen stands still."""
+    line = _line(Text(summary(shown).rpartition(_SEPARATOR)[0]))  # the loss is in the line above
+    if running.paused:
+        line.append(_SEPARATOR)
+        line.append(" PAUSED ", ACTIVE)
+    if running.ended:
+        line.append(_SEPARATOR)
+        line.append(" ENDED ", ACTIVE)
+    return line
+
+
+def tabs(active: View[object]) -> Text:
+    """Names of the views; the letter that opens each is underlined."""
+    line = Text(no_wrap=True, overflow="crop", end="")
+    for view in VIEWS:
+        style = ACTIVE if view is active else Style()
+        click = Style.from_meta({"@click": f"app.view('{view.name}')"})
+        before, letter, after = view.name.partition(view.letter)
+        line.append(f" {before}", style + click)
+        line.append(letter, style + click + Style(underline=True))
+        line.append(f"{after} ", style + click)
+        line.append(" ")
+    return line
+
+
+def chosen(selection: Selection, extent: tuple[int, int, int]) -> Text:
+    """Filter, and which rows of how many are visible."""
+    first, last, count = extent
+    line = Text(no_wrap=True, overflow="ellipsis", end="", justify="right")
+    if selection.pattern is not None:
+        line.append(f"/{printable(selection.pattern.pattern)}/", WARN)
+        line.append("  ")
+    line.append(f"{first}-{last} of {count} ")
+    return line
+
+
+def _line(*parts: Text) -> Text:
+    line = Text(" ", no_wrap=True, overflow="ellipsis", end="")
+    line.append_text(Text(_SEPARATOR, DIM).join(parts))
+    return line
