@@ -62,7 +62,8 @@ SNAPSHOT: tuple[Field[Snapshot], ...] = (
         "RELEASE DELAY",
         SECONDS,
         "Seconds from the removal of a memory cgroup to its release.",
-        lambda s: s.release_delays_s,
+        # Where releases cannot be seen, no delays are not the same as none.
+        lambda s: None if s.totals.cgroups_released_total is None else s.release_delays_s,
         "kmemwatch_cgroup_release_delay_seconds",
         HISTOGRAM,
     ),
@@ -105,17 +106,33 @@ def _items(found: dict[str, int] | None) -> Iterable[_Labelled]:
     return () if found is None else sorted(found.items())
 
 
-def _pairs(snapshot: Snapshot) -> Iterable[tuple[Pair, str | None]]:
+_CacheKey = tuple[str, int | None]
+
+
+def _roots(snapshot: Snapshot) -> dict[_CacheKey, str]:
+    """(name, address) of each child cache -> its root cache, under which it is exported.
+
+    Where every memcg has its own `dentry(3:name)`, a label for each would have no bound.
+    """
+    return {(c.name, c.address): c.root for c in snapshot.caches if c.root is not None}
+
+
+def _pairs(snapshot: Snapshot) -> Iterable[tuple[Pair, str | None, str]]:
     paths = {c.id: c.path for c in snapshot.cgroups}
-    return ((pair, paths.get(pair.cgroup_id)) for pair in snapshot.pairs)
+    roots = _roots(snapshot)
+    return ((p, paths.get(p.cgroup_id), roots.get((p.cache, p.cache_address), p.cache)) for p in snapshot.pairs)
 
 
-def _recharges(snapshot: Snapshot) -> Iterable[tuple[RechargePair, str]]:
+def _recharges(snapshot: Snapshot) -> Iterable[tuple[RechargePair, str, str]]:
     known = derived.states(snapshot)
-    return ((p, derived.state_of(p.from_cgroup_id, known)) for p in snapshot.recharges.pairs or ())
+    roots = {name: root for (name, _), root in _roots(snapshot).items()}
+    return (
+        (p, derived.state_of(p.from_cgroup_id, known), roots.get(p.cache, p.cache))
+        for p in snapshot.recharges.pairs or ()
+    )
 
 
-def _first(item: tuple[Any, Any]) -> Any:
+def _first(item: tuple[Any, ...]) -> Any:
     return item[0]
 
 
@@ -184,16 +201,16 @@ METRICS: tuple[MetricTable[Any], ...] = (
         {"root": lambda item: label(item[0])},
         _one("kmemwatch_caches_per_root", COUNT, GAUGE, "Child caches of a root cache."),
     ),
-    MetricTable(lambda s: s.caches, {"cache": lambda c: label(c.name)}, _exported(CACHE)),
+    MetricTable(lambda s: s.caches, {"cache": lambda c: label(c.root or c.name)}, _exported(CACHE)),
     MetricTable(lambda s: s.cgroups, {"cgroup": lambda c: label(c.path)}, _exported(CGROUP)),
     MetricTable(
         _pairs,
-        {"cgroup": lambda item: label(item[1]), "cache": lambda item: label(item[0].cache)},
+        {"cgroup": lambda item: label(item[1]), "cache": lambda item: label(item[2])},
         tuple(f.of(_first) for f in _exported(PAIR)),
     ),
     MetricTable(
         _recharges,
-        {"cache": lambda item: label(item[0].cache), "from_state": lambda item: label(item[1])},
+        {"cache": lambda item: label(item[2]), "from_state": lambda item: label(item[1])},
         tuple(f.of(_first) for f in _exported(RECHARGE)),
     ),
 )
