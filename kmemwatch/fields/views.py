@@ -353,7 +353,7 @@ _pair_figures: tuple[Field[PairRow], ...] = (
 def caches_of(cgroup_id: int) -> View[PairRow]:
     """What one cgroup does in each cache."""
     return View(
-        "caches of a cgroup",
+        "its caches",
         "",
         "",
         (_pair["cache"].of(lambda r: r.pair), *_pair_figures),
@@ -371,7 +371,7 @@ def cgroups_of(cache: tuple[str, int | None]) -> View[PairRow]:
     """Who allocates in one cache."""
     path = Field[PairRow]("cgroup", "CGROUP", TEXT, "", lambda r: r.cgroup, min_width=20)
     return View(
-        "cgroups of a cache",
+        "its cgroups",
         "",
         "",
         (path, *_pair_figures),

@@ -192,9 +192,13 @@ class TopApp(App[None]):
 
     @on(RowTable.Moved)
     def _moved(self, message: RowTable.Moved) -> None:
-        table = self.screen_stack[0].query_one(RowTable)
-        if self._frame is not None:
-            self._main("#chosen").update(status.chosen(self.selection, table.extent))
+        self._draw_chosen()
+
+    def _draw_chosen(self) -> None:
+        main = self.screen_stack[0]
+        typo = main.query_one(Input).has_class("-wrong")
+        text = status.chosen(self.selection, main.query_one(RowTable).extent, typo)
+        self._main("#chosen").update(text)
 
     def _choose(self, selection: Selection) -> None:
         self._selections[self._view] = selection
@@ -269,6 +273,7 @@ class TopApp(App[None]):
             message.input.remove_class("-wrong")
         except UsageError:
             message.input.add_class("-wrong")  # half-typed; the last good one stays
+        self._draw_chosen()
 
     @on(Input.Submitted)
     def _accept(self) -> None:

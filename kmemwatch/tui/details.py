@@ -12,8 +12,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from kmemwatch.fields.base import BYTES, BYTES_PER_S, TEXT, Field
-from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, IdRow, ZombieRow
-from kmemwatch.fields.views import View, caches_of, cgroups_of
+from kmemwatch.fields.derived import dying_for
+from kmemwatch.fields.rows import UNKNOWN_CGROUP, CacheRow, CgroupRow, Frame, IdRow, ZombieRow
+from kmemwatch.fields.views import CGROUPS, ZOMBIES, View, caches_of, cgroups_of
+from kmemwatch.model import DYING
 from kmemwatch.render.cells import fit
 from kmemwatch.render.select import Selection, sort_rows
 from kmemwatch.tui.table import RowTable
@@ -41,20 +43,37 @@ def field_text(field: Field[Any], row: Any) -> str:
     return text
 
 
-def facts(view: View[Any], row: Any, width: int) -> Text:
-    """All fields: long texts on lines of their own, figures in two columns."""
-    long = [f for f in view.fields if f.unit == TEXT and f.width >= 16]
-    short = [f for f in view.fields if f not in long]
+def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], Any]]:
+    """All fields of a row, each with the object it is read from; a dying cgroup has those of both its views."""
+    found = [(field, row) for field in view.fields]
+    if isinstance(row, CgroupRow | ZombieRow):
+        cgroup = row.cgroup
+        if isinstance(row, ZombieRow):
+            other: Any = CgroupRow(cgroup, shown.rates.cgroups.get(cgroup.id, UNKNOWN_CGROUP))
+            found += [(field, other) for field in CGROUPS.fields]
+        elif cgroup.state == DYING:
+            other = ZombieRow(cgroup, *dying_for(cgroup, shown.snapshot))
+            found += [(field, other) for field in ZOMBIES.fields]
+    first: dict[str, tuple[Field[Any], Any]] = {}
+    for field, item in found:
+        first.setdefault(field.key, (field, item))
+    first.pop("age_s", None)  # for files; the age above it says the same
+    return list(first.values())
+
+
+def facts(found: list[tuple[Field[Any], Any]], width: int) -> Text:
+    """Long texts on lines of their own, figures in two columns where there is room."""
+    long = [item for item in found if item[0].unit == TEXT and item[0].width >= 16]
+    short = [item for item in found if item not in long]
     text = Text(no_wrap=True, overflow="crop", end="")
-    for field in long:
-        _fact(text, field, row, width)
+    for item in long:
+        _fact(text, *item, width)
         text.append("\n")
-    half = width // 2 if width >= 60 else width
-    rows = -(-len(short) // (2 if half < width else 1))
+    columns = 2 if width >= 60 else 1
+    rows = -(-len(short) // columns)
     for place in range(rows):
-        _fact(text, short[place], row, half)
-        if half < width and place + rows < len(short):
-            _fact(text, short[place + rows], row, width - half)
+        for item in short[place::rows]:
+            _fact(text, *item, width // columns)
         text.append("\n")
     return text
 
@@ -129,14 +148,15 @@ class DetailsScreen(ModalScreen[None]):
         gone = "  (gone: these are its last figures)" if self._gone else ""
         name = fit(self._view.label(self._row), max(self.size.width - len(gone) - 2, 1), keep_tail=True)
         self.query_one("#details-title", Static).update(Text(f" {name.rstrip()}{gone}", end=""))
-        self.query_one("#details-facts", Static).update(facts(self._view, self._row, max(self.size.width - 2, 20)))
+        found = figures(self._view, self._row, self._frame)
+        self.query_one("#details-facts", Static).update(facts(found, max(self.size.width - 2, 20)))
         table = self.query_one(RowTable)
         part = self.query_one("#details-part", Static)
         part.display = table.display = self._selection is not None
         if self._selection is None:
             return
         view = self._selection.view
-        found = sort_rows(view.rows(self._frame) or [], self._selection.sort, self._selection.reverse)
-        part.update(Text(f"{view.name}: {len(found)}", end=""))
+        rows = sort_rows(view.rows(self._frame) or [], self._selection.sort, self._selection.reverse)
+        part.update(Text(f"{view.name}: {len(rows)}", end=""))
         known = self._frame.snapshot.pairs or view.rows(self._frame)
-        table.put(self._selection, found, view.empty if known else view.missing(self._frame.snapshot))
+        table.put(self._selection, rows, view.empty if known else view.missing(self._frame.snapshot))

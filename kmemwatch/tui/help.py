@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -35,20 +37,21 @@ SIGNS = (
 _NAME_CELLS = 18
 
 
-def help_text(view: View[Any]) -> Text:
-    """Keys first, then the view, then the signs."""
+def help_text(view: View[Any], width: int) -> Text:
+    """Keys first, then the view, then the signs; wrapped under their own column."""
     text = Text(end="")
-    _section(text, "Keys", [*((f"{v.letter}", f"{v.name}: {v.help}") for v in VIEWS), *KEYS])
-    _section(text, f"Columns of {view.name}", [(f.title, f.help) for f in view.columns])
-    _section(text, "Signs", SIGNS)
+    _section(text, "Keys", [*((v.letter, f"{v.name}: {v.help}") for v in VIEWS), *KEYS], width)
+    _section(text, f"Columns of {view.name}", [(f.title, f.help) for f in view.columns], width)
+    _section(text, "Signs", SIGNS, width)
     return text
 
 
-def _section(text: Text, title: str, lines: Any) -> None:
+def _section(text: Text, title: str, lines: Sequence[tuple[str, str]], width: int) -> None:
     text.append(f"{title}\n", "bold underline")
     for name, meaning in lines:
+        wrapped = textwrap.wrap(meaning, max(width - _NAME_CELLS - 2, 20))
         text.append(f"  {name:<{_NAME_CELLS}}", "bold")
-        text.append(f"{meaning}\n")
+        text.append(("\n" + " " * (_NAME_CELLS + 2)).join(wrapped) + "\n")
     text.append("\n")
 
 
@@ -72,8 +75,11 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         yield Static(" kmemwatch top", id="help-title")
         with VerticalScroll():
-            yield Static(help_text(self._view))
+            yield Static(id="help-text")
         yield Static(" Esc:back  up/down:scroll", id="help-keys")
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
+
+    def on_resize(self) -> None:
+        self.query_one("#help-text", Static).update(help_text(self._view, self.size.width - 4))

@@ -88,14 +88,17 @@ def tabs(active: View[object]) -> Text:
     return line
 
 
-def chosen(selection: Selection, extent: tuple[int, int, int]) -> Text:
-    """Filter, and which rows of how many are visible."""
+def chosen(selection: Selection, extent: tuple[int, int, int], typo: bool) -> Text:
+    """Filter, and which rows of how many are visible; `typo`: what is being typed is not a pattern."""
     first, last, count = extent
     line = Text(no_wrap=True, overflow="ellipsis", end="", justify="right")
     if selection.pattern is not None:
         line.append(f"/{printable(selection.pattern.pattern)}/", WARN)
         line.append("  ")
-    line.append(f"{first}-{last} of {count} ")
+    if typo:
+        line.append("not a pattern yet  ", BAD)
+    if count:
+        line.append(f"{first}-{last} of {count} ")
     return line
 
 
