@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The BPF programs in C, shipped as package data; see README.md in this directory."""
+"""The BPF programs, as C source that kmemwatch compiles when it starts."""

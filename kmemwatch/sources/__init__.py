@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where readings come from: compile, attach, read maps; the only package that knows bcc."""
+"""The running kernel as a source of readings and events; the only package that knows bcc, and that only in `loader`."""

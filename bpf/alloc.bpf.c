@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Signals alloc and free: objects per (cache, memcg).
+ *
+ * An allocation belongs to the memcg of the task that makes it, or to the one the task works for (active_memcg). A free
+ * belongs to the memcg that the object is charged to, whoever frees it: most objects die in an RCU callback, where the
+ * current task is anybody. Objects that nobody is charged for are freed under cgroup id 0.
+ *
+ * Sizes are not counted: every object of a cache takes kmem_cache.size bytes.
+ */
+
+struct pair_key {
+	u64 cache;      /* address of the struct kmem_cache */
+	u64 cgroup_id;  /* kernfs id; 0: charged to nobody */
+};
+
+struct pair_value {
+	u64 objects;          /* allocated */
+	u64 account_objects;  /* those of them that were allocated with __GFP_ACCOUNT */
+	u64 freed_objects;    /* freed, of those charged to the memcg */
+};
+
+BPF_PERCPU_HASH(pairs, struct pair_key, struct pair_value, MAX_PAIRS);
+
+/*
+ * [0]: address that the struct page of an object at address 0 would have if the direct map began there; the page of an
+ * object is page_base[0] + object / PAGE_SIZE * sizeof(struct page). Filled in by user space after loading; 0 until
+ * then, and nothing is counted for objects whose cache is found through their page.
+ */
+BPF_ARRAY(page_base, u64, 1);
+
+/*
+ * The first 64 bytes of a struct page, which since Linux kernel commit d122019bf061 ("mm: Split slab into its own type")
+ * (in v5.17) are also described as struct slab. One read of all costs less than two reads of a member each.
+ */
+struct page_words {
+	u64 word[8];
+};
+
+#define WORD(page, member) ((page).word[OFF_##member / 8])
+
+static __always_inline int is_slab(struct page_words *page)
+{
+#ifdef PGTY_SLAB
+	/* Linux kernel commit 4ffca5a96678 ("mm: support only one page_type per page") (in v6.12): type in the high byte. */
+	return (u8)(WORD(*page, page__page_type) >> (8 * (OFF_page__page_type % 8) + 24)) == PGTY_SLAB;
+#else
+	return WORD(*page, page__flags) >> PG_SLAB & 1;
+#endif
+}
+
+struct slab_of {
+	u64 start;  /* address of the first object */
+	u64 cache;
+	u64 owners; /* address of the vector of owners, one entry an object; 0: nobody is charged */
+};
+
+/* 0: found. 1: the object is in no slab (a large kmalloc). 2: not known where pages are. 3: unreadable. */
+static __always_inline int find_slab(u64 object, struct slab_of *slab)
+{
+	int zero = 0;
+	u64 *base = page_base.lookup(&zero);
+	struct page_words page;
+	u64 address;
+
+	if (!base || !*base)
+		return 2;
+	/* Large objects of kvmalloc are elsewhere; only the direct map, in the kernel's half, has slabs. */
+	if (!(object >> 63))
+		return 1;
+	address = *base + object / PAGE_SIZE * PAGE_STRUCT_BYTES;
+	if (bpf_probe_read_kernel(&page, sizeof(page), (void *)address))
+		return 3;
+	if (WORD(page, page__compound_head) & 1) {
+		address = WORD(page, page__compound_head) - 1;
+		if (bpf_probe_read_kernel(&page, sizeof(page), (void *)address))
+			return 3;
+	}
+	if (!is_slab(&page))
+		return 1;
+	slab->start = (address - *base) / PAGE_STRUCT_BYTES * PAGE_SIZE;
+	slab->cache = WORD(page, slab__slab_cache);
+	/* The low bits say what kind of vector it is; allocation failed is a vector of 0. */
+	slab->owners = WORD(page, slab__obj_exts) & ~7ULL;
+	return 0;
+}
+
+/* cgroup id that the object is charged to; 0 when nobody is. */
+static __always_inline u64 object_owner(u64 object, struct slab_of *slab)
+{
+	u64 objcg = 0;
+	u32 size;
+
+	if (!slab->owners)
+		return 0;
+	size = KMW_READ(u32, slab->cache, kmem_cache__size);
+	if (!size)
+		return 0;
+	bpf_probe_read_kernel(&objcg, sizeof(objcg),
+			      (void *)(slab->owners + (object - slab->start) / size * OBJ_EXT_BYTES));
+	if (!objcg)
+		return 0;
+	return css_cgroup_id(KMW_READ(u64, objcg, obj_cgroup__memcg));
+}
+
+static __always_inline struct pair_value *find_pair(u64 cache, u64 cgroup_id, u64 objects)
+{
+	struct pair_key key = {.cache = cache, .cgroup_id = cgroup_id};
+	struct pair_value zero = {}, *value;
+
+	value = pairs.lookup_or_try_init(&key, &zero);
+	if (!value)
+		count_lost(LOST_PAIRS_FULL, objects);
+	return value;
+}
+
+/* The counts are atomic because an interrupt may run the same program on the same CPU in between. */
+static __always_inline int count_alloc(u64 cache, u64 gfp_flags, u64 objects)
+{
+	u64 cgroup_id = current_cgroup_id();
+	struct pair_value *value;
+
+	if (!cgroup_id) {
+		count_lost(LOST_NO_CGROUP, objects);
+		return 0;
+	}
+	value = find_pair(cache, cgroup_id, objects);
+	if (!value)
+		return 0;
+	__sync_fetch_and_add(&value->objects, objects);
+#ifdef GFP_ACCOUNT
+	if (gfp_flags & GFP_ACCOUNT)
+		__sync_fetch_and_add(&value->account_objects, objects);
+#endif
+	return 0;
+}
+
+static __always_inline int count_alloc_object(u64 object, u64 gfp_flags)
+{
+	struct slab_of slab;
+	int error = find_slab(object, &slab);
+
+	if (error >= 2)
+		count_lost(LOST_NO_CACHE, 1);
+	return error ? 0 : count_alloc(slab.cache, gfp_flags, 1);
+}
+
+static __always_inline int count_free(u64 object)
+{
+	struct slab_of slab;
+	struct pair_value *value;
+	int error = find_slab(object, &slab);
+
+	if (error) {
+		if (error >= 2)
+			count_lost(LOST_NO_CACHE, 1);
+		return 0;
+	}
+	value = find_pair(slab.cache, object_owner(object, &slab), 1);
+	if (value)
+		__sync_fetch_and_add(&value->freed_objects, 1);
+	return 0;
+}
+
+/* Bodies: what each hook does with its arguments; plan.py says which hook gets which. */
+
+/* kmem:kmem_cache_alloc since Linux kernel commit 2c1d697fb8ba ("mm/slab_common: drop kmem_alloc & avoid dereferencing
+ * fields when not using") (in v6.1): call_site, object, cache, gfp_flags. */
+#define BODY_alloc_cache_tp(call_site, object, cache, gfp, a4) ((object) ? count_alloc(cache, gfp, 1) : 0)
+/* kmem:kmalloc, and kmem:kmem_cache_alloc before: call_site, object, bytes_req, bytes_alloc, gfp_flags. */
+#define BODY_alloc_object_tp(call_site, object, a2, a3, gfp) count_alloc_object(object, gfp)
+/* kmem_cache_alloc(cache, gfp) and its like. */
+#define BODY_alloc_gfp1(cache, gfp, a2, a3, a4) count_alloc(cache, gfp, 1)
+/* kmem_cache_alloc_lru(cache, lru, gfp) and its like. */
+#define BODY_alloc_gfp2(cache, a1, gfp, a3, a4) count_alloc(cache, gfp, 1)
+/* kmem_cache_alloc_bulk(cache, gfp, size, objects): all or nothing. */
+#define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(cache, gfp, size)
+/* __kmalloc(size, gfp) at return: the object is the return value. */
+#define BODY_kmalloc_return(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
+#define BODY_free_tp(call_site, object, a2, a3, a4) count_free(object)
+#define BODY_free_entry(cache, object, a2, a3, a4) count_free(object)
+#define BODY_kfree_entry(object, a1, a2, a3, a4) count_free(object)
+/* kmem_cache_free_bulk(cache or NULL, size, objects) */
+#define BODY_free_bulk(cache, size, objects, a3, a4) count_free_bulk(size, objects)
+/* rcu:rcu_invoke_kfree_bulk_callback: rcu name, number, objects. */
+#define BODY_free_bulk_tp(name, size, objects, a3, a4) count_free_bulk(size, objects)
+
+/* The kernel's own batches have at most a page of pointers. */
+static __always_inline int count_free_bulk(u64 size, u64 objects)
+{
+	u64 object;
+	int i;
+
+	for (i = 0; i < PAGE_SIZE / 8; i++) {
+		if (i >= size)
+			return 0;
+		object = 0;
+		bpf_probe_read_kernel(&object, sizeof(object), (void *)(objects + i * 8));
+		count_free(object);
+	}
+	count_lost(LOST_NO_CACHE, size - i);
+	return 0;
+}

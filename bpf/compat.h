@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Everything that differs between kernels, decided before compilation: kmemwatch reads the running kernel's BTF and
+ * passes what it found as -D macros. No kernel struct is named or copied here.
+ *
+ *   OFF_struct__member   offset of a member, bytes; absent when the kernel has no such member
+ *   HAVE_*               1 when the kernel has it, else absent
+ *
+ * Which macro belongs to which kernel change is told at its use, with the commit and the first release.
+ */
+
+/* Read one member through a pointer that may be stale: a fault gives 0, never a crash. */
+#define KMW_READ(type, base, member)                                                                                   \
+	({                                                                                                             \
+		type _value = 0;                                                                                       \
+		bpf_probe_read_kernel(&_value, sizeof(_value), (void *)((u64)(base) + OFF_##member));                  \
+		_value;                                                                                                \
+	})
+
+/*
+ * Load a member through a pointer that the verifier knows the type of: one instruction instead of a helper call. In
+ * assembly, because bcc would rewrite a C dereference into a helper call.
+ */
+#define KMW_LOAD(base, offset)                                                                                         \
+	({                                                                                                             \
+		u64 _value;                                                                                            \
+		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(_value) : "r"(base), "i"(offset));                        \
+		_value;                                                                                                \
+	})
+
+/* kernfs id of the directory that a css belongs to: the cgroup id that `stat -c %i` shows; 0 when unreadable. */
+static __always_inline u64 css_cgroup_id(u64 css)
+{
+	u64 cgroup = KMW_READ(u64, css, cgroup_subsys_state__cgroup);
+	u64 kn = KMW_READ(u64, cgroup, cgroup__kn);
+
+	return KMW_READ(u64, kn, kernfs_node__id);
+}
+
+/*
+ * css of the memcg that the current task works for: active_memcg where the kernel charges to somebody else (Linux kernel
+ * commit d46eb14b735b ("fs: fsnotify: account fsnotify metadata to kmemcg") (in v4.19)), else the memcg it is in.
+ */
+#ifdef HAVE_CURRENT_TASK_BTF
+/* The verifier knows the type of the task since Linux kernel commit 3ca1032ab7ab ("bpf: Introduce helper
+ * bpf_get_current_task_btf()") (in v5.11): five loads instead of five helper calls. */
+static __always_inline u64 current_css(void)
+{
+	u64 task = (u64)bpf_get_current_task_btf();
+
+	return KMW_LOAD(KMW_LOAD(task, OFF_task_struct__cgroups), OFF_css_set__subsys + 8 * MEMORY_CGRP_ID);
+}
+
+static __always_inline u64 css_id_by_load(u64 css)
+{
+	u64 cgroup = KMW_LOAD(css, OFF_cgroup_subsys_state__cgroup);
+
+	return KMW_LOAD(KMW_LOAD(cgroup, OFF_cgroup__kn), OFF_kernfs_node__id);
+}
+
+static __always_inline u64 current_cgroup_id(void)
+{
+	u64 task = (u64)bpf_get_current_task_btf();
+	u64 active = KMW_LOAD(task, OFF_task_struct__active_memcg);
+
+	if (active)
+		return css_cgroup_id(active);
+	return css_id_by_load(KMW_LOAD(KMW_LOAD(task, OFF_task_struct__cgroups), OFF_css_set__subsys + 8 * MEMORY_CGRP_ID));
+}
+#else
+static __always_inline u64 current_css(void)
+{
+	u64 css_set = KMW_READ(u64, bpf_get_current_task(), task_struct__cgroups);
+	u64 css = 0;
+
+	bpf_probe_read_kernel(&css, sizeof(css), (void *)(css_set + OFF_css_set__subsys + 8 * MEMORY_CGRP_ID));
+	return css;
+}
+
+static __always_inline u64 current_cgroup_id(void)
+{
+	u64 active = KMW_READ(u64, bpf_get_current_task(), task_struct__active_memcg);
+
+	return css_cgroup_id(active ? active : current_css());
+}
+#endif

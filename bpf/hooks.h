@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A program is a hook with a body: KMW_<kind>(target, body) makes the function that bcc loads and the kernel calls. The
+ * loader writes these lines from the plan. Arguments that a body does not use are not read.
+ */
+#define KMW_RAW_TP(target, body)                                                                                       \
+	int kmw_tp_##target(struct bpf_raw_tracepoint_args *ctx)                                                       \
+	{                                                                                                              \
+		BODY_##body(ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3], ctx->args[4]);                     \
+		return 0;                                                                                              \
+	}
+
+/* KFUNC_PROBE is bcc's, for fentry: it names the function so that bcc knows what to attach to, and gives it `ctx`. */
+#define KMW_FENTRY(target, body)                                                                                       \
+	KFUNC_PROBE(target)                                                                                            \
+	{                                                                                                              \
+		BODY_##body(ctx[0], ctx[1], ctx[2], ctx[3], ctx[4]);                                                   \
+		return 0;                                                                                              \
+	}
+
+/* fexit. The fifth argument of the body is the return value, which follows the `nargs` arguments. */
+#define KMW_FEXIT(target, body, nargs)                                                                                 \
+	KRETFUNC_PROBE(target)                                                                                         \
+	{                                                                                                              \
+		BODY_##body(ctx[0], ctx[1], ctx[2], ctx[3], ctx[nargs]);                                               \
+		return 0;                                                                                              \
+	}
+
+#define KMW_KPROBE(target, body)                                                                                       \
+	int kmw_kp_##target(struct pt_regs *ctx)                                                                       \
+	{                                                                                                              \
+		BODY_##body(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx),            \
+			    PT_REGS_PARM5(ctx));                                                                       \
+		return 0;                                                                                              \
+	}

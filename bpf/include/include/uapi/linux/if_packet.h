@@ -1,0 +1,3 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* bcc brings its own copy; this name must exist. */
+#pragma once

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Signal pins: two programs that no event runs. User space runs them with BPF_PROG_TEST_RUN, and they answer through
+ * maps. That is how memcgs that died before kmemwatch started are found: a removed css stays on the list of its parent's
+ * children until the kernel releases it.
+ */
+
+#define PEEK_BYTES 4096
+
+struct peek_buffer {
+	u8 bytes[PEEK_BYTES];
+};
+
+BPF_F_TABLE("array", int, struct peek_buffer, peek_out, 1, BPF_F_MMAPABLE);
+
+/* Copies args[1] bytes (at most PEEK_BYTES) of kernel memory at args[0] into peek_out; 0, or the error of the read.
+ * Address 0 stands for a pointer to the task that asks. */
+int kmw_tp_peek(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0;
+	struct peek_buffer *out = peek_out.lookup(&zero);
+	u64 bytes = ctx->args[1], task;
+
+	if (!out)
+		return -1;
+	if (!ctx->args[0]) {
+		task = bpf_get_current_task();
+		return bpf_probe_read_kernel(out, sizeof(task), &task);
+	}
+	if (bytes > PEEK_BYTES)
+		bytes = PEEK_BYTES;
+	return bpf_probe_read_kernel(out, bytes, (void *)ctx->args[0]);
+}
+
+/* One memcg as it is in the tree of css. What this kernel lacks stays 0, and decode.py knows it from the macros. */
+struct memcg_record {
+	u64 css;           /* address; the css is the first member of struct mem_cgroup */
+	u64 parent_css;    /* address; 0 for the root */
+	u64 serial_nr;     /* unique for ever, ascending among siblings */
+	u64 cgroup_id;     /* kernfs id */
+	u64 references;    /* css.refcnt, only exact once it is dying */
+	u64 memory_pages;  /* page_counter.usage of each, children included */
+	u64 swap_pages;    /* v2 only: v1 has memory and swap in one counter */
+	u64 kmem_pages;
+	u64 tcpmem_pages;
+	u32 online;        /* 1: the cgroup still has this css; 0: it went offline */
+	s32 kmemcg_id;
+	u64 stats[STATS_MAX]; /* memcg_vmstats.state, children included; units as memory.stat counts inside the kernel */
+	char name[256];    /* kernfs_node.name: last component of the path, NAME_MAX and a NUL */
+};
+
+struct walk_state {
+	u64 css;           /* where the walk stands; in: where to go on, 0 = at the root */
+	u64 serial_nr;     /* in: what `css` must have, else it was freed meanwhile; 0 = not checked */
+	u64 visited;       /* 1: `css` itself has been reported */
+	u64 count;         /* out: records filled */
+	u64 done;          /* out: 1 = whole tree, 2 = `css` was freed, start again */
+};
+
+BPF_F_TABLE("array", int, struct memcg_record, walk_out, WALK_BATCH, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", int, struct walk_state, walk, 1, BPF_F_MMAPABLE);
+
+static __always_inline void record_memcg(u64 css, struct memcg_record *out)
+{
+	u64 cgroup = KMW_READ(u64, css, cgroup_subsys_state__cgroup);
+	u64 kn = KMW_READ(u64, cgroup, cgroup__kn);
+	u64 name = KMW_READ(u64, kn, kernfs_node__name);
+	u64 stats, css_now = 0;
+
+	out->css = css;
+	out->parent_css = KMW_READ(u64, css, cgroup_subsys_state__parent);
+	out->serial_nr = KMW_READ(u64, css, cgroup_subsys_state__serial_nr);
+	out->cgroup_id = KMW_READ(u64, kn, kernfs_node__id);
+	/* offline_css() takes the css out of the cgroup as soon as the controller's css_offline() is done. */
+	bpf_probe_read_kernel(&css_now, sizeof(css_now), (void *)(cgroup + OFF_cgroup__subsys + 8 * MEMORY_CGRP_ID));
+	out->online = css_now == css;
+	out->kmemcg_id = KMW_READ(s32, css, mem_cgroup__kmemcg_id);
+	out->references = 0;
+#ifdef OFF_percpu_ref_data__count
+	/* Linux kernel commit 2b0d3d3e4fcf ("percpu_ref: reduce memory footprint of percpu_ref in fast path") (v5.10). */
+	out->references = KMW_READ(u64, KMW_READ(u64, css, cgroup_subsys_state__refcnt__data), percpu_ref_data__count);
+#endif
+	out->memory_pages = KMW_READ(u64, css, mem_cgroup__memory__usage);
+	out->swap_pages = KMW_READ(u64, css, mem_cgroup__swap__usage);
+	out->kmem_pages = 0;
+	out->tcpmem_pages = 0;
+#ifdef OFF_mem_cgroup__kmem__usage
+	out->kmem_pages = KMW_READ(u64, css, mem_cgroup__kmem__usage);
+#endif
+#ifdef OFF_mem_cgroup__tcpmem__usage
+	out->tcpmem_pages = KMW_READ(u64, css, mem_cgroup__tcpmem__usage);
+#endif
+	stats = css + OFF_mem_cgroup__vmstats;
+#ifdef VMSTATS_POINTER
+	/* Linux kernel commit 410f8e82689e ("memcg: extract memcg_vmstats from struct mem_cgroup") (in v6.0). */
+	stats = KMW_READ(u64, css, mem_cgroup__vmstats) + OFF_memcg_vmstats__state;
+#endif
+	bpf_probe_read_kernel(out->stats, STATS_COUNT * sizeof(u64), (void *)stats);
+	bpf_probe_read_kernel_str(out->name, sizeof(out->name), (void *)name);
+}
+
+/* One edge of the tree, depth first, parents before children. The state lives in the map, so that the verifier, which
+ * follows every path through the loop, sees one state per turn. Returns 1 when there is nothing more to do. */
+static __always_inline int walk_step(struct walk_state *at)
+{
+	u64 css = at->css, next, parent;
+	int index = at->count;
+	struct memcg_record *out;
+
+	if (!at->visited) {
+		out = walk_out.lookup(&index);
+		if (!out)
+			return 1; /* the batch is full */
+		record_memcg(css, out);
+		at->serial_nr = out->serial_nr;
+		at->count = index + 1;
+		at->visited = 1;
+		return 0;
+	}
+	if (at->visited == 1) {
+		next = KMW_READ(u64, css, cgroup_subsys_state__children);
+		if (next && next != css + OFF_cgroup_subsys_state__children) {
+			at->css = next - OFF_cgroup_subsys_state__sibling;
+			at->visited = 0;
+			return 0;
+		}
+	}
+	parent = KMW_READ(u64, css, cgroup_subsys_state__parent);
+	next = KMW_READ(u64, css, cgroup_subsys_state__sibling);
+	if (!parent || !next) {
+		at->done = 1;
+		return 1;
+	}
+	if (next != parent + OFF_cgroup_subsys_state__children) {
+		at->css = next - OFF_cgroup_subsys_state__sibling;
+		at->visited = 0;
+	} else {
+		at->css = parent;
+		at->visited = 2; /* reported, and so are its children */
+	}
+	return 0;
+}
+
+/*
+ * Reports up to WALK_BATCH memcgs from where `walk` stands. Runs under rcu_read_lock(), so within one run no css is
+ * freed; between runs the one we stand on may be, which its serial number tells.
+ */
+int kmw_tp_walk(struct bpf_raw_tracepoint_args *ctx)
+{
+	int zero = 0, i;
+	struct walk_state *at = walk.lookup(&zero);
+	u64 parent;
+
+	if (!at)
+		return -1;
+	at->count = 0;
+	at->done = 0;
+	if (!at->css) {
+		at->css = current_css();
+		at->visited = 0;
+		for (i = 0; i < 64; i++) {
+			parent = KMW_READ(u64, at->css, cgroup_subsys_state__parent);
+			if (!parent)
+				break;
+			at->css = parent;
+		}
+	} else if (at->serial_nr != KMW_READ(u64, at->css, cgroup_subsys_state__serial_nr)) {
+		at->done = 2;
+		return 0;
+	}
+	for (i = 0; i < WALK_STEPS; i++) {
+		if (walk_step(at))
+			break;
+	}
+	return 0;
+}

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Offsets, sizes and enum values of the running kernel, from its BTF (BPF Type Format).
+
+The kernel's own description of its types replaces headers: nothing here, and nothing in the BPF programs, carries a
+copy of a kernel struct.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from kmemwatch.errors import UnsupportedError
+from kmemwatch.kernel import libbpf
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+_KIND_PTR, _KIND_ARRAY, _KIND_STRUCT, _KIND_UNION, _KIND_ENUM = 2, 3, 4, 5, 6
+_KIND_TYPEDEF, _KIND_VOLATILE, _KIND_CONST, _KIND_RESTRICT = 8, 9, 10, 11
+_KIND_FUNC, _KIND_FUNC_PROTO, _KIND_TYPE_TAG, _KIND_ENUM64 = 12, 13, 18, 19
+_QUALIFIERS = (_KIND_TYPEDEF, _KIND_VOLATILE, _KIND_CONST, _KIND_RESTRICT, _KIND_TYPE_TAG)
+_AGGREGATES = (_KIND_STRUCT, _KIND_UNION)
+
+
+class _Type(ctypes.Structure):
+    """``struct btf_type``; what follows it in memory depends on its kind."""
+
+    _fields_ = (("name_off", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size_or_type", ctypes.c_uint32))
+
+    @property
+    def kind(self) -> int:
+        return (int(self.info) >> 24) & 0x1F
+
+    @property
+    def vlen(self) -> int:
+        return int(self.info) & 0xFFFF
+
+    @property
+    def bitfields(self) -> bool:
+        return bool(int(self.info) >> 31)
+
+
+class _Member(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32))
+
+
+class _Array(ctypes.Structure):
+    _fields_ = (("type", ctypes.c_uint32), ("index_type", ctypes.c_uint32), ("nelems", ctypes.c_uint32))
+
+
+class _Param(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32))
+
+
+class _Enum(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("val", ctypes.c_int32))
+
+
+class _Enum64(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("lo", ctypes.c_uint32), ("hi", ctypes.c_uint32))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where a member is."""
+
+    offset_bytes: int
+    size_bytes: int
+    elements: int | None
+    """Length of an array member; None for anything else."""
+    pointer: bool
+    """The member is a pointer, not the thing itself."""
+
+
+class Btf:
+    """Type information of one kernel. Use as a context manager: it holds some 6 MB of C memory."""
+
+    def __init__(self, path: Path = VMLINUX) -> None:
+        """Read BTF from `path`. Raises UnsupportedError when the kernel has none."""
+        self._lib = libbpf.library()
+        if not path.exists():
+            raise UnsupportedError(
+                f"{path}: this kernel has no BTF type information",
+                hint="kmemwatch needs a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            )
+        self._btf = self._lib.btf__parse(str(path).encode(), None)
+        if not self._btf:
+            raise UnsupportedError(f"{path}: {libbpf.error_text(ctypes.get_errno())}: BTF cannot be read")
+        self._ids: dict[tuple[str, int], int | None] = {}
+
+    def __enter__(self) -> Btf:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the C memory; the object must not be used afterwards."""
+        if self._btf:
+            self._lib.btf__free(self._btf)
+            self._btf = None
+
+    def has_struct(self, name: str) -> bool:
+        """The kernel has ``struct name``."""
+        return self._find(name, _KIND_STRUCT) is not None
+
+    def function_id(self, name: str) -> int | None:
+        """BTF id of a function; None when BTF does not know it."""
+        return self._find(name, _KIND_FUNC)
+
+    def size(self, struct: str) -> int | None:
+        """``sizeof(struct ...)`` in bytes; None when there is no such struct."""
+        found = self._find(struct, _KIND_STRUCT)
+        return None if found is None else self._type(found)[0].size_or_type
+
+    def field(self, struct: str, path: str) -> Field | None:
+        """Member `path` ("a.b.c", anonymous structs left out) of ``struct``; None when there is none."""
+        type_id = self._find(struct, _KIND_STRUCT)
+        offset_bits = 0
+        for name in path.split("."):
+            if type_id is None:
+                return None
+            member = self._member(self._strip(type_id), name)
+            if member is None:
+                return None
+            offset_bits += member[0]
+            type_id = member[1]
+        assert type_id is not None
+        if offset_bits % 8:
+            return None  # a bit field: no byte address to read from
+        kind, address = self._type_of(self._strip(type_id))
+        elements = None
+        if kind == _KIND_ARRAY:
+            elements = int(_Array.from_address(address + ctypes.sizeof(_Type)).nelems)
+        size = int(self._lib.btf__resolve_size(self._btf, type_id))
+        return Field(offset_bits // 8, size, elements, kind == _KIND_PTR)
+
+    def function_args(self, name: str) -> tuple[str, ...] | None:
+        """Argument types of a function, for example ``("kmem_cache *", "gfp_t")``; None when it is not in BTF."""
+        found = self._find(name, _KIND_FUNC)
+        if found is None:
+            return None
+        return self._args(self._type(found)[0].size_or_type)
+
+    def tracepoint_args(self, name: str) -> tuple[str, ...] | None:
+        """Types of what a raw tracepoint program finds in ``ctx->args``; None when there is no such tracepoint."""
+        # Every tracepoint has a typedef of the prototype of its probe, whose first argument is the probe's own data.
+        found = self._find(f"btf_trace_{name}", _KIND_TYPEDEF)
+        if found is None:
+            return None
+        pointer, _ = self._type(self._strip(found))
+        return self._args(pointer.size_or_type)[1:]
+
+    def _args(self, proto_id: int) -> tuple[str, ...]:
+        head, address = self._type(proto_id)
+        assert head.kind == _KIND_FUNC_PROTO
+        first = address + ctypes.sizeof(_Type)
+        params = [_Param.from_address(first + i * ctypes.sizeof(_Param)) for i in range(head.vlen)]
+        return tuple(self._spell(param.type) for param in params)
+
+    def _spell(self, type_id: int) -> str:
+        """A type as C spells it, without struct, const and volatile."""
+        if type_id == 0:
+            return "void"
+        head, _ = self._type(type_id)
+        if head.kind == _KIND_PTR:
+            return f"{self._spell(head.size_or_type)} *"
+        if head.kind in (_KIND_CONST, _KIND_VOLATILE, _KIND_RESTRICT, _KIND_TYPE_TAG):
+            return self._spell(head.size_or_type)
+        return self._name(head.name_off) or "(unnamed)"
+
+    def enum_value(self, enum: str, constant: str) -> int | None:
+        """Value of `constant` of ``enum``; None when either does not exist."""
+        return self.enum_values(enum).get(constant)
+
+    def enum_values(self, enum: str) -> dict[str, int]:
+        """All constants of ``enum``; empty when there is no such enum."""
+        for kind, entry in ((_KIND_ENUM, _Enum), (_KIND_ENUM64, _Enum64)):
+            found = self._find(enum, kind)
+            if found is not None:
+                return dict(self._constants(found, entry))
+        return {}
+
+    def _constants(self, type_id: int, entry: type[_Enum] | type[_Enum64]) -> Iterator[tuple[str, int]]:
+        head, address = self._type(type_id)
+        for index in range(head.vlen):
+            item = entry.from_address(address + ctypes.sizeof(_Type) + index * ctypes.sizeof(entry))
+            yield self._name(item.name_off), item.val if isinstance(item, _Enum) else item.hi << 32 | item.lo
+
+    def _find(self, name: str, kind: int) -> int | None:
+        key = (name, kind)
+        if key not in self._ids:
+            found = self._lib.btf__find_by_name_kind(self._btf, name.encode(), kind)
+            self._ids[key] = found if found > 0 else None
+        return self._ids[key]
+
+    def _type(self, type_id: int) -> tuple[_Type, int]:
+        address = self._lib.btf__type_by_id(self._btf, type_id)
+        return _Type.from_address(address), address
+
+    def _type_of(self, type_id: int) -> tuple[int, int]:
+        head, address = self._type(type_id)
+        return head.kind, address
+
+    def _strip(self, type_id: int) -> int:
+        while True:
+            head, _ = self._type(type_id)
+            if head.kind not in _QUALIFIERS:
+                return type_id
+            type_id = head.size_or_type
+
+    def _member(self, type_id: int, name: str) -> tuple[int, int] | None:
+        """(offset in bits, type id) of a member, looking into anonymous structs and unions."""
+        head, address = self._type(type_id)
+        if head.kind not in _AGGREGATES:
+            return None
+        for index in range(head.vlen):
+            member = _Member.from_address(address + ctypes.sizeof(_Type) + index * ctypes.sizeof(_Member))
+            offset_bits = member.offset & 0xFFFFFF if head.bitfields else member.offset
+            if member.name_off == 0:
+                inner = self._member(self._strip(member.type), name)
+                if inner is not None:
+                    return offset_bits + inner[0], inner[1]
+            elif self._name(member.name_off) == name:
+                return offset_bits, member.type
+        return None
+
+    def _name(self, offset: int) -> str:
+        text: bytes | None = self._lib.btf__name_by_offset(self._btf, offset)
+        return text.decode() if text else ""
+
+
+def find_anonymous_constant(constant: str, family: str, path: Path = VMLINUX) -> int | None:
+    """Value of `constant` in an enum without a name whose constants all begin with `family`; None when absent.
+
+    libbpf finds types by name only, and walking 100,000 types through ctypes takes longer than start-up may: so look
+    for the entry's own bytes, and believe it only beside an entry of the same family with the value before it.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    header_bytes, type_off, type_len, str_off, str_len = _HEADER.unpack_from(raw)
+    types = raw[header_bytes + type_off : header_bytes + type_off + type_len]
+    names = raw[header_bytes + str_off : header_bytes + str_off + str_len]
+    name_off = names.find(b"\0" + constant.encode() + b"\0") + 1
+    if name_off == 0:
+        return None
+    at = types.find(name_off.to_bytes(4, "little"), 8)
+    while at >= 0:
+        before_name, before_value, _, value = _TWO_ENTRIES.unpack_from(types, at - 8)
+        if at % 4 == 0 and value == before_value + 1 and names[before_name:].startswith(family.encode()):
+            return int(value)
+        at = types.find(name_off.to_bytes(4, "little"), at + 1)
+    return None
+
+
+_HEADER = struct.Struct("<4xIIIII")
+"""``struct btf_header`` from hdr_len on."""
+_TWO_ENTRIES = struct.Struct("<IiIi")

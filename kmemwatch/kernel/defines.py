@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Facts -> the -D macros that bpf/ is compiled with, and what a file of bpf/ cannot do without. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kmemwatch.kernel.facts import Facts
+
+MAX_PAIRS = 65_536
+"""(cache, memcg) pairs that are counted at once; the pairs of released memcgs are removed."""
+MAX_CGROUPS = 65_536
+"""Memcgs whose charges are counted at once: the kernel has 65,535 memcg ids."""
+RING_BYTES = 4 << 20
+"""Lifecycle events: 10,000 onlines and their ends, about two seconds of the fastest churn that was measured."""
+WALK_BATCH = 32
+WALK_STEPS = 96
+"""Edges per run of the walk: a leaf takes three."""
+STATS_MAX = 64
+
+_CURRENT = ("task_struct__cgroups", "task_struct__active_memcg", "css_set__subsys", "MEMORY_CGRP_ID")
+_CSS_ID = ("cgroup_subsys_state__cgroup", "cgroup__kn", "kernfs_node__id")
+_SLAB = ("page__compound_head", "slab__slab_cache", "slab__obj_exts", "obj_cgroup__memcg", "kmem_cache__size")
+
+_REQUIRED: Mapping[str, tuple[str, ...]] = {
+    "alloc.bpf.c": (*_CURRENT, *_CSS_ID, *_SLAB, "SLAB_MARK", "PAGE_STRUCT_BYTES", "OBJ_EXT_BYTES"),
+    "charge.bpf.c": _CSS_ID,
+    "lifecycle.bpf.c": (
+        *_CSS_ID,
+        "kernfs_node__name",
+        "cgroup_subsys_state__parent",
+        "cgroup__root",
+        "cgroup__self",
+        "cgroup__subsys",
+        "cgroup_root__hierarchy_id",
+        "MEMORY_CGRP_ID",
+    ),
+    "peek.bpf.c": (
+        *_CURRENT,
+        *_CSS_ID,
+        "kernfs_node__name",
+        "cgroup__subsys",
+        "cgroup_subsys_state__parent",
+        "cgroup_subsys_state__serial_nr",
+        "cgroup_subsys_state__children",
+        "cgroup_subsys_state__sibling",
+        "mem_cgroup__memory__usage",
+        "mem_cgroup__swap__usage",
+        "mem_cgroup__kmemcg_id",
+        "mem_cgroup__vmstats",
+        "STATS_COUNT",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Defines:
+    values: Mapping[str, int]
+    """Macro -> value."""
+
+    def cflags(self) -> list[str]:
+        """For the compiler."""
+        return [f"-D{name}={value}" for name, value in sorted(self.values.items())]
+
+    def lacking(self, source: str) -> str | None:
+        """Why `source` cannot be compiled for this kernel; None when it can."""
+        for name in _REQUIRED[source]:
+            if name == "SLAB_MARK":
+                if not {"PG_SLAB", "PGTY_SLAB"} & self.values.keys():
+                    return "BTF does not tell how a page is marked as slab (PG_slab or PGTY_slab)"
+            elif name not in self.values and f"OFF_{name}" not in self.values:
+                return f"BTF has no {name.replace('__', '.')}"
+        return None
+
+
+def defines(facts: Facts) -> Defines:
+    """All macros that the facts give; what the kernel lacks is absent."""
+    values = {f"OFF_{name}": offset for name, offset in facts.offsets.items()}
+    values |= {
+        "MAX_PAIRS": MAX_PAIRS,
+        "MAX_CGROUPS": MAX_CGROUPS,
+        "RING_PAGES": RING_BYTES // facts.page_bytes,
+        "WALK_BATCH": WALK_BATCH,
+        "WALK_STEPS": WALK_STEPS,
+        "STATS_MAX": STATS_MAX,
+        "KMW_PAGE_BYTES": facts.page_bytes,
+    }
+    optional = {
+        "MEMORY_CGRP_ID": facts.enums.get("cgroup_subsys_id", {}).get("memory_cgrp_id"),
+        "MEMCG_KMEM": facts.enums.get("memcg_stat_item", {}).get("MEMCG_KMEM"),
+        "GFP_ACCOUNT": facts.gfp_account,
+        "PAGE_STRUCT_BYTES": facts.sizes.get("page"),
+        # Before struct slabobj_ext, the vector had plain pointers.
+        "OBJ_EXT_BYTES": facts.sizes.get("slabobj_ext", 8),
+        "STATS_COUNT": min(facts.sizes["vmstats_elements"], STATS_MAX) if "vmstats_elements" in facts.sizes else None,
+        "MEMORY_HIERARCHY_ID": facts.hierarchy["hierarchy_id"] if facts.hierarchy else None,
+        **_slab_mark(facts),
+    }
+    values |= {name: int(value) for name, value in optional.items() if value is not None}  # type: ignore[call-overload]
+    if facts.current_task_btf:
+        values["HAVE_CURRENT_TASK_BTF"] = 1
+    if facts.sizes.get("vmstats_pointer"):
+        values["VMSTATS_POINTER"] = 1
+    elif "memcg_vmstats__state" in facts.offsets and "mem_cgroup__vmstats" in facts.offsets:
+        # Embedded, v5.13 to v5.19: one offset leads to the array.
+        values["OFF_mem_cgroup__vmstats"] += facts.offsets["memcg_vmstats__state"]
+    return Defines(values)
+
+
+def _slab_mark(facts: Facts) -> dict[str, int | None]:
+    """A slab page is marked by a page type (v6.12), or by a page flag (before v6.10)."""
+    if "PGTY_slab" in facts.enums.get("pagetype", {}):
+        return {"PGTY_SLAB": facts.enums["pagetype"]["PGTY_slab"]}
+    return {"PG_SLAB": facts.enums.get("pageflags", {}).get("PG_slab")}

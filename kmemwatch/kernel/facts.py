@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Facts about the running kernel and our privileges: only looked up, nothing is loaded or decided here.
+
+A fact is True, False, a value, or None = could not be checked, which is not the same as False.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import resource
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from kmemwatch.errors import UnsupportedError
+from kmemwatch.kernel import btf as btf_module
+from kmemwatch.kernel import cgroupfs, layout, symbols, trial
+from kmemwatch.kernel.btf import Btf
+
+LOCKDOWN = Path("/sys/kernel/security/lockdown")
+KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
+TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
+BPFFS = Path("/sys/fs/bpf")
+
+CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
+
+TRACEPOINTS = (
+    "kmem_cache_alloc",
+    "kmem_cache_alloc_node",
+    "kmem_cache_free",
+    "kmalloc",
+    "kmalloc_node",
+    "kfree",
+    "mod_memcg_state",
+    "cgroup_mkdir",
+    "cgroup_rmdir",
+    "cgroup_release",
+    "rcu_invoke_kfree_bulk_callback",
+)
+
+_KMEM_CACHE = (
+    "kmem_cache_alloc",
+    "kmem_cache_alloc_lru",
+    "kmem_cache_alloc_node",
+    "kmem_cache_alloc_trace",
+    "kmem_cache_alloc_node_trace",
+    "kmem_cache_alloc_bulk",
+    "kmalloc_trace",
+    "kmalloc_node_trace",
+    "__kmem_cache_alloc_node",
+    "__kmalloc_cache",
+    "__kmalloc_cache_node",
+    "__kmalloc",
+    "__kmalloc_node",
+    "__kmalloc_track_caller",
+    "__kmalloc_node_track_caller",
+)
+
+FUNCTIONS = (
+    *_KMEM_CACHE,
+    # Linux kernel commit 7bd230a26648 ("mm/slab: enable slab allocation tagging for kmalloc and friends") (in v6.10).
+    *(f"{name}_noprof" for name in _KMEM_CACHE),
+    "kmem_cache_free",
+    "kfree",
+    "kmem_cache_free_bulk",
+    "__mod_memcg_state",
+    "mod_memcg_state",
+    "memcg_account_kmem",
+    "__memcg_kmem_charge",
+    "__memcg_kmem_uncharge",
+    "memcg_charge_kmem",
+    "memcg_uncharge_kmem",
+    "mem_cgroup_css_online",
+    "mem_cgroup_css_offline",
+    "mem_cgroup_css_released",
+    "mem_cgroup_css_free",
+    "__memcg_kmem_recharge_slab",
+    "__memcg_kmem_get_cache",
+    "memcg_kmem_get_cache",
+    "memcg_create_kmem_cache",
+    "obj_cgroup_charge",
+    "obj_cgroup_release",
+    "bpf_trampoline_link_prog",
+)
+
+DATA_SYMBOLS = ("slab_caches", "page_offset_base", "vmemmap_base", "mem_cgroup_stats_index", "_text")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found; can be written to JSON and read back, so that `plan` is tested with other hosts' facts."""
+
+    release: str
+    arch: str
+    page_bytes: int
+    cpus: int
+    privileged: bool | None
+    """We may load tracing programs: CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN."""
+    lockdown: str | None
+    kprobes: bool | None
+    """The kernel has the kprobe PMU, which drops a probe with its file descriptor."""
+    tracefs: str | None
+    """Where it is mounted; None when it is not."""
+    bpffs: bool
+    btf: bool | None
+    hierarchy: Mapping[str, object] | None
+    """`cgroupfs.Hierarchy` as a dict."""
+    symbols: Mapping[str, int] | None
+    """Address of those of FUNCTIONS and DATA_SYMBOLS that /proc/kallsyms has; 0 where it is hidden."""
+    fentry: bool | None = None
+    """A trial program of type fentry loads; see `fentry_why`."""
+    fentry_why: str | None = None
+    function_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Functions of FUNCTIONS that BTF knows, with their argument types."""
+    tracepoint_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    offsets: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    enums: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    current_task_btf: bool | None = None
+    """The helper bpf_get_current_task_btf() exists."""
+    gfp_account: int | None = None
+    """Value of __GFP_ACCOUNT."""
+
+    def to_json(self) -> str:
+        """Stable JSON text."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Facts:
+        """Inverse of `to_json`."""
+        raw = json.loads(text)
+        for key in ("function_args", "tracepoint_args"):
+            raw[key] = {name: tuple(args) for name, args in raw[key].items()}
+        return Facts(**raw)
+
+
+def gather() -> Facts:
+    """Look at this host. Never raises for what the host lacks: that is a fact, too."""
+    hierarchy = cgroupfs.find_memory()
+    addresses = symbols.addresses((*FUNCTIONS, *DATA_SYMBOLS))
+    tracefs = next((path for path in TRACEFS if (path / "events").is_dir()), None)
+    return Facts(
+        release=platform.release(),
+        arch=platform.machine(),
+        page_bytes=resource.getpagesize(),
+        cpus=os.cpu_count() or 1,
+        privileged=_privileged(),
+        lockdown=_lockdown(),
+        kprobes=KPROBE_PMU.is_dir() if KPROBE_PMU.parent.is_dir() else None,
+        tracefs=str(tracefs) if tracefs else None,
+        bpffs=_is_mounted(BPFFS, "bpf"),
+        hierarchy=None if hierarchy is None else {name: getattr(hierarchy, name) for name in hierarchy.__slots__},
+        symbols=addresses,
+        **_btf_facts(tracefs),
+    )
+
+
+def _btf_facts(tracefs: Path | None) -> dict[str, object]:
+    try:
+        btf = Btf()
+    except UnsupportedError:
+        return {"btf": False}
+    with btf:
+        functions = {name: btf.function_args(name) for name in FUNCTIONS}
+        tracepoints = {name: btf.tracepoint_args(name) for name in TRACEPOINTS}
+        return {
+            "btf": True,
+            "function_args": {name: args for name, args in functions.items() if args is not None},
+            "tracepoint_args": {name: args for name, args in tracepoints.items() if args is not None},
+            "offsets": layout.read_offsets(btf),
+            "sizes": layout.read_sizes(btf),
+            "enums": {name: btf.enum_values(name) for name in layout.ENUMS},
+            "current_task_btf": btf.enum_value("bpf_func_id", "BPF_FUNC_get_current_task_btf") is not None,
+            "gfp_account": _gfp_account(tracefs),
+            **dict(zip(("fentry", "fentry_why"), trial.fentry(btf), strict=True)),
+        }
+
+
+def _privileged() -> bool | None:
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    if match is None:
+        return None
+    effective = int(match[1], 16)
+    has = [bool(effective >> cap & 1) for cap in (CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF)]
+    return has[0] or (has[1] and has[2])
+
+
+def _lockdown(path: Path = LOCKDOWN) -> str | None:
+    """``none``, ``integrity``, ``confidentiality``; None when securityfs is not there to tell."""
+    try:
+        match = re.search(r"\[(\w+)\]", path.read_text())
+    except OSError:
+        return None
+    return match[1] if match else None
+
+
+def _is_mounted(path: Path, kind: str) -> bool:
+    try:
+        lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return False
+    return any(line.split(" ")[1:3] == [str(path), kind] for line in lines)
+
+
+def _gfp_account(tracefs: Path | None) -> int | None:
+    """__GFP_ACCOUNT is a macro; its bit is an enum since commit 772dd0342727 ("mm: enumerate all gfp flags") (v6.10)."""
+    bit = btf_module.find_anonymous_constant("___GFP_ACCOUNT_BIT", "___GFP_")
+    if bit is not None:
+        return 1 << bit
+    if tracefs is None:
+        return None
+    try:
+        text = (tracefs / "events/kmem/kmalloc/format").read_text()
+    except OSError:
+        return None
+    # What the format file prints is C after the preprocessor, for example {( unsigned long)((( gfp_t)0x400000u)), "..."}
+    match = re.search(r'\{([^{}]*),\s*"__GFP_ACCOUNT"', text)
+    number = re.search(r"0x([0-9a-f]+)u", match[1]) if match else None
+    return int(number[1], 16) if number else None

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which kernel members the BPF programs read, under which macro, and where they were on older kernels.
+
+``OFF_<name>`` in bpf/ is the offset of the first alternative that this kernel has. Later alternatives are older
+layouts; the commit that moved the member stands beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from kmemwatch.kernel.btf import Btf
+
+MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "task_struct__cgroups": (("task_struct", "cgroups"),),
+    "task_struct__active_memcg": (("task_struct", "active_memcg"),),
+    "task_struct__files": (("task_struct", "files"),),
+    "css_set__subsys": (("css_set", "subsys"),),
+    "cgroup__kn": (("cgroup", "kn"),),
+    "cgroup__root": (("cgroup", "root"),),
+    "cgroup__self": (("cgroup", "self"),),
+    "cgroup__subsys": (("cgroup", "subsys"),),
+    "cgroup_root__hierarchy_id": (("cgroup_root", "hierarchy_id"),),
+    "cgroup_subsys_state__cgroup": (("cgroup_subsys_state", "cgroup"),),
+    "cgroup_subsys_state__parent": (("cgroup_subsys_state", "parent"),),
+    "cgroup_subsys_state__serial_nr": (("cgroup_subsys_state", "serial_nr"),),
+    "cgroup_subsys_state__children": (("cgroup_subsys_state", "children"),),
+    "cgroup_subsys_state__sibling": (("cgroup_subsys_state", "sibling"),),
+    "cgroup_subsys_state__refcnt__data": (("cgroup_subsys_state", "refcnt.data"),),
+    "percpu_ref_data__count": (("percpu_ref_data", "count"),),
+    "kernfs_node__id": (("kernfs_node", "id"),),
+    "kernfs_node__name": (("kernfs_node", "name"),),
+    "mem_cgroup__memory__usage": (("mem_cgroup", "memory.usage"),),
+    "mem_cgroup__swap__usage": (("mem_cgroup", "swap.usage"),),
+    "mem_cgroup__memsw__usage": (("mem_cgroup", "memsw.usage"),),
+    "mem_cgroup__kmem__usage": (("mem_cgroup", "kmem.usage"),),
+    "mem_cgroup__tcpmem__usage": (("mem_cgroup", "tcpmem.usage"),),
+    "mem_cgroup__kmemcg_id": (("mem_cgroup", "kmemcg_id"),),
+    # A pointer since commit 410f8e82689e ("memcg: extract memcg_vmstats from struct mem_cgroup") (in v6.0); a plain
+    # array before commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13).
+    "mem_cgroup__vmstats": (("mem_cgroup", "vmstats"),),
+    "memcg_vmstats__state": (("memcg_vmstats", "state"),),
+    "kmem_cache__name": (("kmem_cache", "name"),),
+    "kmem_cache__size": (("kmem_cache", "size"),),
+    "kmem_cache__flags": (("kmem_cache", "flags"),),
+    "kmem_cache__list": (("kmem_cache", "list"),),
+    "kmem_cache__node": (("kmem_cache", "node"),),
+    "kmem_cache_node__partial": (("kmem_cache_node", "partial"),),
+    "page__flags": (("page", "flags"),),
+    "page__page_type": (("page", "page_type"),),
+    "page__compound_head": (("page", "compound_head"),),
+    # Commit d122019bf061 ("mm: Split slab into its own type") (in v5.17); members of struct page before.
+    "slab__slab_cache": (("slab", "slab_cache"), ("page", "slab_cache")),
+    "slab__slab_list": (("slab", "slab_list"), ("page", "slab_list")),
+    "slab__freelist": (("slab", "freelist"), ("page", "freelist")),
+    # Commit 21c690a349ba ("mm: introduce slabobj_ext to support slab object extensions") (in v6.10); memcg_data since
+    # commit bcfe06bf2622 ("mm: memcontrol: Use helpers to read page's memcg data") (in v5.11); obj_cgroups before.
+    "slab__obj_exts": (("slab", "obj_exts"), ("slab", "memcg_data"), ("page", "memcg_data"), ("page", "obj_cgroups")),
+    "obj_cgroup__memcg": (("obj_cgroup", "memcg"),),
+    "files_struct__fdt": (("files_struct", "fdt"),),
+    "fdtable__fd": (("fdtable", "fd"),),
+    "file__private_data": (("file", "private_data"),),
+    "socket__sk": (("socket", "sk"),),
+    "sock__skc_prot": (("sock", "__sk_common.skc_prot"),),
+    "proto__slab": (("proto", "slab"),),
+}
+
+ENUMS = ("cgroup_subsys_id", "memcg_stat_item", "node_stat_item", "pageflags", "pagetype", "_slab_flag_bits")
+"""Enums whose constants the facts keep; absent ones are kept as empty."""
+
+
+def read_offsets(btf: Btf) -> dict[str, int]:
+    """Macro name without ``OFF_`` -> offset in bytes, for every member that this kernel has."""
+    found = {}
+    for macro, alternatives in MEMBERS.items():
+        for struct, path in alternatives:
+            member = btf.field(struct, path)
+            if member is not None:
+                found[macro] = member.offset_bytes
+                break
+    return found
+
+
+def read_sizes(btf: Btf) -> dict[str, int]:
+    """Sizes in bytes and lengths in elements that the programs need; absent where the kernel lacks the type."""
+    found = {}
+    for struct in ("page", "slabobj_ext"):
+        size = btf.size(struct)
+        if size is not None:
+            found[struct] = size
+    vmstats = btf.field("mem_cgroup", "vmstats")
+    if vmstats is not None:
+        found["vmstats_pointer"] = int(vmstats.pointer)
+        state = btf.field("memcg_vmstats", "state")
+        elements = state.elements if state is not None else vmstats.elements
+        if elements is not None:
+            found["vmstats_elements"] = elements
+    node = btf.field("kmem_cache", "node")
+    if node is not None and node.elements is not None:
+        found["kmem_cache_nodes"] = node.elements
+    return found

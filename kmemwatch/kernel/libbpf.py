@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""libbpf through ctypes: loaded once, with argument types, errors as errno numbers."""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+from functools import lru_cache
+
+from kmemwatch.errors import UnsupportedError
+
+_SONAMES = ("libbpf.so.1", "libbpf.so.0")
+
+_P = ctypes.c_void_p
+_INT = ctypes.c_int
+_U32 = ctypes.c_uint32
+_STR = ctypes.c_char_p
+
+RING_SAMPLE_FN = ctypes.CFUNCTYPE(_INT, _P, _P, ctypes.c_size_t)
+
+_PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
+    "btf__parse": (_P, (_STR, _P)),
+    "btf__free": (None, (_P,)),
+    "btf__find_by_name_kind": (ctypes.c_int32, (_P, _STR, _U32)),
+    "btf__type_by_id": (_P, (_P, _U32)),
+    "btf__name_by_offset": (_STR, (_P, _U32)),
+    "btf__resolve_size": (ctypes.c_int64, (_P, _U32)),
+    "bpf_map_lookup_elem": (_INT, (_INT, _P, _P)),
+    "bpf_map_update_elem": (_INT, (_INT, _P, _P, ctypes.c_uint64)),
+    "bpf_map_delete_elem": (_INT, (_INT, _P)),
+    "bpf_map_get_next_key": (_INT, (_INT, _P, _P)),
+    "bpf_map_lookup_batch": (_INT, (_INT, _P, _P, _P, _P, _P, _P)),
+    "bpf_prog_test_run_opts": (_INT, (_INT, _P)),
+    "bpf_prog_load": (_INT, (_INT, _STR, _STR, _STR, ctypes.c_size_t, _P)),
+    "bpf_obj_get_info_by_fd": (_INT, (_INT, _P, _P)),
+    "ring_buffer__new": (_P, (_INT, RING_SAMPLE_FN, _P, _P)),
+    "ring_buffer__poll": (_INT, (_P, _INT)),
+    "ring_buffer__consume": (_INT, (_P,)),
+    "ring_buffer__epoll_fd": (_INT, (_P,)),
+    "ring_buffer__free": (None, (_P,)),
+    "libbpf_num_possible_cpus": (_INT, ()),
+    "libbpf_set_print": (_P, (_P,)),
+    "libbpf_set_strict_mode": (_INT, (_INT,)),
+}
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL:
+    """The shared library of the distribution. Raises UnsupportedError when it is not installed."""
+    for soname in _SONAMES:
+        try:
+            lib = ctypes.CDLL(soname, use_errno=True)
+        except OSError:
+            continue
+        for name, (restype, argtypes) in _PROTOTYPES.items():
+            try:
+                function = getattr(lib, name)
+            except AttributeError:  # an older libbpf; its users test with hasattr
+                continue
+            function.restype = restype
+            function.argtypes = argtypes
+        # Without this, libbpf 0.x answers with -errno in pointers and 1.x with NULL.
+        if soname.endswith(".0") and hasattr(lib, "libbpf_set_strict_mode"):
+            lib.libbpf_set_strict_mode(0xFFFFFFFF)
+        lib.libbpf_set_print(None)  # our errors carry the reason; libbpf would write to stderr itself
+        return lib
+    raise UnsupportedError(
+        f"libbpf: none of {', '.join(_SONAMES)} can be loaded", hint="install it: apt-get install libbpf1"
+    )
+
+
+def has(function: str) -> bool:
+    """This libbpf has `function`, and with the prototype of libbpf 1.0: 0.x had another one for some."""
+    lib = library()
+    return hasattr(lib, function) and hasattr(lib, "libbpf_major_version")
+
+
+def error_text(code: int) -> str:
+    """A negative return value or an errno as text."""
+    return os.strerror(abs(code))

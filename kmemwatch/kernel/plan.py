@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Facts -> what to attach: for each signal the candidates, best first, and a reason for everything left out. Pure.
+
+A candidate is a set of hooks that together give the signal. The loader tries the candidates of a signal in order and
+keeps the first that the kernel accepts, whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kmemwatch.errors import UnsupportedError
+from kmemwatch.kernel.defines import Defines, defines
+from kmemwatch.kernel.facts import Facts
+
+RAW_TP, FENTRY, FEXIT, KPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "test_run"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    kind: str
+    """RAW_TP, FENTRY, FEXIT, KPROBE, or TEST_RUN: attached to nothing, run by user space."""
+    target: str
+    """Tracepoint or function."""
+    body: str
+    """``BODY_<body>`` in bpf/; for TEST_RUN the program is ``kmw_tp_<body>``."""
+    nargs: int = 0
+    """FEXIT: number of arguments, which the return value follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    hooks: tuple[Hook, ...]
+    limits: str | None = None
+    """What this way cannot see; one line."""
+
+    @property
+    def name(self) -> str:
+        """For people: ``raw_tp:kmem_cache_alloc+kmalloc``."""
+        kinds: dict[str, list[str]] = {}
+        for hook in self.hooks:
+            kinds.setdefault(hook.kind, []).append(hook.target)
+        return ",".join(f"{kind}:{'+'.join(targets)}" for kind, targets in kinds.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    name: str
+    source: str
+    """File in bpf/ that has the bodies."""
+    candidates: tuple[Candidate, ...]
+    """Best first; empty when this kernel cannot give the signal."""
+    skipped: tuple[str, ...]
+    """Why other ways were left out, one line each."""
+    refused: tuple[str, ...] = ()
+    """Candidates that this kernel did not take, best first, with its reason; filled while loading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    defines: Defines
+    signals: tuple[Signal, ...]
+
+
+def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
+    """Decide. `without` names hook kinds not to use. Raises UnsupportedError when nothing at all could work."""
+    _refuse_hopeless(facts)
+    found = defines(facts)
+    chooser = _Chooser(facts, found, tuple(without))
+    return Plan(
+        found,
+        (
+            chooser.signal("pins", "peek.bpf.c", chooser.pins()),
+            chooser.signal("alloc", "alloc.bpf.c", chooser.alloc()),
+            chooser.signal("alloc-bulk", "alloc.bpf.c", chooser.alloc_bulk()),
+            chooser.signal("free", "alloc.bpf.c", chooser.free()),
+            chooser.signal("free-bulk", "alloc.bpf.c", chooser.free_bulk()),
+            chooser.signal("charge", "charge.bpf.c", chooser.charge()),
+            chooser.signal("lifecycle", "lifecycle.bpf.c", chooser.lifecycle()),
+        ),
+    )
+
+
+def _refuse_hopeless(facts: Facts) -> None:
+    if facts.btf is False:
+        raise UnsupportedError(
+            "/sys/kernel/btf/vmlinux: this kernel has no BTF type information",
+            hint="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions ship since about 2021",
+        )
+    if facts.lockdown == "confidentiality":
+        raise UnsupportedError(
+            "/sys/kernel/security/lockdown: lockdown=confidentiality forbids BPF programs to read kernel memory",
+            hint="boot with lockdown=integrity or without lockdown",
+        )
+    if facts.privileged is False:
+        raise UnsupportedError(
+            "no privilege to load BPF programs (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN)",
+            hint="run with sudo, or watch a running daemon: kmemwatch top --connect URL",
+        )
+    if facts.hierarchy is None:
+        raise UnsupportedError(
+            "/proc/cgroups: the memory controller is not enabled",
+            hint="boot without cgroup_disable=memory (some ARM boards: with cgroup_enable=memory)",
+        )
+
+
+class _Reason(Exception):
+    """Why a candidate is left out."""
+
+
+class _Chooser:
+    """Candidates of each signal as generators: yield a Candidate, or a str that says why one was left out."""
+
+    def __init__(self, facts: Facts, found: Defines, without: tuple[str, ...]) -> None:
+        self._facts = facts
+        self._defines = found
+        self._without = without
+
+    def signal(self, name: str, source: str, options: Iterator[Candidate | str]) -> Signal:
+        lacking = self._defines.lacking(source)
+        if lacking is not None:
+            return Signal(name, source, (), (lacking,))
+        candidates, skipped = [], []
+        for option in options:
+            (skipped if isinstance(option, str) else candidates).append(option)  # type: ignore[attr-defined]
+        return Signal(name, source, tuple(candidates), tuple(skipped))
+
+    # The signals
+
+    def pins(self) -> Iterator[Candidate | str]:
+        yield Candidate((Hook(TEST_RUN, "walk", "walk"), Hook(TEST_RUN, "peek", "peek")))
+
+    def alloc(self) -> Iterator[Candidate | str]:
+        yield self._option(RAW_TP, self._alloc_tracepoints)
+        yield self._option(FENTRY, lambda: self._alloc_functions(FENTRY))
+        yield self._option(KPROBE, lambda: self._alloc_functions(KPROBE))
+
+    def alloc_bulk(self) -> Iterator[Candidate | str]:
+        for kind in (FEXIT, KPROBE):
+            yield self._option(
+                kind,
+                lambda kind=kind: Candidate((self._hook(kind, "kmem_cache_alloc_bulk", "alloc_bulk"),)),  # type: ignore[misc]
+            )
+
+    def free(self) -> Iterator[Candidate | str]:
+        yield self._option(RAW_TP, self._free_tracepoints)
+        for kind in (FENTRY, KPROBE):
+            yield self._option(
+                kind,
+                lambda kind=kind: Candidate(  # type: ignore[misc]
+                    (self._hook(kind, "kmem_cache_free", "free_entry"), self._hook(kind, "kfree", "kfree_entry"))
+                ),
+            )
+
+    def free_bulk(self) -> Iterator[Candidate | str]:
+        for kind in (FENTRY, KPROBE):
+            yield self._option(
+                kind,
+                lambda kind=kind: Candidate((self._hook(kind, "kmem_cache_free_bulk", "free_bulk"),)),  # type: ignore[misc]
+            )
+        yield self._option(RAW_TP, self._free_bulk_tracepoint)
+
+    def charge(self) -> Iterator[Candidate | str]:
+        if "MEMCG_KMEM" in self._defines.values:
+            yield self._option(RAW_TP, lambda: Candidate((self._tracepoint("mod_memcg_state", "memcg_state"),)))
+            for kind in (FENTRY, KPROBE):
+                yield self._option(
+                    kind,
+                    lambda kind=kind: Candidate((self._hook(kind, "__mod_memcg_state", "memcg_state"),)),  # type: ignore[misc]
+                )
+            return
+        # Before Linux kernel commit a8c49af3be5f ("memcg: add per-memcg total kernel memory stat") (in v5.18).
+        yield "enum memcg_stat_item has no MEMCG_KMEM: kernel memory is not one statistic here"
+        yield self._option(FEXIT, lambda: self._kmem_charge(FEXIT, FENTRY))
+        yield self._option(KPROBE, lambda: self._kmem_charge(KPROBE, KPROBE))
+
+    def lifecycle(self) -> Iterator[Candidate | str]:
+        for kind in (FENTRY, KPROBE):
+            yield self._option(
+                kind,
+                lambda kind=kind: Candidate(  # type: ignore[misc]
+                    tuple(
+                        self._hook(kind, f"mem_cgroup_{event}", event)
+                        for event in ("css_online", "css_offline", "css_released")
+                    )
+                ),
+            )
+        events = ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")
+        yield self._option(
+            RAW_TP,
+            lambda: Candidate(
+                tuple(self._tracepoint(event, event) for event in events),
+                "tells rmdir, which is shortly before a memcg goes offline; enabling the controller later is not seen",
+            ),
+        )
+
+    # Their parts
+
+    def _alloc_tracepoints(self) -> Candidate:
+        hooks = []
+        for name in ("kmem_cache_alloc", "kmem_cache_alloc_node", "kmalloc", "kmalloc_node"):
+            args = self._facts.tracepoint_args.get(name)
+            if args is None:
+                if name.endswith("_node"):
+                    # Linux kernel commit 11e9734bcb6a ("mm/slab_common: unify NUMA and UMA version of tracepoints")
+                    # (in v6.1) left one event for both.
+                    continue
+                raise _Reason(f"no tracepoint {name}")
+            hooks.append(Hook(RAW_TP, name, "alloc_cache_tp" if args[2:3] == ("kmem_cache *",) else "alloc_object_tp"))
+        return Candidate(tuple(hooks))
+
+    def _alloc_functions(self, kind: str) -> Candidate:
+        shared = self._existing(("__kmem_cache_alloc_node",))
+        by_cache = [*self._existing(_CACHE_FUNCTIONS), *(shared or self._existing(_KMALLOC_CACHE_FUNCTIONS))]
+        hooks = [Hook(kind, name, self._gfp_body(name)) for name in by_cache]
+        if not self._existing(("kmem_cache_alloc",)):
+            raise _Reason("no function kmem_cache_alloc, or /proc/kallsyms cannot be read")
+        if shared:
+            return Candidate(tuple(hooks))
+        if kind == FENTRY:
+            for name in self._existing(_KMALLOC_SIZE_FUNCTIONS):
+                args = self._facts.function_args.get(name, ())
+                hooks.append(Hook(FEXIT, name, "kmalloc_return", len(args)))
+            return Candidate(tuple(hooks))
+        return Candidate(tuple(hooks), "kmalloc of a size that is not known at compile time is not seen")
+
+    def _gfp_body(self, function: str) -> str:
+        args = self._facts.function_args.get(function, ("kmem_cache *", "gfp_t"))
+        return "alloc_gfp2" if args[2:3] == ("gfp_t",) else "alloc_gfp1"
+
+    def _free_tracepoints(self) -> Candidate:
+        if self._facts.tracepoint_args.get("kmem_cache_free", ())[2:3] != ("kmem_cache *",):
+            # Until Linux kernel commit 3544de8ee6e4 ("mm, tracing: record slab name for kmem_cache_free()") and what
+            # followed it in v6.1, the event came after the free, when the owner of the object is already gone.
+            raise _Reason("tracepoint kmem_cache_free comes after the object has lost its owner")
+        return Candidate((self._tracepoint("kmem_cache_free", "free_tp"), self._tracepoint("kfree", "free_tp")))
+
+    def _free_bulk_tracepoint(self) -> Candidate:
+        return Candidate(
+            (self._tracepoint("rcu_invoke_kfree_bulk_callback", "free_bulk_tp"),),
+            "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen",
+        )
+
+    def _kmem_charge(self, charge_kind: str, uncharge_kind: str) -> Candidate:
+        return Candidate(
+            (
+                self._hook(charge_kind, "__memcg_kmem_charge", "kmem_charge"),
+                self._hook(uncharge_kind, "__memcg_kmem_uncharge", "kmem_uncharge"),
+            )
+        )
+
+    def _option(self, kind: str, make: object) -> Candidate | str:
+        refusal = self._refusal(kind)
+        if refusal is not None:
+            return f"{kind}: {refusal}"
+        try:
+            return make()  # type: ignore[operator, no-any-return]
+        except _Reason as reason:
+            return f"{kind}: {reason}"
+
+    def _refusal(self, kind: str) -> str | None:
+        if kind in self._without or (kind == FEXIT and FENTRY in self._without):
+            return "left out by --without"
+        if kind == KPROBE and self._facts.kprobes is False:
+            return "this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
+        if kind in (FENTRY, FEXIT) and self._facts.fentry is False:
+            return self._facts.fentry_why
+        return None
+
+    def _tracepoint(self, name: str, body: str) -> Hook:
+        if name not in self._facts.tracepoint_args:
+            raise _Reason(f"no tracepoint {name}")
+        return Hook(RAW_TP, name, body)
+
+    def _hook(self, kind: str, function: str, body: str) -> Hook:
+        names = self._existing((function,))
+        if not names:
+            raise _Reason(f"no function {function}")
+        return Hook(kind, names[0], body, len(self._facts.function_args.get(names[0], ())))
+
+    def _existing(self, functions: Sequence[str]) -> list[str]:
+        """Those that this kernel has under this name or, since v6.10, with ``_noprof``."""
+        known = self._facts.function_args if self._facts.symbols is None else self._facts.symbols
+        found = []
+        for name in functions:
+            found += [alias for alias in (name, f"{name}_noprof") if alias in known][:1]
+        return found
+
+
+_CACHE_FUNCTIONS = ("kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node")
+_KMALLOC_CACHE_FUNCTIONS = (
+    "kmem_cache_alloc_trace",
+    "kmem_cache_alloc_node_trace",
+    "kmalloc_trace",
+    "kmalloc_node_trace",
+    "__kmalloc_cache",
+    "__kmalloc_cache_node",
+)
+_KMALLOC_SIZE_FUNCTIONS = ("__kmalloc", "__kmalloc_node", "__kmalloc_track_caller", "__kmalloc_node_track_caller")

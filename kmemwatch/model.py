@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One frozen Snapshot: everything that `top`, JSON, Prometheus and recordings show.
+
+Units are in the names. ``None`` means that this kernel cannot tell; it is never the same as 0.
+All ``*_total`` fields count since kmemwatch was attached, and only grow while it runs.
+Tuples are sorted by the producer so that two equal states give two equal snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+SCHEMA_VERSION = 1
+
+ONLINE = "online"
+DYING = "dying"
+"""rmdir is done and the css is offline, but the kernel has not released it; people say zombie."""
+RELEASED = "released"
+
+ATTACHED = "attached"
+FALLBACK = "fallback"
+"""Attached, but a better candidate failed; `Probe.why` says how."""
+MISSING = "missing"
+"""Nothing is attached; `Probe.why` says what this kernel lacks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    hostname: str
+    kernel: str
+    """``uname -r``."""
+    arch: str
+    boot_id: str | None
+    """/proc/sys/kernel/random/boot_id: tells a reboot from a restart of kmemwatch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    era: str | None
+    """``recharge``, ``per-memcg`` or ``objcg``; see docs, vocabulary."""
+    patchset: bool | None
+    """The kernel has ``__memcg_kmem_recharge_slab``."""
+    cgroup_version: int | None
+    """Version (1 or 2) of the hierarchy that has the memory controller."""
+    lockdown: str | None
+    """``none``, ``integrity`` or ``confidentiality``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    signal: str
+    """What is measured: ``alloc``, ``free``, ``charge``, ``lifecycle``, ``pins``, ..."""
+    attachment: str | None
+    """How, for example ``raw_tp:kmem_cache_alloc``; several hooks are joined by ``+``."""
+    status: str
+    """ATTACHED, FALLBACK or MISSING."""
+    why: str | None
+    """Reason for FALLBACK or MISSING, and what an attached probe cannot see; one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """One ``struct kmem_cache``."""
+
+    name: str
+    address: int | None
+    object_bytes: int | None
+    """``kmem_cache.size``: bytes that one object takes in the slab, metadata and padding included."""
+    root: str | None
+    """Name of the root cache that this one is a child of; None for a root cache."""
+    kmemcg_id: int | None
+    allocations_total: int | None
+    allocated_bytes_total: int | None
+    frees_total: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """One memory cgroup, from its birth to the moment the kernel frees it."""
+
+    id: int
+    """kernfs id of the directory: ``stat -c %i`` in the hierarchy that has the memory controller."""
+    path: str | None
+    """From the root of that hierarchy, ``/`` for the root; kept after death.
+
+    Bytes that are not UTF-8 are surrogate escapes, as in `os.fsdecode`; escape with
+    `units.printable` before showing.
+    """
+    state: str
+    """ONLINE, DYING or RELEASED."""
+    kmemcg_id: int | None
+    online_at_ns: int | None
+    """CLOCK_REALTIME; None when it was born before kmemwatch looked."""
+    offline_at_ns: int | None
+    """CLOCK_REALTIME; None while online, or when it died before kmemwatch looked."""
+    memory_bytes: int | None
+    """``mem_cgroup.memory``, the page counter that ``memory.current`` shows, children included."""
+    kernel_bytes: int | None
+    """``memory.stat`` ``kernel`` (v2) or ``memory.kmem.usage_in_bytes`` (v1), children included."""
+    slab_bytes: int | None
+    """``memory.stat`` ``slab``, children included."""
+    charged_bytes_total: int | None
+    """Kernel memory charged to this memcg itself since the start, children not included."""
+    uncharged_bytes_total: int | None
+    pins: Mapping[str, int] | None = None
+    """What keeps a dying memcg: kind -> bytes, only kinds that are not 0; None while online or unknown.
+
+    Kinds: ``file`` (page cache), ``shmem``, ``anon``, ``swap``, ``slab``, ``sock``, ``percpu``,
+    ``kernel`` (kernel memory that is none of the others).
+    """
+    references: int | None = None
+    """css reference count of a dying memcg (``percpu_ref_data.count``); what is left at 0 bytes."""
+    released_at_ns: int | None = None
+    """CLOCK_REALTIME; only in RELEASED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What one memcg does in one cache."""
+
+    cache: str
+    cache_address: int | None
+    cgroup_id: int
+    allocations_total: int | None
+    """Objects allocated by tasks of this memcg, whether the kernel charges them or not."""
+    allocated_bytes_total: int | None
+    frees_total: int | None
+    """Objects freed that were charged to this memcg, whoever freed them."""
+    live_bytes: int | None
+    """Charged and not yet freed since the start; negative when older objects went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class RechargePair:
+    cache: str
+    from_cgroup_id: int | None
+    """None: the slab was charged to nobody."""
+    to_cgroup_id: int
+    recharges_total: int
+    recharged_bytes_total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recharges:
+    checks_total: int | None = None
+    recharges_total: int | None = None
+    recharged_bytes_total: int | None = None
+    failures_total: int | None = None
+    pairs: tuple[RechargePair, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KmemcgId:
+    kmemcg_id: int
+    cgroup_id: int | None
+    since_ns: int | None
+    """CLOCK_REALTIME."""
+    previous_owners: tuple[int, ...]
+    """cgroup ids, oldest first."""
+    caches: int | None
+    """Child caches with this id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    in_use: int | None = None
+    peak_online_memcgs: int | None = None
+    reuses_total: int | None = None
+    map: tuple[KmemcgId, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """Every way in which something the kernel did is missing from the figures above."""
+
+    events_total: int | None = 0
+    """Lifecycle events that found the ring buffer full, and program runs the kernel skipped."""
+    map_full_total: int | None = 0
+    """Counts that found a BPF map full."""
+    unresolved_total: int | None = 0
+    """Allocations or charges whose cache or memcg could not be read."""
+    reasons: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """The same, split: for example ``ringbuf_full``, ``recursion``, ``pair_map_full``."""
+
+    @property
+    def total(self) -> int | None:
+        """Sum of all of them; None when none of them could be read."""
+        known = [n for n in (self.events_total, self.map_full_total, self.unresolved_total) if n is not None]
+        return sum(known) if known else None
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Counts of memcgs that need no row each."""
+
+    online_cgroups: int | None = None
+    online_cgroups_peak: int | None = None
+    dying_cgroups: int | None = None
+    """The kernel's own count at the root where it has one, else our walk's."""
+    cgroups_onlined_total: int | None = None
+    cgroups_offlined_total: int | None = None
+    cgroups_released_total: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MapFill:
+    name: str
+    entries: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    taken_at_ns: int
+    """CLOCK_REALTIME."""
+    monotonic_ns: int
+    """CLOCK_MONOTONIC of the host that took it; rates use this one, it never jumps."""
+    duration_s: float
+    """Since the probes were attached."""
+    host: Host
+    kernel: Kernel
+    probes: tuple[Probe, ...]
+    caches: tuple[Cache, ...]
+    """Sorted by (name, address)."""
+    cgroups: tuple[Cgroup, ...]
+    """Sorted by id."""
+    pairs: tuple[Pair, ...]
+    """Sorted by (cgroup_id, cache, cache_address)."""
+    recharges: Recharges
+    ids: Ids
+    lost: Lost
+    totals: Totals = Totals()
+    maps: tuple[MapFill, ...] = ()
+    release_delays_s: tuple[float, ...] = ()
+    """Delay from offline to release of the memcgs released since the start, newest last, bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened once: lifecycle of a memcg, of a cache, of an id; see `EVENT_KINDS`."""
+
+    at_ns: int
+    """CLOCK_REALTIME."""
+    kind: str
+    cgroup_id: int | None = None
+    path: str | None = None
+    pid: int | None = None
+    comm: str | None = None
+    cache: str | None = None
+    kmemcg_id: int | None = None
+    other_cgroup_id: int | None = None
+    bytes: int | None = None
+
+
+EVENT_KINDS = (
+    "online",
+    "offline",
+    "released",
+    "cache_created",
+    "cache_destroyed",
+    "id_reused",
+    "recharge",
+    "recharge_failed",
+)

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the BPF programs write, as bytes: the same structs, in the same order, as in bpf/.
+
+`check_sizes` compares with the sizes that the compiler saw, so that the two can never drift apart unnoticed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.defines import STATS_MAX
+
+PAIR_KEY = struct.Struct("=QQ")
+"""``struct pair_key``: cache address, cgroup id."""
+PAIR_VALUE = struct.Struct("=QQQ")
+"""``struct pair_value``: objects, account objects, freed objects."""
+CHARGE_VALUE = struct.Struct("=QQ")
+"""``struct charge_value``: charged pages, uncharged pages."""
+LIFECYCLE_EVENT = struct.Struct("=QQQII16s")
+"""``struct lifecycle_event``."""
+NAME_BYTES = 256
+ONLINE_EVENT_BYTES = LIFECYCLE_EVENT.size + NAME_BYTES
+MEMCG_HEAD = struct.Struct("=9QIi")
+MEMCG_RECORD_BYTES = MEMCG_HEAD.size + 8 * STATS_MAX + NAME_BYTES
+WALK_STATE = struct.Struct("=5Q")
+PEEK_BYTES = 4096
+
+LOST_REASONS = ("ringbuf_full", "pair_map_full", "charge_map_full", "cgroup_unreadable", "cache_unreadable")
+"""Index of the map ``lost``; ``enum lost_reason`` in bpf/maps.h."""
+
+LIFECYCLE_KINDS = {1: "online", 2: "offline", 3: "released"}
+
+_LEAF_BYTES: Mapping[str, int] = {
+    "lost": 8,
+    "pairs": PAIR_VALUE.size,
+    "charges": CHARGE_VALUE.size,
+    "walk_out": MEMCG_RECORD_BYTES,
+    "walk": WALK_STATE.size,
+    "peek_out": PEEK_BYTES,
+}
+
+
+def check_sizes(leaf_bytes: Mapping[str, int]) -> None:
+    """Compare with ``sizeof`` of each map's value as compiled. Raises KmemwatchError when one differs."""
+    for name, size in leaf_bytes.items():
+        expected = _LEAF_BYTES.get(name, size)
+        if expected != size:
+            raise KmemwatchError(f"bpf/: map {name} has values of {size} bytes, kmemwatch expects {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleEvent:
+    kind: str
+    at_monotonic_ns: int
+    cgroup_id: int
+    parent_id: int | None
+    pid: int
+    comm: str
+    name: str | None
+    """Last component of the path; only of ``online``."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemcgRecord:
+    """One memcg as the walk found it. Units as in the kernel; 0 where the kernel lacks the field."""
+
+    css: int
+    parent_css: int
+    serial_nr: int
+    cgroup_id: int
+    references: int
+    memory_pages: int
+    swap_pages: int
+    kmem_pages: int
+    tcpmem_pages: int
+    online: bool
+    kmemcg_id: int
+    stats: tuple[int, ...]
+    """``memcg_vmstats.state``, signed."""
+    name: str
+
+
+def text(raw: bytes) -> str:
+    """A NUL-terminated name; bytes that are not UTF-8 become surrogate escapes."""
+    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+
+
+def lifecycle_event(raw: bytes) -> LifecycleEvent:
+    """Decode one record of the ring buffer. Raises ValueError when it has another size or kind than ours."""
+    if len(raw) not in (LIFECYCLE_EVENT.size, ONLINE_EVENT_BYTES):
+        raise ValueError(f"lifecycle event of {len(raw)} bytes")
+    at_ns, cgroup_id, parent_id, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw)
+    if kind not in LIFECYCLE_KINDS:
+        raise ValueError(f"lifecycle event of kind {kind}")
+    name = text(raw[LIFECYCLE_EVENT.size :]) if len(raw) == ONLINE_EVENT_BYTES else None
+    return LifecycleEvent(LIFECYCLE_KINDS[kind], at_ns, cgroup_id, parent_id or None, pid, text(comm), name)
+
+
+def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
+    """Decode one record of ``walk_out`` at `offset` bytes."""
+    *head, online, kmemcg_id = MEMCG_HEAD.unpack_from(raw, offset)
+    stats = struct.unpack_from(f"={stats_count}q", raw, offset + MEMCG_HEAD.size)
+    name_at = offset + MEMCG_HEAD.size + 8 * STATS_MAX
+    return MemcgRecord(*head, bool(online), kmemcg_id, stats, text(raw[name_at : name_at + NAME_BYTES]))

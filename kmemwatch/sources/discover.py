@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What neither BTF nor kallsyms tells on every kernel, found in the kernel's memory and verified there."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.sources.peek import Peek
+
+IOMEM = Path("/proc/iomem")
+_MAX_CACHES = 20_000
+_NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
+_U64 = (1 << 64) - 1
+_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class CacheRecord:
+    """One ``struct kmem_cache``."""
+
+    address: int
+    name: str
+    size_bytes: int
+    flags: int
+
+
+class CacheList:
+    """The kernel's list of caches."""
+
+    def __init__(self, peek: Peek, facts: Facts, first: int) -> None:
+        """`first`: address of any cache, see `first_cache`."""
+        self._peek = peek
+        self._offsets = facts.offsets
+        self._first = first
+        # All members that we want lie in the first bytes of the struct; `node`, a long array, ends it.
+        wanted = ("name", "size", "flags", "list")
+        self._bytes = max(self._offsets[f"kmem_cache__{member}"] for member in wanted) + 16
+
+    def read(self) -> list[CacheRecord]:
+        """All caches. Raises OSError or KmemwatchError when the list cannot be followed."""
+        link = self._offsets["kmem_cache__list"]
+        found: list[CacheRecord] = []
+        address = self._first
+        for _ in range(_MAX_CACHES):
+            raw = self._peek.read(address, self._bytes)
+            record = self._record(address, raw)
+            if record is not None:
+                found.append(record)
+            address = struct.unpack_from("=Q", raw, link)[0] - link
+            if address == self._first:
+                return found
+        raise KmemwatchError(f"the list of slab caches does not end: {_MAX_CACHES} visited")
+
+    def _record(self, address: int, raw: bytes) -> CacheRecord | None:
+        """None for the head of the list, which is no cache: what lies where its name would be is no name."""
+        offsets = self._offsets
+        (size,) = struct.unpack_from("=I", raw, offsets["kmem_cache__size"])
+        (flags,) = struct.unpack_from("=I", raw, offsets["kmem_cache__flags"])
+        (name_at,) = struct.unpack_from("=Q", raw, offsets["kmem_cache__name"])
+        try:
+            name = self._peek.string(name_at)
+        except OSError:
+            return None
+        if not size or size % 8 or not _NAME.fullmatch(name):
+            return None
+        return CacheRecord(address, name, size, flags)
+
+
+def first_cache(peek: Peek, facts: Facts) -> int:
+    """Address of some cache: from the symbol ``slab_caches``, else the one that sockets like ours are made from.
+
+    Kernels without CONFIG_KALLSYMS_ALL name no data, but every task leads to its files, a file that is a socket to its
+    protocol, and a protocol to its cache. Raises OSError, KeyError when this kernel has no such way.
+    """
+    offsets = facts.offsets
+    head = (facts.symbols or {}).get("slab_caches", 0)
+    if head:
+        return peek.u64(head) - offsets["kmem_cache__list"]
+    with socket.socket(socket.AF_UNIX) as own:
+        table = peek.u64(peek.u64(peek.u64(0) + offsets["task_struct__files"]) + offsets["files_struct__fdt"])
+        file = peek.u64(peek.u64(table + offsets["fdtable__fd"]) + 8 * own.fileno())
+        sock = peek.u64(peek.u64(file + offsets["file__private_data"]) + offsets["socket__sk"])
+        return peek.u64(peek.u64(sock + offsets["sock__skc_prot"]) + offsets["proto__slab"])
+
+
+def page_base(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> int:
+    """What bpf/alloc.bpf.c calls page_base, learned from slabs whose page and whose objects are both known.
+
+    A partial slab has the address of its page and of its first free object. The page of an object at v is
+    ``base + v / page size * sizeof(struct page)``; in a slab of several pages the object may lie k pages further, which
+    gives a base that is k pages too low, so the highest is right. Then every sample must lead back to its slab.
+    Raises KmemwatchError when there is none or one does not.
+    """
+    page_struct = facts.sizes["page"]
+    samples = list(_slab_samples(peek, facts, caches))
+    if not samples:
+        raise KmemwatchError("no partially filled slab was found to learn from where struct pages are")
+    base = max((page - object_at // facts.page_bytes * page_struct) & _U64 for page, object_at in samples)
+    wrong = 0
+    for page, object_at in samples:
+        own = (base + object_at // facts.page_bytes * page_struct) & _U64
+        head = peek.u64(own + facts.offsets["page__compound_head"])
+        wrong += (head - 1 if head & 1 else own) != page
+    # Slabs are freed and made meanwhile; a wrong base would fail everywhere.
+    if wrong > len(samples) // 10:
+        raise KmemwatchError(f"{wrong} of {len(samples)} objects do not lead back to their slab")
+    return base
+
+
+def _slab_samples(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> Iterator[tuple[int, int]]:
+    """(address of the slab's head page, address of its first free object)."""
+    offsets = facts.offsets
+    number = 0
+    for cache in caches:
+        node = peek.u64(cache.address + offsets["kmem_cache__node"])
+        if not node:
+            continue
+        head = node + offsets["kmem_cache_node__partial"]
+        entry = peek.u64(head)
+        for _ in range(2):
+            if entry == head:
+                break
+            page = entry - offsets["slab__slab_list"]
+            object_at, owner = peek.u64(page + offsets["slab__freelist"]), peek.u64(page + offsets["slab__slab_cache"])
+            if owner != cache.address:
+                break  # it left the list while we looked
+            if object_at:
+                yield page, object_at
+                number += 1
+            entry = peek.u64(entry)
+        if number >= _SAMPLES:
+            return
+
+
+def slab_account_flag(facts: Facts, caches: Sequence[CacheRecord]) -> int | None:
+    """Value of SLAB_ACCOUNT; None when it cannot be told.
+
+    An enum since Linux kernel commit cc61eb851461 ("mm/slab: use an enum to define SLAB_ cache creation flags") (in
+    v6.9), a macro before. Then it is the one flag that all of some well-known accounted caches have and no plain
+    kmalloc cache has.
+    """
+    bit = facts.enums.get("_slab_flag_bits", {}).get("_SLAB_ACCOUNT")
+    if bit is not None:
+        return 1 << bit
+    accounted = [cache.flags for cache in caches if cache.name in _ACCOUNTED]
+    plain = [cache.flags for cache in caches if re.fullmatch(r"kmalloc-(8|16|32|64|96|128|192|256|512|1k|2k|4k)", cache.name)]
+    if len(accounted) < 3 or len(plain) < 6:
+        return None
+    common = 0xFFFFFFFF
+    for flags in accounted:
+        common &= flags
+    for flags in plain:
+        common &= ~flags
+    return common if common.bit_count() == 1 else None
+
+
+_ACCOUNTED = (
+    "task_struct",
+    "shmem_inode_cache",
+    "sock_inode_cache",
+    "ext4_inode_cache",
+    "xfs_inode",
+    "files_cache",
+    "fs_cache",
+    "kmalloc-cg-64",
+    "kmalloc-cg-1k",
+    "proc_inode_cache",
+    "skbuff_head_cache_accounted",
+)
+
+
+def stats_index(peek: Peek, facts: Facts) -> Mapping[str, int] | None:
+    """Index in ``memcg_vmstats.state`` of each statistic, by its name in the kernel's enums; None when unknown.
+
+    Until Linux kernel commit ff48c71c26aa ("memcg: reduce memory for the lruvec and memcg stats") (in v6.10) the enum
+    itself is the index; since then the kernel keeps a table, which is read from its memory.
+    """
+    names = dict(facts.enums.get("node_stat_item", {})) | dict(facts.enums.get("memcg_stat_item", {}))
+    total = names.pop("MEMCG_NR_STAT", None)
+    elements = facts.sizes.get("vmstats_elements")
+    if total is None or elements is None:
+        return None
+    if elements >= total:
+        return names
+    table = _stats_table(peek, facts, total, elements)
+    if table is None:
+        return None
+    return {name: table[item] for name, item in names.items() if item < total and table[item] < elements}
+
+
+def _stats_table(peek: Peek, facts: Facts, total: int, elements: int) -> bytes | None:
+    """``mem_cgroup_stats_index``: one byte a statistic, its index, or 255 for those that memcgs do not have."""
+    address = (facts.symbols or {}).get("mem_cgroup_stats_index", 0)
+    if address:
+        table = peek.read(address, total)
+        return table if is_stats_table(table, elements) else None
+    found = {table for data in _kernel_data(peek, facts) for table in find_stats_tables(data, total, elements)}
+    return found.pop() if len(found) == 1 else None
+
+
+def is_stats_table(table: bytes, elements: int) -> bool:
+    """Every index from 0 to `elements` - 1 once, and 255 everywhere else."""
+    return sorted(value for value in table if value != 0xFF) == list(range(elements))
+
+
+def find_stats_tables(data: bytes, total: int, elements: int) -> list[bytes]:
+    """All places of `data` that can only be the table of statistics; the linker aligns an array this long to 32."""
+    # In C, and first: runs of plausible bytes without two zeros in a row, long enough.
+    plausible = re.compile(rb"(?:[\x01-\x%02x\xff]|\x00(?!\x00)){%d,}" % (elements - 1, total), re.DOTALL)
+    found = []
+    for run in plausible.finditer(data):
+        for start in range(-(-run.start() // 32) * 32, run.end() - total + 1, 32):
+            table = data[start : start + total]
+            if is_stats_table(table, elements):
+                found.append(table)
+    return found
+
+
+def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
+    """The kernel's initialised data, by the addresses that /proc/iomem and ``_text`` give."""
+    try:
+        ranges = dict(re.findall(r"([0-9a-f]+-[0-9a-f]+) : Kernel (\w+)", IOMEM.read_text()))
+    except OSError:
+        return
+    sections = {name: [int(end, 16) for end in span.split("-")] for span, name in ranges.items()}
+    text = (facts.symbols or {}).get("_text", 0)
+    if not text or "code" not in sections or "data" not in sections or not sections["code"][0]:
+        return
+    first, last = sections["data"]
+    try:
+        yield peek.read(text + first - sections["code"][0], last - first + 1)
+    except OSError:
+        return
+
+
+def boot_id() -> str | None:
+    """/proc/sys/kernel/random/boot_id."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def hostname() -> str:
+    """``uname -n``."""
+    return os.uname().nodename

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the compiling child to the process that keeps watching: a manifest and descriptors over a Unix socket."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kmemwatch import errors
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.sources.maps import MapHandle
+
+_FDS_PER_MESSAGE = 200
+"""The kernel passes at most 253 (SCM_MAX_FD) at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    signal: str
+    attachment: str | None
+    """Candidate that is attached; None when none is."""
+    fell_back: bool
+    why: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the child found, did and gives away."""
+
+    facts: Facts
+    probes: tuple[ProbeResult, ...]
+    programs: tuple[str, ...]
+    """Names; descriptors come in this order, before those of maps, then links."""
+    maps: tuple[MapHandle, ...]
+    """`MapHandle.fd` is only valid in the process that made it."""
+    stats_count: int
+    stats_index: Mapping[str, int] | None = None
+    """`discover.stats_index`."""
+    first_cache: int | None = None
+    page_base: int | None = None
+    slab_account: int | None = None
+    learn_error: str | None = None
+    """Why the caches or the struct pages could not be found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The same in the parent, with its own descriptors. `close` detaches everything."""
+
+    manifest: Manifest
+    programs: Mapping[str, int]
+    maps: Mapping[str, MapHandle]
+    links: tuple[int, ...]
+
+    def close(self) -> None:
+        """Links first, so that nothing runs while maps go."""
+        for fd in (*self.links, *self.programs.values(), *(handle.fd for handle in self.maps.values())):
+            os.close(fd)
+
+
+def send(channel: socket.socket, manifest: Manifest, descriptors: Sequence[int]) -> None:
+    """Child: one message that says how many, then the descriptors."""
+    raw = asdict(manifest)
+    raw["facts"] = json.loads(manifest.facts.to_json())
+    text = json.dumps({"manifest": raw, "descriptors": len(descriptors)}).encode()
+    channel.sendall(len(text).to_bytes(8, "little") + text)
+    for start in range(0, len(descriptors), _FDS_PER_MESSAGE):
+        socket.send_fds(channel, [b"."], descriptors[start : start + _FDS_PER_MESSAGE])
+
+
+def send_error(channel: socket.socket, error: KmemwatchError) -> None:
+    """Child: why there is nothing."""
+    text = json.dumps({"error": type(error).__name__, "message": str(error), "hint": error.hint}).encode()
+    channel.sendall(len(text).to_bytes(8, "little") + text)
+
+
+class Child:
+    """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
+
+    def __init__(self, without: Sequence[str] = ()) -> None:
+        self._channel, theirs = socket.socketpair()
+        options = json.dumps({"without": list(without)})
+        command = [sys.executable, "-m", "kmemwatch.sources.loader", str(theirs.fileno()), options]
+        self._process = subprocess.Popen(
+            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )  # fmt: skip
+        theirs.close()
+
+    def wait(self) -> Handed:
+        """Everything the child hands over. Raises KmemwatchError with the child's reason."""
+        try:
+            answer = self._receive_answer()
+            if "error" in answer:
+                raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
+            return self._receive_descriptors(answer)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the child, whatever it is doing; harmless when it has ended."""
+        self._channel.close()
+        if self._process.poll() is None:
+            self._process.terminate()
+        self._process.communicate()
+
+    def _receive_answer(self) -> dict[str, Any]:
+        head = self._receive_exactly(8)
+        text = self._receive_exactly(int.from_bytes(head, "little"))
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def _receive_exactly(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            part = self._channel.recv(size - len(parts))
+            if not part:
+                _, told = self._process.communicate()
+                lines = told.decode("utf-8", "replace").strip().splitlines()
+                raise KmemwatchError(f"the process that attaches the probes ended: {lines[-1] if lines else 'no reason'}")
+            parts += part
+        return bytes(parts)
+
+    def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
+        descriptors: list[int] = []
+        while len(descriptors) < answer["descriptors"]:
+            data, fds, _, _ = socket.recv_fds(self._channel, 1, _FDS_PER_MESSAGE)
+            descriptors += fds
+            if not data:
+                raise KmemwatchError("the process that attaches the probes ended while it handed them over")
+        raw = answer["manifest"]
+        raw["facts"] = Facts.from_json(json.dumps(raw["facts"]))
+        raw["probes"] = tuple(ProbeResult(**probe) for probe in raw["probes"])
+        raw["programs"] = tuple(raw["programs"])
+        numbers = iter(descriptors)
+        programs = {name: next(numbers) for name in raw["programs"]}
+        raw["maps"] = tuple(MapHandle(**handle) for handle in raw["maps"])
+        maps = {old.name: MapHandle(**{**asdict(old), "fd": next(numbers)}) for old in raw["maps"]}
+        return Handed(Manifest(**raw), programs, maps, tuple(numbers))

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The child that compiles and attaches: the only module that knows bcc, and the only process that carries LLVM.
+
+It sends the descriptors of maps, programs and links to its parent and exits. The kernel keeps what is attached for as
+long as somebody holds those descriptors, so nothing outlives the parent, however that ends.
+
+Run as ``python -m kmemwatch.sources.loader FD OPTIONS`` with a Unix socket at descriptor FD and JSON options.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.resources
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from kmemwatch.errors import KmemwatchError, UnsupportedError
+from kmemwatch.kernel import cgroupfs, facts, plan
+from kmemwatch.kernel.plan import Hook, Plan, Signal
+from kmemwatch.sources import decode, discover, handover
+from kmemwatch.sources.handover import Manifest, ProbeResult
+from kmemwatch.sources.maps import MapHandle, MapReader
+from kmemwatch.sources.peek import Peek
+
+_PER_CPU = ("lost", "pairs", "charges")
+_MMAPABLE = ("peek_out", "walk_out", "walk")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point of the child; the exit status is 0 when a manifest or an error was sent."""
+    channel = socket.socket(fileno=int(argv[1]))
+    options = json.loads(argv[2])
+    try:
+        manifest, descriptors = load(tuple(options["without"]))
+    except KmemwatchError as error:
+        handover.send_error(channel, error)
+        return 0
+    handover.send(channel, manifest, descriptors)
+    return 0
+
+
+def load(without: tuple[str, ...]) -> tuple[Manifest, list[int]]:
+    """Look, decide, compile, attach. Raises KmemwatchError."""
+    found = facts.gather()
+    chosen = plan.plan(found, without)
+    hierarchy = cgroupfs.find_memory()
+    if hierarchy is not None:
+        # Maps are charged to whoever makes them; the root memcg is charged nothing, and nobody is watched for it.
+        cgroupfs.join_root(hierarchy)
+    bcc, include = _bcc()
+    refused: dict[str, list[str]] = {}
+    while True:
+        # Only the best candidates are compiled, which halves the time to the first screen; when the kernel refuses one,
+        # everything starts again without it.
+        attempt = _Attempt(bcc, include, found, best_only(chosen, refused))
+        try:
+            return attempt.run()
+        except _Refused as refusal:
+            attempt.undo()
+            refused.setdefault(refusal.signal, []).append(refusal.why)
+
+
+class _Refused(Exception):
+    """The kernel did not take the candidate of a signal."""
+
+    def __init__(self, signal: str, why: str) -> None:
+        super().__init__(why)
+        self.signal = signal
+        self.why = why
+
+
+def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
+    """The plan with only the first candidate of each signal that was not refused; the refusals become reasons."""
+    signals = []
+    for signal in chosen.signals:
+        why = refused.get(signal.name, ())
+        left = signal.candidates[len(why) : len(why) + 1]
+        skipped = signal.skipped if left else (*signal.skipped, *why)
+        signals.append(replace(signal, candidates=left, skipped=skipped, refused=tuple(why)))
+    return replace(chosen, signals=tuple(signals))
+
+
+def source_text(chosen: Plan) -> str:
+    """All C that the plan needs, as one text; line directives keep the compiler's messages true."""
+    root = importlib.resources.files("kmemwatch.bpf")
+    names = ["compat.h", "maps.h", "hooks.h"]
+    names += dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
+    parts = [f'#line 1 "bpf/{name}"\n{root.joinpath(name).read_text()}' for name in names]
+    stubs = {_stub(hook) for signal in chosen.signals for option in signal.candidates for hook in option.hooks}
+    return "\n".join([*parts, '#line 1 "hooks of this kernel"', *sorted(stubs - {""})])
+
+
+def _stub(hook: Hook) -> str:
+    if hook.kind == plan.TEST_RUN:
+        return ""
+    nargs = f", {hook.nargs}" if hook.kind == plan.FEXIT else ""
+    return f"KMW_{hook.kind.upper()}({hook.target}, {hook.body}{nargs})"
+
+
+class _Attempt:
+    """One compilation, and the attachment of all that is in it."""
+
+    def __init__(self, bcc: Any, include: Path, found: facts.Facts, chosen: Plan) -> None:
+        self._facts = found
+        self._plan = chosen
+        self._programs: dict[str, int] = {}
+        self._links: list[int] = []
+        self._stderr = _StderrCapture()
+        self._bpf = self._compile(bcc, include)
+        self._maps = self._map_handles()
+
+    def run(self) -> tuple[Manifest, list[int]]:
+        """Attach. Raises _Refused when a candidate is not taken, UnsupportedError when there is nothing to attach."""
+        results = []
+        learned: dict[str, Any] = {}
+        for signal in self._plan.signals:
+            results.append(self._attach_signal(signal))
+            if signal.name == "pins" and results[0].attachment is not None:
+                # Before anything counts: objects are found through their pages from the first one on.
+                learned = self._learn()
+        if all(result.attachment is None for result in results):
+            raise UnsupportedError(
+                f"no probe could be attached: {results[0].signal}: {results[0].why}", hint="run: kmemwatch doctor"
+            )
+        descriptors = [*self._programs.values(), *(handle.fd for handle in self._maps.values()), *self._links]
+        manifest = Manifest(
+            facts=self._facts,
+            probes=tuple(results),
+            programs=tuple(self._programs),
+            maps=tuple(self._maps.values()),
+            stats_count=self._plan.defines.values.get("STATS_COUNT", 0),
+            **learned,
+        )
+        return manifest, descriptors
+
+    def undo(self) -> None:
+        """Detach, and free the compiler's memory and the maps."""
+        for fd in self._links:
+            os.close(fd)
+        self._bpf.cleanup()
+
+    def _compile(self, bcc: Any, include: Path) -> Any:
+        # bcc compiles against our few headers only: no kernel headers have to be installed.
+        os.environ["BCC_KERNEL_SOURCE"] = str(include)
+
+        class Module(bcc.BPF):  # type: ignore[misc, name-defined]
+            """bcc would attach by name as soon as it has compiled; we attach by plan."""
+
+            def _trace_autoload(self) -> None:
+                pass
+
+        try:
+            with self._stderr:
+                return Module(text=source_text(self._plan).encode(), cflags=self._plan.defines.cflags())
+        except Exception as error:  # bcc raises bare Exception
+            raise UnsupportedError(
+                f"bpf/: {self._stderr.reason() or error}", hint="run: kmemwatch doctor, and report what it says"
+            ) from error
+
+    def _map_handles(self) -> dict[str, MapHandle]:
+        handles = {}
+        names = ["lost"]
+        sources = {signal.source for signal in self._plan.signals if signal.candidates}
+        names += ["pairs", "page_base"] if "alloc.bpf.c" in sources else []
+        names += ["charges"] if "charge.bpf.c" in sources else []
+        names += ["events"] if "lifecycle.bpf.c" in sources else []
+        names += ["peek_out", "walk_out", "walk"] if "peek.bpf.c" in sources else []
+        for name in names:
+            table = self._bpf[name]
+            ring = name == "events"
+            handles[name] = MapHandle(
+                name,
+                int(table.map_fd),
+                0 if ring else ctypes.sizeof(table.Key),
+                0 if ring else ctypes.sizeof(getattr(table, "sLeaf", table.Leaf)),  # of one CPU
+                0 if ring else int(table.max_entries),
+                name in _PER_CPU,
+            )
+        decode.check_sizes({handle.name: handle.value_bytes for handle in handles.values() if handle.value_bytes})
+        return handles
+
+    def _attach_signal(self, signal: Signal) -> ProbeResult:
+        if not signal.candidates:
+            return ProbeResult(signal.name, None, False, _join(*signal.skipped) or "no way is known for this kernel")
+        candidate = signal.candidates[0]
+        for hook in candidate.hooks:
+            try:
+                with self._stderr:
+                    program, links = self._attach_hook(hook)
+            except Exception as error:  # bcc raises bare Exception
+                reason = self._stderr.reason() or str(error)
+                raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {reason}") from error
+            self._programs[hook.target if hook.kind == plan.TEST_RUN else f"{hook.kind}:{hook.target}"] = program
+            self._links += links
+        return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
+
+    def _attach_hook(self, hook: Hook) -> tuple[int, list[int]]:
+        bpf, target = self._bpf, hook.target.encode()
+        if hook.kind == plan.TEST_RUN:
+            return bpf.load_func(b"kmw_tp_" + hook.body.encode(), bpf.RAW_TRACEPOINT).fd, []
+        if hook.kind == plan.RAW_TP:
+            name = b"kmw_tp_" + target
+            program = bpf.load_func(name, bpf.RAW_TRACEPOINT)
+            bpf.attach_raw_tracepoint(target, name)
+            return program.fd, [bpf.raw_tracepoint_fds.pop(target)]
+        if hook.kind == plan.KPROBE:
+            name = b"kmw_kp_" + target
+            program = bpf.load_func(name, bpf.KPROBE)
+            bpf.attach_kprobe(event=target, fn_name=name)
+            return program.fd, [fd for fds in bpf.kprobe_fds.values() for fd in _values(fds) if fd not in self._links]
+        name = self._function(b"kfunc__" if hook.kind == plan.FENTRY else b"kretfunc__", target)
+        attach = bpf.attach_kfunc if hook.kind == plan.FENTRY else bpf.attach_kretfunc
+        attach(name)
+        fds = bpf.kfunc_entry_fds if hook.kind == plan.FENTRY else bpf.kfunc_exit_fds
+        return bpf.funcs[name].fd, [fds.pop(name)]
+
+    def _function(self, prefix: bytes, target: bytes) -> bytes:
+        """The name that bcc's macro gave: newer releases of bcc put the module between the two."""
+        for name in (prefix + target, prefix + b"vmlinux__" + target):
+            try:
+                self._bpf.dump_func(name)
+            except Exception:  # bcc: "Unknown program"
+                continue
+            return name
+        raise KmemwatchError(f"bpf/hooks.h: no program for {target.decode()}")
+
+    def _learn(self) -> dict[str, Any]:
+        """Where struct pages and caches are, and the order of statistics; what cannot be learned stays None."""
+        programs = {name: self._programs[name] for name in ("walk", "peek")}
+        peek = Peek(programs, self._maps, self._plan.defines.values["STATS_COUNT"])
+        learned: dict[str, Any] = {"stats_index": discover.stats_index(peek, self._facts)}
+        try:
+            learned["first_cache"] = discover.first_cache(peek, self._facts)
+            caches = discover.CacheList(peek, self._facts, learned["first_cache"]).read()
+            learned["slab_account"] = discover.slab_account_flag(self._facts, caches)
+            learned["page_base"] = discover.page_base(peek, self._facts, caches)
+        except (OSError, KeyError, KmemwatchError) as error:
+            learned["learn_error"] = str(error)
+        if learned.get("page_base") and "page_base" in self._maps:
+            MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
+        peek.close()
+        return learned
+
+
+def _values(fds: Any) -> list[int]:
+    """bcc keeps one descriptor per program since 0.21, and one per event before."""
+    return list(fds.values()) if isinstance(fds, dict) else [fds]
+
+
+def _join(*reasons: str | None) -> str | None:
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
+def _bcc() -> tuple[Any, Path]:
+    """(the module, the directory with our headers)."""
+    try:
+        import bcc
+    except ImportError as error:
+        raise UnsupportedError(
+            f"{sys.executable}: cannot import bcc: {error}",
+            hint="install it: apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)",
+        ) from error
+    include = Path(str(importlib.resources.files("kmemwatch.bpf"))) / "include"
+    if not include.is_dir():
+        raise KmemwatchError(f"{include}: not installed", hint="install kmemwatch again: make setup")
+    return bcc, include
+
+
+class _StderrCapture:
+    """Catches what the compiler and the verifier write to descriptor 2, for the reason of a failure."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()
+        self._saved = -1
+
+    def __enter__(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        sys.stderr.flush()
+        self._saved = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stderr.flush()
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+
+    def reason(self) -> str | None:
+        """The most telling line: the first error of the compiler, or the verifier's last word."""
+        self._file.seek(0)
+        lines = [line.strip() for line in self._file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line]
+        if errors:
+            return errors[0]
+        told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
+        return told[-1] if told else None
+
+
+if __name__ == "__main__":
+    status = main(sys.argv)
+    # No clean-up of bcc's: it would switch off the kprobes whose descriptors we have just given away.
+    os._exit(status)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kernel memory on demand: the programs of bpf/peek.bpf.c, run by BPF_PROG_TEST_RUN, answer through mapped maps."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.sources import decode
+from kmemwatch.sources.decode import MemcgRecord
+from kmemwatch.sources.maps import MapHandle, map_memory, test_run
+
+_WALK_TRIES = 5
+_WALK_DONE, _WALK_LOST = 1, 2
+
+
+class Peek:
+    """Reads the kernel's memory and its tree of memcgs."""
+
+    def __init__(self, programs: Mapping[str, int], maps: Mapping[str, MapHandle], stats_count: int) -> None:
+        self._peek_fd = programs["peek"]
+        self._walk_fd = programs["walk"]
+        self._stats_count = stats_count
+        self._out = map_memory(maps["peek_out"])
+        self._walk_out = map_memory(maps["walk_out"])
+        self._walk = map_memory(maps["walk"])
+
+    def read(self, address: int, size: int) -> bytes:
+        """`size` bytes at `address`. Raises OSError when it is not readable kernel memory."""
+        parts = []
+        while size:
+            part = min(size, decode.PEEK_BYTES)
+            if test_run(self._peek_fd, address, part):
+                raise OSError(f"kernel memory at {address:#x} cannot be read")
+            parts.append(self._out[:part])
+            address += part
+            size -= part
+        return b"".join(parts)
+
+    def u64(self, address: int) -> int:
+        """One unsigned 64-bit number. Raises OSError."""
+        return int(struct.unpack("=Q", self.read(address, 8))[0])
+
+    def u32(self, address: int) -> int:
+        """One unsigned 32-bit number. Raises OSError."""
+        return int(struct.unpack("=I", self.read(address, 4))[0])
+
+    def string(self, address: int, size: int = 64) -> str:
+        """A NUL-terminated string of up to `size` bytes. Raises OSError."""
+        # It may end shortly before a page that is not there: never read over the end of a page in one go.
+        room = decode.PEEK_BYTES - address % decode.PEEK_BYTES
+        raw = self.read(address, min(size, room))
+        if b"\0" not in raw and room < size:
+            raw += self.read(address + room, size - room)
+        return decode.text(raw)
+
+    def memcgs(self) -> list[MemcgRecord]:
+        """Every memcg that the kernel has not released, parents before children, from one walk.
+
+        Consistent in batches only: a memcg born or released meanwhile may be in it or not. Raises KmemwatchError when
+        the tree changes too fast to be walked.
+        """
+        for _ in range(_WALK_TRIES):
+            records = self._walk_once()
+            if records is not None:
+                return records
+        raise KmemwatchError(f"the tree of memory cgroups changed under {_WALK_TRIES} walks in a row")
+
+    def _walk_once(self) -> list[MemcgRecord] | None:
+        records: list[MemcgRecord] = []
+        self._walk[: decode.WALK_STATE.size] = bytes(decode.WALK_STATE.size)
+        while True:
+            test_run(self._walk_fd)
+            *_, count, done = decode.WALK_STATE.unpack_from(self._walk)
+            if done == _WALK_LOST:
+                return None
+            raw = self._walk_out[: count * decode.MEMCG_RECORD_BYTES]
+            records += [
+                decode.memcg_record(raw, index * decode.MEMCG_RECORD_BYTES, self._stats_count) for index in range(count)
+            ]
+            if done == _WALK_DONE:
+                return records
+            if len(records) > 1_000_000:
+                raise KmemwatchError("the walk of memory cgroups does not end: 1,000,000 visited")
+
+    def close(self) -> None:
+        """Unmap the maps."""
+        for memory in (self._out, self._walk_out, self._walk):
+            memory.close()
