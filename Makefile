@@ -7,9 +7,11 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # Attaching BPF programs needs root; everything else does not.
-SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# With sudo, leave no files of root's behind in the working tree.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
+TIDY := $(if $(SUDO),env PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/kmemwatch-hypothesis)
 BIN := .venv/bin
-PYTEST := $(SUDO) env PYTHONDONTWRITEBYTECODE=1 CI=$(CI) $(BIN)/python -m pytest
+PYTEST := $(SUDO) $(TIDY) $(BIN)/python -m pytest $(if $(SUDO),-p no:cacheprovider)
 # Options for the command, for example: make top ARGS="--view zombies"; make test-unit ARGS="-k units"
 ARGS ?=
 
