@@ -38,7 +38,7 @@ class Lines:
         self.cut = False
         self.whole_bytes = 0
         self.lines_after_whole = 0
-        """Lines of a gzip member that has no end: readable, but the file cannot go on after them."""
+        """Lines of a gzip member that has no end: readable, but nothing can be appended behind them."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self._gzip_lines() if self.packed else self._plain_lines()

@@ -47,9 +47,9 @@ class RecordingReader:
         return self._lines.packed
 
     @property
-    def can_grow(self) -> bool:
-        """Whether cutting the file to `whole_bytes` would lose nothing that is readable."""
-        return self._lines.lines_after_whole == 0
+    def lines_after_whole(self) -> int:
+        """Records read that lie behind `whole_bytes`: the gzip member that holds them has no end."""
+        return self._lines.lines_after_whole
 
     def next(self) -> Record | None:
         """The next record; None at the end, or at the place where the file was cut off."""

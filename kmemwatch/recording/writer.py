@@ -32,7 +32,7 @@ class RecordingWriter:
         """One line about what was found at the end of an older file, or None."""
         self._packed = path.endswith(".gz")
         self._hosts: list[tuple[object, object]] = []
-        self._seq = 0
+        self._seq = self._size = 0
         self._created = not os.path.lexists(path)
         self._fd = _open(path)
         try:
@@ -87,20 +87,30 @@ class RecordingWriter:
             return 0
         with RecordingReader(self.path) as reader:
             self._packed = reader.packed
+            last = b""
             while record := reader.next():
+                last = record.line
                 if record.type == HEADER:
                     host = reader.parse(record.data).get("host")
                     host = host if isinstance(host, dict) else {}
                     self._hosts.append((host.get("hostname"), host.get("boot_id")))
             self._seq = reader.line
-            if reader.cut is None:
-                return size
-            if not reader.can_grow:
-                where = f"{self.path}:{reader.line + 1}"
-                raise UsageError(f"{where}: recording cut off here, cannot append", _NEW_FILE_HINT)
-            os.ftruncate(self._fd, reader.whole_bytes)
-            self.notice = f"{self.path}: dropped an unfinished record of {size - reader.whole_bytes} bytes at the end"
-            return reader.whole_bytes
+            return size if reader.cut is None else self._repair(reader, size, last)
+
+    def _repair(self, reader: RecordingReader, size: int, last: bytes) -> int:
+        """Make a recording that was cut off end with a whole record; nothing that can be read is lost."""
+        if reader.lines_after_whole > 1:  # packed by gzip as one piece; we would have to pack all of it again
+            where = f"{self.path}:{reader.line + 1}"
+            raise UsageError(f"{where}: recording cut off here, cannot append", _NEW_FILE_HINT)
+        os.ftruncate(self._fd, reader.whole_bytes)
+        self._size = reader.whole_bytes
+        if reader.lines_after_whole:  # only the end of its gzip member is missing
+            self._seq -= 1
+            self._append(last)
+        else:
+            dropped = size - reader.whole_bytes
+            self.notice = f"{self.path}: dropped an unfinished record of {dropped} bytes at the end"
+        return self._size
 
     def _append(self, line: bytes) -> None:
         data = compress(line) if self._packed else line

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Hypothesis strategies for everything in `kmemwatch.model`, names that no sane person uses included."""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kmemwatch.model import (
+    ATTACHED,
+    DYING,
+    EVENT_KINDS,
+    FALLBACK,
+    MISSING,
+    ONLINE,
+    RELEASED,
+    Cache,
+    Cgroup,
+    Event,
+    Host,
+    Ids,
+    Kernel,
+    KmemcgId,
+    Lost,
+    MapFill,
+    Pair,
+    Probe,
+    RechargePair,
+    Recharges,
+    Snapshot,
+    Totals,
+)
+
+UNDECODABLE = "".join(map(chr, range(0xDC80, 0xDD00)))
+
+names = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"], include_characters=UNDECODABLE), max_size=12),
+    st.sampled_from(("dentry", "/", "/a/b", "/a\nb", 'q"u', "back\\slash", "\\x80", "\udc80", "NaN", "/é", "other")),
+)
+counts = st.integers(0, 2**64 - 1)
+maybe_counts = st.none() | counts
+numbers = st.integers(-(2**63), 2**64 - 1)
+maybe_numbers = st.none() | numbers
+times = st.integers(0, 253_402_300_799_999_999_999)
+maybe_times = st.none() | times
+maybe_names = st.none() | names
+addresses = st.none() | counts
+seconds = st.floats(0, 1e12)
+tallies = st.dictionaries(names, counts, max_size=3).map(MappingProxyType)
+
+
+def tuples(of: st.SearchStrategy[Any], size: int = 3) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(of, max_size=size).map(tuple)
+
+
+hosts = st.builds(Host, names, names, names, maybe_names)
+kernels = st.builds(Kernel, maybe_names, st.none() | st.booleans(), maybe_counts, maybe_names)
+probes = st.builds(Probe, names, maybe_names, st.sampled_from((ATTACHED, FALLBACK, MISSING)), maybe_names)
+caches = st.builds(
+    Cache, names, addresses, maybe_counts, maybe_names, maybe_numbers, maybe_counts, maybe_counts, maybe_counts
+)
+cgroups = st.builds(
+    Cgroup,
+    id=counts,
+    path=maybe_names,
+    state=st.sampled_from((ONLINE, DYING, RELEASED)),
+    kmemcg_id=maybe_numbers,
+    online_at_ns=maybe_times,
+    offline_at_ns=maybe_times,
+    memory_bytes=maybe_counts,
+    kernel_bytes=maybe_counts,
+    slab_bytes=maybe_counts,
+    charged_bytes_total=maybe_counts,
+    uncharged_bytes_total=maybe_counts,
+    pins=st.none() | tallies,
+    references=maybe_numbers,
+    released_at_ns=maybe_times,
+)
+pairs = st.builds(Pair, names, addresses, counts, maybe_counts, maybe_counts, maybe_counts, maybe_numbers)
+recharge_pairs = st.builds(RechargePair, names, maybe_counts, counts, counts, counts)
+recharges = st.builds(
+    Recharges, maybe_counts, maybe_counts, maybe_counts, maybe_counts, st.none() | tuples(recharge_pairs)
+)
+kmemcg_ids = st.builds(KmemcgId, numbers, maybe_counts, maybe_times, tuples(counts), maybe_counts)
+ids = st.builds(Ids, maybe_counts, maybe_counts, maybe_counts, st.none() | tuples(kmemcg_ids))
+losses = st.builds(Lost, maybe_counts, maybe_counts, maybe_counts, tallies)
+totals = st.builds(Totals, *[maybe_counts] * 6)
+map_fills = st.builds(MapFill, names, counts, counts)
+
+snapshots = st.builds(
+    Snapshot,
+    taken_at_ns=times,
+    monotonic_ns=counts,
+    duration_s=seconds,
+    host=hosts,
+    kernel=kernels,
+    probes=tuples(probes),
+    caches=tuples(caches),
+    cgroups=tuples(cgroups),
+    pairs=tuples(pairs),
+    recharges=recharges,
+    ids=ids,
+    lost=losses,
+    totals=totals,
+    maps=tuples(map_fills),
+    release_delays_s=tuples(seconds, 5),
+)
+events = st.builds(
+    Event,
+    times,
+    st.sampled_from(EVENT_KINDS),
+    maybe_counts,
+    maybe_names,
+    maybe_counts,
+    maybe_names,
+    maybe_names,
+    maybe_numbers,
+    maybe_counts,
+    maybe_numbers,
+)

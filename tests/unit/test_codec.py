@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""JSON, schema 1: nothing is lost on the way, and what is malformed is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import fields, is_dataclass
+from importlib import resources
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kmemwatch import model
+from kmemwatch.codec import (
+    event_from_dict,
+    event_to_dict,
+    parse_json,
+    snapshot_from_dict,
+    snapshot_from_json,
+    snapshot_to_dict,
+    snapshot_to_json,
+)
+from kmemwatch.errors import UsageError
+from kmemwatch.units import parse_rfc3339, printable, rfc3339, unprintable
+from tests.unit import fakes, strategies
+
+SCHEMA = json.loads((resources.files("kmemwatch") / "data/snapshot.schema.json").read_text())
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+SAMPLES = [fakes.sample(), fakes.unknown(), fakes.empty(), fakes.lossy(), fakes.patched(), fakes.odd()]
+
+any_text = st.text(st.characters(exclude_categories=[]))
+
+
+@given(strategies.snapshots)
+@settings(max_examples=200, deadline=None)
+def test_snapshot_survives_json(snapshot: model.Snapshot) -> None:
+    text = snapshot_to_json(snapshot)
+    text.encode("utf-8")
+    assert snapshot_from_json(text) == snapshot
+    assert "\n" not in text
+
+
+@given(strategies.events)
+def test_event_survives_json(event: model.Event) -> None:
+    assert event_from_dict(json.loads(json.dumps(event_to_dict(event)))) == event
+
+
+@pytest.mark.parametrize("snapshot", SAMPLES)
+def test_samples_are_valid_and_survive(snapshot: model.Snapshot) -> None:
+    document = snapshot_to_dict(snapshot)
+    VALIDATOR.validate(document)
+    assert snapshot_from_dict(document) == snapshot
+
+
+@given(strategies.snapshots)
+@settings(max_examples=60, deadline=None)
+def test_every_snapshot_follows_the_schema(snapshot: model.Snapshot) -> None:
+    VALIDATOR.validate(snapshot_to_dict(snapshot))
+
+
+def test_the_schema_is_itself_valid_and_closed() -> None:
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+    def walk(node: Any, where: str) -> None:
+        if isinstance(node, dict):
+            if "properties" in node:
+                assert node["additionalProperties"] is False, where
+                assert sorted(node["required"]) == sorted(node["properties"]), where
+                assert all("description" in item for item in node["properties"].values()), where
+            for key, value in node.items():
+                walk(value, f"{where}/{key}")
+
+    walk(SCHEMA, "")
+
+
+def test_no_field_of_the_model_is_forgotten() -> None:
+    """The JSON of a filled snapshot has a key for every field of every dataclass in it."""
+    renamed = {"taken_at_ns": "taken_at", "since_ns": "since", "at_ns": "at"}
+
+    def check(item: Any, document: Any) -> None:
+        if is_dataclass(item):
+            for f in fields(item):
+                key = renamed.get(f.name, f.name.replace("_at_ns", "_at"))
+                assert key in document, f"{type(item).__name__}.{f.name}"
+                check(getattr(item, f.name), document[key])
+        elif isinstance(item, tuple):
+            for part, part_document in zip(item, document, strict=True):
+                check(part, part_document)
+
+    for snapshot in SAMPLES:
+        check(snapshot, snapshot_to_dict(snapshot))
+    event = model.Event(1, "online")
+    check(event, event_to_dict(event))
+
+
+def _places(document: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Paths of all values in a document, the first item of arrays only."""
+    found = [path] if path else []
+    if isinstance(document, dict):
+        for key, value in document.items():
+            found += _places(value, (*path, key))
+    elif isinstance(document, list) and document:
+        found += _places(document[0], (*path, 0))
+    return found
+
+
+def _named(path: tuple[Any, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
+
+
+@pytest.mark.parametrize("wrong", [[{}], {"a": []}, "x\\q", True, -1.5])
+def test_what_is_malformed_is_named(wrong: object) -> None:
+    good = snapshot_to_dict(fakes.patched())
+    for path in _places(good):
+        bad = copy.deepcopy(good)
+        parent = bad
+        for part in path[:-1]:
+            parent = parent[part]
+        parent[path[-1]] = wrong
+        if VALIDATOR.is_valid(bad) and not isinstance(wrong, str):
+            continue
+        with pytest.raises(UsageError) as caught:
+            snapshot_from_dict(bad)
+        assert str(caught.value).startswith(_named(path))
+        assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    good = snapshot_to_dict(fakes.patched())
+    for path in _places(good):
+        if isinstance(path[-1], int) or path[-2:-1] in (("pins",), ("reasons",)):
+            continue
+        bad = copy.deepcopy(good)
+        parent = bad
+        for part in path[:-1]:
+            parent = parent[part]
+        del parent[path[-1]]
+        with pytest.raises(UsageError, match="missing") as caught:
+            snapshot_from_dict(bad)
+        assert str(caught.value).startswith(f"{_named(path)}: missing")
+
+
+def test_keys_of_a_newer_release_are_ignored() -> None:
+    document = snapshot_to_dict(fakes.sample())
+    document["news"] = document["host"]["news"] = document["cgroups"][0]["news"] = {"x": 1}
+    assert snapshot_from_dict(document) == fakes.sample()
+
+
+def test_another_schema_is_refused_with_a_hint() -> None:
+    with pytest.raises(UsageError, match="schema: expected 1, got 2") as caught:
+        snapshot_from_dict({"schema": 2})
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"schema": NaN}', b"\xff\xfe\xff", "[" * 100_000, '{"schema": ' + "9" * 5000 + "}"]
+)
+def test_what_is_not_json_is_one_line(text: str | bytes) -> None:
+    with pytest.raises(UsageError) as caught:
+        snapshot_from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("document", [None, 3, [], "x"])
+def test_what_is_no_object(document: object) -> None:
+    with pytest.raises(UsageError, match="document: expected an object"):
+        snapshot_from_dict(document)
+
+
+def test_numbers_json_has_not_are_not_written() -> None:
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="JSON"):
+        snapshot_to_json(replace(fakes.sample(), duration_s=float("inf")))
+
+
+def test_parse_json_names_the_place() -> None:
+    with pytest.raises(UsageError, match="line 2 column 3"):
+        parse_json('{"a": 1,\n  b}')
+
+
+@given(any_text)
+@settings(max_examples=500)
+def test_unprintable_undoes_printable(text: str) -> None:
+    shown = printable(text)
+    assert unprintable(shown) == text
+    shown.encode("utf-8")
+    assert "\n" not in shown
+
+
+@pytest.mark.parametrize("text", ["\\", "\\q", "\\x8", "\\U00110000", "a\\", "\\xZZ"])
+def test_unknown_escapes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"escape|character"):
+        unprintable(text)
+
+
+@given(strategies.times)
+def test_times_survive_to_the_nanosecond(at_ns: int) -> None:
+    assert parse_rfc3339(rfc3339(at_ns, digits=9)) == at_ns
+    assert parse_rfc3339(rfc3339(at_ns, digits=0)) == at_ns // 10**9 * 10**9
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2026-11-22", "2026-13-22T00:00:00Z", "2026-11-22T00:00:00", "2026-11-22T00:00:00+01:00"]
+)
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not a time|range|month"):
+        parse_rfc3339(text)
