@@ -19,7 +19,7 @@ from kmemwatch.units import NS_PER_S, rfc3339
 DEMO: Final = "demo"
 DEMO_FILE: Final = "demo.kmw.gz"
 
-_JITTER = 0.1
+_JITTER = 0.05
 """A recording made every 5 s has snapshots 5.003 s apart: this share of a delay may be missing."""
 
 
@@ -97,10 +97,11 @@ class ReplayFeed:
         before_ns = self._at_ns
         continues = before_ns is not None and not first.restarted
         target_ns = before_ns + delay_ns if before_ns is not None and continues else snapshot.monotonic_ns
+        slack_ns = delay_ns * _JITTER if continues else 0
         while (
             (later := self._next.snapshot) is not None
             and not self._next.restarted
-            and later.monotonic_ns <= target_ns + delay_ns * _JITTER
+            and later.monotonic_ns <= target_ns + slack_ns
         ):
             snapshot = self._take() or later
         # Where the step led to, not where its snapshot was: small differences must not add up.
