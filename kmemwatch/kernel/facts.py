@@ -14,6 +14,7 @@ import resource
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from kmemwatch.errors import UnsupportedError
 from kmemwatch.kernel import btf as btf_module
@@ -158,7 +159,7 @@ def gather() -> Facts:
     )
 
 
-def _btf_facts(tracefs: Path | None) -> dict[str, object]:
+def _btf_facts(tracefs: Path | None) -> dict[str, Any]:
     try:
         btf = Btf()
     except UnsupportedError:
@@ -210,7 +211,7 @@ def _is_mounted(path: Path, kind: str) -> bool:
 
 
 def _gfp_account(tracefs: Path | None) -> int | None:
-    """__GFP_ACCOUNT is a macro; its bit is an enum since commit 772dd0342727 ("mm: enumerate all gfp flags") (v6.10)."""
+    """__GFP_ACCOUNT is a macro; its bit is an enum since commit 772dd0342727 ("mm: enumerate all gfp flags")."""
     bit = btf_module.find_anonymous_constant("___GFP_ACCOUNT_BIT", "___GFP_")
     if bit is not None:
         return 1 << bit
@@ -220,7 +221,7 @@ def _gfp_account(tracefs: Path | None) -> int | None:
         text = (tracefs / "events/kmem/kmalloc/format").read_text()
     except OSError:
         return None
-    # What the format file prints is C after the preprocessor, for example {( unsigned long)((( gfp_t)0x400000u)), "..."}
+    # What the format file prints is C after the preprocessor: {( unsigned long)((( gfp_t)0x400000u)), "..."}
     match = re.search(r'\{([^{}]*),\s*"__GFP_ACCOUNT"', text)
     number = re.search(r"0x([0-9a-f]+)u", match[1]) if match else None
     return int(number[1], 16) if number else None

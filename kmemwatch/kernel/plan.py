@@ -7,8 +7,9 @@ keeps the first that the kernel accepts, whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from kmemwatch.errors import UnsupportedError
 from kmemwatch.kernel.defines import Defines, defines
@@ -121,10 +122,13 @@ class _Chooser:
         lacking = self._defines.lacking(source)
         if lacking is not None:
             return Signal(name, source, (), (lacking,))
-        candidates, skipped = [], []
-        for option in options:
-            (skipped if isinstance(option, str) else candidates).append(option)  # type: ignore[attr-defined]
-        return Signal(name, source, tuple(candidates), tuple(skipped))
+        found = list(options)
+        return Signal(
+            name,
+            source,
+            tuple(option for option in found if isinstance(option, Candidate)),
+            tuple(option for option in found if isinstance(option, str)),
+        )
 
     # The signals
 
@@ -132,68 +136,43 @@ class _Chooser:
         yield Candidate((Hook(TEST_RUN, "walk", "walk"), Hook(TEST_RUN, "peek", "peek")))
 
     def alloc(self) -> Iterator[Candidate | str]:
-        yield self._option(RAW_TP, self._alloc_tracepoints)
-        yield self._option(FENTRY, lambda: self._alloc_functions(FENTRY))
-        yield self._option(KPROBE, lambda: self._alloc_functions(KPROBE))
+        yield self._try(RAW_TP, self._alloc_tracepoints)
+        yield self._try(FENTRY, partial(self._alloc_functions, FENTRY))
+        yield self._try(KPROBE, partial(self._alloc_functions, KPROBE))
 
     def alloc_bulk(self) -> Iterator[Candidate | str]:
         for kind in (FEXIT, KPROBE):
-            yield self._option(
-                kind,
-                lambda kind=kind: Candidate((self._hook(kind, "kmem_cache_alloc_bulk", "alloc_bulk"),)),  # type: ignore[misc]
-            )
+            yield self._try(kind, partial(self._functions, kind, ("kmem_cache_alloc_bulk", "alloc_bulk")))
 
     def free(self) -> Iterator[Candidate | str]:
-        yield self._option(RAW_TP, self._free_tracepoints)
+        yield self._try(RAW_TP, self._free_tracepoints)
+        both = ("kmem_cache_free", "free_entry"), ("kfree", "kfree_entry")
         for kind in (FENTRY, KPROBE):
-            yield self._option(
-                kind,
-                lambda kind=kind: Candidate(  # type: ignore[misc]
-                    (self._hook(kind, "kmem_cache_free", "free_entry"), self._hook(kind, "kfree", "kfree_entry"))
-                ),
-            )
+            yield self._try(kind, partial(self._functions, kind, *both))
 
     def free_bulk(self) -> Iterator[Candidate | str]:
         for kind in (FENTRY, KPROBE):
-            yield self._option(
-                kind,
-                lambda kind=kind: Candidate((self._hook(kind, "kmem_cache_free_bulk", "free_bulk"),)),  # type: ignore[misc]
-            )
-        yield self._option(RAW_TP, self._free_bulk_tracepoint)
+            yield self._try(kind, partial(self._functions, kind, ("kmem_cache_free_bulk", "free_bulk")))
+        yield self._try(RAW_TP, self._free_bulk_tracepoint)
 
     def charge(self) -> Iterator[Candidate | str]:
         if "MEMCG_KMEM" in self._defines.values:
-            yield self._option(RAW_TP, lambda: Candidate((self._tracepoint("mod_memcg_state", "memcg_state"),)))
+            yield self._try(RAW_TP, partial(self._tracepoints, ("mod_memcg_state", "memcg_state")))
             for kind in (FENTRY, KPROBE):
-                yield self._option(
-                    kind,
-                    lambda kind=kind: Candidate((self._hook(kind, "__mod_memcg_state", "memcg_state"),)),  # type: ignore[misc]
-                )
+                yield self._try(kind, partial(self._functions, kind, ("__mod_memcg_state", "memcg_state")))
             return
         # Before Linux kernel commit a8c49af3be5f ("memcg: add per-memcg total kernel memory stat") (in v5.18).
         yield "enum memcg_stat_item has no MEMCG_KMEM: kernel memory is not one statistic here"
-        yield self._option(FEXIT, lambda: self._kmem_charge(FEXIT, FENTRY))
-        yield self._option(KPROBE, lambda: self._kmem_charge(KPROBE, KPROBE))
+        yield self._try(FEXIT, partial(self._kmem_charge, FEXIT, FENTRY))
+        yield self._try(KPROBE, partial(self._kmem_charge, KPROBE, KPROBE))
 
     def lifecycle(self) -> Iterator[Candidate | str]:
+        functions = [(f"mem_cgroup_{event}", event) for event in ("css_online", "css_offline", "css_released")]
         for kind in (FENTRY, KPROBE):
-            yield self._option(
-                kind,
-                lambda kind=kind: Candidate(  # type: ignore[misc]
-                    tuple(
-                        self._hook(kind, f"mem_cgroup_{event}", event)
-                        for event in ("css_online", "css_offline", "css_released")
-                    )
-                ),
-            )
-        events = ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")
-        yield self._option(
-            RAW_TP,
-            lambda: Candidate(
-                tuple(self._tracepoint(event, event) for event in events),
-                "tells rmdir, which is shortly before a memcg goes offline; enabling the controller later is not seen",
-            ),
-        )
+            yield self._try(kind, partial(self._functions, kind, *functions))
+        tracepoints = [(event, event) for event in ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")]
+        limits = "tells rmdir, which is shortly before a memcg goes offline; enabling the controller later is not seen"
+        yield self._try(RAW_TP, partial(self._tracepoints, *tracepoints, limits=limits))
 
     # Their parts
 
@@ -234,13 +213,11 @@ class _Chooser:
             # Until Linux kernel commit 3544de8ee6e4 ("mm, tracing: record slab name for kmem_cache_free()") and what
             # followed it in v6.1, the event came after the free, when the owner of the object is already gone.
             raise _Reason("tracepoint kmem_cache_free comes after the object has lost its owner")
-        return Candidate((self._tracepoint("kmem_cache_free", "free_tp"), self._tracepoint("kfree", "free_tp")))
+        return self._tracepoints(("kmem_cache_free", "free_tp"), ("kfree", "free_tp"))
 
     def _free_bulk_tracepoint(self) -> Candidate:
-        return Candidate(
-            (self._tracepoint("rcu_invoke_kfree_bulk_callback", "free_bulk_tp"),),
-            "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen",
-        )
+        limits = "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen"
+        return self._tracepoints(("rcu_invoke_kfree_bulk_callback", "free_bulk_tp"), limits=limits)
 
     def _kmem_charge(self, charge_kind: str, uncharge_kind: str) -> Candidate:
         return Candidate(
@@ -250,12 +227,23 @@ class _Chooser:
             )
         )
 
-    def _option(self, kind: str, make: object) -> Candidate | str:
+    def _functions(self, kind: str, *hooks: tuple[str, str]) -> Candidate:
+        """A candidate of (function, body) pairs."""
+        return Candidate(tuple(self._hook(kind, function, body) for function, body in hooks))
+
+    def _tracepoints(self, *hooks: tuple[str, str], limits: str | None = None) -> Candidate:
+        """A candidate of (tracepoint, body) pairs."""
+        for name, _ in hooks:
+            if name not in self._facts.tracepoint_args:
+                raise _Reason(f"no tracepoint {name}")
+        return Candidate(tuple(Hook(RAW_TP, name, body) for name, body in hooks), limits)
+
+    def _try(self, kind: str, make: Callable[[], Candidate]) -> Candidate | str:
         refusal = self._refusal(kind)
         if refusal is not None:
             return f"{kind}: {refusal}"
         try:
-            return make()  # type: ignore[operator, no-any-return]
+            return make()
         except _Reason as reason:
             return f"{kind}: {reason}"
 
@@ -267,11 +255,6 @@ class _Chooser:
         if kind in (FENTRY, FEXIT) and self._facts.fentry is False:
             return self._facts.fentry_why
         return None
-
-    def _tracepoint(self, name: str, body: str) -> Hook:
-        if name not in self._facts.tracepoint_args:
-            raise _Reason(f"no tracepoint {name}")
-        return Hook(RAW_TP, name, body)
 
     def _hook(self, kind: str, function: str, body: str) -> Hook:
         names = self._existing((function,))

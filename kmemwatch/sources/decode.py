@@ -101,7 +101,22 @@ def lifecycle_event(raw: bytes) -> LifecycleEvent:
 
 def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
     """Decode one record of ``walk_out`` at `offset` bytes."""
-    *head, online, kmemcg_id = MEMCG_HEAD.unpack_from(raw, offset)
+    fields = MEMCG_HEAD.unpack_from(raw, offset)
     stats = struct.unpack_from(f"={stats_count}q", raw, offset + MEMCG_HEAD.size)
     name_at = offset + MEMCG_HEAD.size + 8 * STATS_MAX
-    return MemcgRecord(*head, bool(online), kmemcg_id, stats, text(raw[name_at : name_at + NAME_BYTES]))
+    css, parent_css, serial_nr, cgroup_id, references, memory, swap, kmem, tcpmem, online, kmemcg_id = fields
+    return MemcgRecord(
+        css=css,
+        parent_css=parent_css,
+        serial_nr=serial_nr,
+        cgroup_id=cgroup_id,
+        references=references,
+        memory_pages=memory,
+        swap_pages=swap,
+        kmem_pages=kmem,
+        tcpmem_pages=tcpmem,
+        online=bool(online),
+        kmemcg_id=kmemcg_id,
+        stats=stats,
+        name=text(raw[name_at : name_at + NAME_BYTES]),
+    )

@@ -151,7 +151,9 @@ def slab_account_flag(facts: Facts, caches: Sequence[CacheRecord]) -> int | None
     if bit is not None:
         return 1 << bit
     accounted = [cache.flags for cache in caches if cache.name in _ACCOUNTED]
-    plain = [cache.flags for cache in caches if re.fullmatch(r"kmalloc-(8|16|32|64|96|128|192|256|512|1k|2k|4k)", cache.name)]
+    plain = [
+        cache.flags for cache in caches if re.fullmatch(r"kmalloc-(8|16|32|64|96|128|192|256|512|1k|2k|4k)", cache.name)
+    ]
     if len(accounted) < 3 or len(plain) < 6:
         return None
     common = 0xFFFFFFFF

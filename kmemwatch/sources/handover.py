@@ -124,7 +124,9 @@ class Child:
             if not part:
                 _, told = self._process.communicate()
                 lines = told.decode("utf-8", "replace").strip().splitlines()
-                raise KmemwatchError(f"the process that attaches the probes ended: {lines[-1] if lines else 'no reason'}")
+                raise KmemwatchError(
+                    f"the process that attaches the probes ended: {lines[-1] if lines else 'no reason'}"
+                )
             parts += part
         return bytes(parts)
 

@@ -150,7 +150,7 @@ class _Attempt:
         # bcc compiles against our few headers only: no kernel headers have to be installed.
         os.environ["BCC_KERNEL_SOURCE"] = str(include)
 
-        class Module(bcc.BPF):  # type: ignore[misc, name-defined]
+        class Module(bcc.BPF):  # type: ignore[misc]
             """bcc would attach by name as soon as it has compiled; we attach by plan."""
 
             def _trace_autoload(self) -> None:
@@ -226,7 +226,7 @@ class _Attempt:
         for name in (prefix + target, prefix + b"vmlinux__" + target):
             try:
                 self._bpf.dump_func(name)
-            except Exception:  # bcc: "Unknown program"
+            except Exception:  # noqa: BLE001 - bcc raises bare Exception: "Unknown program"
                 continue
             return name
         raise KmemwatchError(f"bpf/hooks.h: no program for {target.decode()}")
@@ -277,7 +277,7 @@ class _StderrCapture:
     """Catches what the compiler and the verifier write to descriptor 2, for the reason of a failure."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._saved = -1
 
     def __enter__(self) -> None:

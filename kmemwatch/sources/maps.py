@@ -191,7 +191,7 @@ class Ring:
     def _sample(self, _context: int, data: int, size: int) -> int:
         try:
             self._sink(ctypes.string_at(data, size))
-        except Exception:  # boundary to C: counted, and shown as lost
+        except Exception:  # noqa: BLE001 - boundary to C: counted, and shown as lost
             self.decode_errors += 1
         return 0  # a negative value would end the poll
 

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Counters per cache, per pair and per memcg, over the lives of memcgs: nothing that was counted is lost when they end.
+
+A memcg that is released takes its rows out of the kernel's maps. Its allocations stay in the totals of each cache; what
+it left alive belongs, from its death on, to the nearest living ancestor, as the kernel has it (objcg).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from kmemwatch.kernel.era import OBJCG
+from kmemwatch.model import Cache, Pair
+from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
+from kmemwatch.sources.discover import CacheRecord
+
+NOBODY = 0
+"""cgroup id of objects that nobody is charged for."""
+
+
+class Ledger:
+    """Turns the kernel's counters into rows of `model`."""
+
+    def __init__(self, known: Known, era: str | None) -> None:
+        self._known = known
+        self._era = era
+        self._charges: dict[int, ChargeCounts] = {}
+        self._retired: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        """cache address -> objects, freed objects of pairs that were forgotten."""
+        self._inherited: dict[tuple[int, int], int] = defaultdict(int)
+        """(cache, living ancestor) -> charged objects that released descendants left alive."""
+        self._unseen: set[int] = set()
+        """Ids in the maps that the last walk did not show: born after it, or released before it."""
+        self._ancestors: Mapping[int, int] = {}
+        self._released: set[int] = set()
+        self._root_id: int | None = None
+
+    def update(
+        self, reading: Reading, present: set[int] | None, released: set[int], ancestors: Mapping[int, int]
+    ) -> tuple[list[tuple[int, int]], list[int]]:
+        """Take in a reading; (pairs, cgroup ids) that can be forgotten in the maps.
+
+        `present`: ids that still count; `released`: ids that certainly do not; `ancestors`: id -> id that is charged
+        for what it leaves.
+        """
+        self._ancestors = ancestors
+        self._released = released
+        self._charges = dict(reading.charges or {})
+        if reading.memcgs:
+            self._root_id = next((record.cgroup_id for record in reading.memcgs if not record.parent_css), None)
+        mapped = {cgroup_id for _, cgroup_id in reading.pairs or ()} | self._charges.keys()
+        final = (mapped & released) - {NOBODY}
+        if present is not None:
+            unseen = mapped - present - final - {NOBODY}
+            final |= unseen & self._unseen
+            self._unseen = unseen - final
+        pairs = [key for key in reading.pairs or () if key[1] in final]
+        for key in pairs:
+            self._retire(key, (reading.pairs or {})[key], {cache.address: cache for cache in reading.caches or ()})
+        self._final = set(pairs)
+        return pairs, sorted(final)
+
+    def _retire(self, key: tuple[int, int], counts: PairCounts, caches: Mapping[int, CacheRecord]) -> None:
+        total = self._retired[key[0]]
+        total[0] += counts.objects
+        total[1] += counts.freed_objects
+        charged = self._charged_objects(counts, caches.get(key[0]))
+        if charged is not None and self._era == OBJCG:
+            heir = self._ancestors.get(key[1], self._root_id)
+            if heir is not None and heir != key[1]:
+                self._inherited[key[0], heir] += charged - counts.freed_objects
+
+    def charges(self, cgroup_id: int) -> tuple[int | None, int | None]:
+        """Bytes (charged, uncharged) by a memcg itself since the start; None without the signal."""
+        if not any(probe.signal == "charge" and probe.attachment for probe in self._known.probes):
+            return None, None
+        counts = self._charges.get(cgroup_id, ChargeCounts(0, 0))
+        page = self._known.facts.page_bytes
+        return counts.charged_pages * page, counts.uncharged_pages * page
+
+    def rows(self, reading: Reading) -> tuple[tuple[Cache, ...], tuple[Pair, ...]]:
+        """Rows for `Snapshot.caches` and `Snapshot.pairs`; after `update` with the same reading."""
+        if reading.pairs is None:
+            return (), ()
+        caches = {cache.address: cache for cache in reading.caches or ()}
+        counts = {key: value for key, value in reading.pairs.items() if key not in self._final}
+        totals: dict[int, list[int]] = defaultdict(lambda: [0, 0])
+        for address, (objects, freed) in self._retired.items():
+            totals[address][0] += objects
+            totals[address][1] += freed
+        for (address, _), value in counts.items():
+            totals[address][0] += value.objects
+            totals[address][1] += value.freed_objects
+        for address in caches:
+            totals[address]  # caches that nothing happened in are rows, too
+        return self._cache_rows(totals, caches), self._pair_rows(counts, caches)
+
+    def _signal(self, name: str) -> bool:
+        return any(probe.signal == name and probe.attachment for probe in self._known.probes)
+
+    def _cache_rows(self, totals: Mapping[int, list[int]], caches: Mapping[int, CacheRecord]) -> tuple[Cache, ...]:
+        allocs, frees = self._signal("alloc"), self._signal("free")
+        rows = []
+        for address, (objects, freed) in totals.items():
+            cache = caches.get(address)
+            size = cache.size_bytes if cache else None
+            rows.append(
+                Cache(
+                    name=cache.name if cache else f"{address:#x}",
+                    address=address,
+                    object_bytes=size,
+                    root=None,
+                    kmemcg_id=None,
+                    allocations_total=objects if allocs else None,
+                    allocated_bytes_total=objects * size if allocs and size is not None else None,
+                    frees_total=freed if frees else None,
+                )
+            )
+        return tuple(sorted(rows, key=lambda row: (row.name, row.address or 0)))
+
+    def _pair_rows(
+        self, counts: Mapping[tuple[int, int], PairCounts], caches: Mapping[int, CacheRecord]
+    ) -> tuple[Pair, ...]:
+        live = self._live_objects(counts, caches)
+        allocs, frees = self._signal("alloc"), self._signal("free")
+        rows = []
+        for key in sorted(counts.keys() | live.keys()):
+            address, cgroup_id = key
+            if cgroup_id == NOBODY:
+                continue
+            value = counts.get(key, PairCounts(0, 0, 0))
+            cache = caches.get(address)
+            size = cache.size_bytes if cache else None
+            left = live.get(key)
+            charged = left is not None
+            rows.append(
+                Pair(
+                    cache=cache.name if cache else f"{address:#x}",
+                    cache_address=address,
+                    cgroup_id=cgroup_id,
+                    allocations_total=value.objects if allocs else None,
+                    allocated_bytes_total=value.objects * size if allocs and size is not None else None,
+                    frees_total=value.freed_objects if frees and charged else None,
+                    live_bytes=left * size if allocs and frees and left is not None and size is not None else None,
+                )
+            )
+        return tuple(sorted(rows, key=lambda row: (row.cgroup_id, row.cache, row.cache_address or 0)))
+
+    def _live_objects(
+        self, counts: Mapping[tuple[int, int], PairCounts], caches: Mapping[int, CacheRecord]
+    ) -> dict[tuple[int, int], int]:
+        """(cache, memcg) -> charged objects since the start that are still there; only where objects are charged."""
+        live: dict[tuple[int, int], int] = defaultdict(int)
+        for (address, cgroup_id), left in self._inherited.items():
+            live[address, self._ancestors.get(cgroup_id, cgroup_id)] += left
+        for (address, cgroup_id), value in counts.items():
+            charged = self._charged_objects(value, caches.get(address))
+            if charged is None or cgroup_id == NOBODY:
+                continue
+            # The root is charged for nothing of its own, only for what the dead below it have left.
+            own = 0 if cgroup_id == self._root_id else charged
+            if not own and not value.freed_objects and (address, cgroup_id) not in live:
+                continue
+            heir = self._ancestors.get(cgroup_id, cgroup_id) if self._era == OBJCG else cgroup_id
+            live[address, heir] += own - value.freed_objects
+            live[address, cgroup_id] += 0
+        return dict(live)
+
+    def _charged_objects(self, counts: PairCounts, cache: CacheRecord | None) -> int | None:
+        """Those that the kernel charged: all of a SLAB_ACCOUNT cache, else those with __GFP_ACCOUNT."""
+        if cache is None or self._known.slab_account is None:
+            return None
+        if cache.flags & self._known.slab_account:
+            return counts.objects
+        return counts.account_objects if self._known.facts.gfp_account is not None else None

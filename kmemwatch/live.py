@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The live feed: the programs attached to this kernel, and the state that follows them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kmemwatch.model import Event, Host, Snapshot
+from kmemwatch.sources.base import Source
+from kmemwatch.sources.bpf_source import BpfSource
+from kmemwatch.sources.discover import boot_id, hostname
+from kmemwatch.sources.handover import Child
+from kmemwatch.state import State
+
+_TICK_S = 0.1
+"""Longest time that `close` has to wait for another thread's poll."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    without: tuple[str, ...] = ()
+    """Kinds of hooks not to use: ``raw_tp``, ``fentry``, ``kprobe``; to try the others."""
+
+
+def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
+    """Attach. Raises UnsupportedError when this kernel or these privileges cannot do it."""
+    return LiveFeed(BpfSource(Child(options.without).wait()))
+
+
+class LiveFeed:
+    """`feed.Feed` of the running kernel."""
+
+    title = "live"
+    notice: str | None = None
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        facts = source.known.facts
+        self._state = State(
+            source.known,
+            Host(hostname(), facts.release, facts.arch, boot_id()),
+            lambda: time.time_ns() - time.monotonic_ns(),
+        )
+
+    def next_snapshot(self, delay_s: float) -> Snapshot | None:
+        """The state in `delay_s` seconds; None once closed."""
+        deadline = time.monotonic() + delay_s
+        while (left := deadline - time.monotonic()) > 0:
+            if not self._poll(min(left, _TICK_S)):
+                return None
+        with self._lock:
+            if self._closed.is_set():
+                return None
+            self._state.apply(self._source.poll(0))
+            reading = self._source.read()
+            # What happened during the walk: an online that it may not have seen is younger than it.
+            self._state.apply(self._source.poll(0))
+            self._source.forget(*self._state.update(reading))
+            return self._state.snapshot(reading)
+
+    def take_events(self) -> Sequence[Event]:
+        """All events since the last call, oldest first."""
+        with self._lock:
+            return self._state.take_events()
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event] | None:
+        """Wait up to `timeout_s` for events; () on time-out, None once closed."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            if not self._poll(max(0.0, min(left, _TICK_S))):
+                return None
+            events = self.take_events()
+            if events or left <= 0:
+                return events
+
+    def _poll(self, timeout_s: float) -> bool:
+        with self._lock:
+            if self._closed.is_set():
+                return False
+            self._state.apply(self._source.poll(timeout_s))
+        return not self._closed.is_set()
+
+    def close(self) -> None:
+        """Detach everything; harmless when called twice, from any thread."""
+        self._closed.set()
+        with self._lock:
+            self._source.close()

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a source of the running kernel gives: readings that are totals, and events. State makes snapshots of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.model import MapFill, Probe
+from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord
+from kmemwatch.sources.discover import CacheRecord
+
+
+@dataclass(frozen=True, slots=True)
+class PairCounts:
+    """Objects of one (cache, memcg) pair since the start."""
+
+    objects: int
+    account_objects: int
+    freed_objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeCounts:
+    """Pages of one memcg since the start."""
+
+    charged_pages: int
+    uncharged_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything that is read at one time. None: this kernel cannot give it."""
+
+    at_monotonic_ns: int
+    """When the walk of memcgs began: what it does not show and is older was released before."""
+    memcgs: Sequence[MemcgRecord] | None
+    caches: Sequence[CacheRecord] | None
+    pairs: Mapping[tuple[int, int], PairCounts] | None
+    """(cache address, cgroup id) -> counts; cgroup id 0 is nobody."""
+    charges: Mapping[int, ChargeCounts] | None
+    """cgroup id -> counts."""
+    lost: Mapping[str, int] = field(default_factory=dict)
+    """Reason -> events."""
+    maps: tuple[MapFill, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What stays the same while a source is attached."""
+
+    facts: Facts
+    probes: tuple[Probe, ...]
+    stats_index: Mapping[str, int] | None
+    slab_account: int | None
+    attached_at_monotonic_ns: int
+
+
+class Source(Protocol):
+    """Used from one thread at a time."""
+
+    known: Known
+
+    def poll(self, timeout_s: float) -> list[LifecycleEvent]:
+        """Events since the last call; waits up to `timeout_s` for the first."""
+
+    def read(self) -> Reading:
+        """Totals of now."""
+
+    def forget(self, pairs: Iterable[tuple[int, int]], cgroup_ids: Iterable[int]) -> None:
+        """Drop counters that can never change again, so that maps do not fill with the dead."""
+
+    def close(self) -> None:
+        """Detach; harmless when called twice."""

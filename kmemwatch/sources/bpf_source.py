@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The attached programs as a Source: reads their maps, polls their ring buffer, walks the tree of memcgs."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Iterable
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.model import ATTACHED, FALLBACK, MISSING, MapFill, Probe
+from kmemwatch.sources import decode
+from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
+from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord
+from kmemwatch.sources.discover import CacheList, CacheRecord
+from kmemwatch.sources.handover import Handed, ProbeResult
+from kmemwatch.sources.maps import MapReader, Ring, program_stats
+from kmemwatch.sources.peek import Peek
+
+
+class BpfSource:
+    """A Source of the kernel that runs here. Owns every descriptor; `close` detaches all."""
+
+    def __init__(self, handed: Handed) -> None:
+        self._handed = handed
+        manifest = handed.manifest
+        self.known = Known(
+            facts=manifest.facts,
+            probes=tuple(_probe(result, manifest.learn_error) for result in manifest.probes),
+            stats_index=manifest.stats_index,
+            slab_account=manifest.slab_account,
+            attached_at_monotonic_ns=time.monotonic_ns(),
+        )
+        self._events: list[LifecycleEvent] = []
+        self._readers = {name: MapReader(handle) for name, handle in handed.maps.items() if handle.key_bytes}
+        self._ring = Ring(handed.maps["events"].fd, self._on_event) if "events" in handed.maps else None
+        self._peek: Peek | None = None
+        self._caches: CacheList | None = None
+        if {"peek", "walk"} <= handed.programs.keys():
+            self._peek = Peek(handed.programs, handed.maps, manifest.stats_count)
+            if manifest.first_cache:
+                self._caches = CacheList(self._peek, manifest.facts, manifest.first_cache)
+        self._closed = False
+
+    def _on_event(self, raw: bytes) -> None:
+        self._events.append(decode.lifecycle_event(raw))
+
+    def poll(self, timeout_s: float) -> list[LifecycleEvent]:
+        """Events since the last call; waits up to `timeout_s` for the first."""
+        if self._ring is None:
+            time.sleep(timeout_s)
+        else:
+            self._ring.poll(int(timeout_s * 1000))
+        events, self._events = self._events, []
+        return events
+
+    def read(self) -> Reading:
+        """Totals of now. Raises KmemwatchError when the kernel refuses what it allowed before."""
+        started = time.monotonic_ns()
+        try:
+            return Reading(
+                at_monotonic_ns=started,
+                # First the walk: who is missing there has final counts in the maps that are read afterwards.
+                memcgs=self._read_memcgs(),
+                caches=self._read_caches(),
+                pairs=self._read_pairs(),
+                charges=self._read_charges(),
+                lost=self._read_lost(),
+                maps=self._fill,
+            )
+        except OSError as error:
+            raise KmemwatchError(f"reading the BPF maps: {error}") from error
+
+    def _read_memcgs(self) -> list[MemcgRecord] | None:
+        self._fill: tuple[MapFill, ...] = ()
+        return None if self._peek is None else self._peek.memcgs()
+
+    def _read_caches(self) -> list[CacheRecord] | None:
+        return None if self._caches is None else self._caches.read()
+
+    def _read_pairs(self) -> dict[tuple[int, int], PairCounts] | None:
+        reader = self._readers.get("pairs")
+        if reader is None:
+            return None
+        keys, sums = _sum_per_cpu(reader, 3)
+        self._fill += (MapFill("pairs", len(sums), reader.handle.max_entries),)
+        return dict(zip(decode.PAIR_KEY.iter_unpack(keys), (PairCounts(*row) for row in sums), strict=True))
+
+    def _read_charges(self) -> dict[int, ChargeCounts] | None:
+        reader = self._readers.get("charges")
+        if reader is None:
+            return None
+        keys, sums = _sum_per_cpu(reader, 2)
+        self._fill += (MapFill("charges", len(sums), reader.handle.max_entries),)
+        ids = (row[0] for row in struct.iter_unpack("=Q", keys))
+        return dict(zip(ids, (ChargeCounts(*row) for row in sums), strict=True))
+
+    def _read_lost(self) -> dict[str, int]:
+        _, sums = _sum_per_cpu(self._readers["lost"], 1)
+        lost = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
+        misses = [program_stats(fd).recursion_misses for fd in self._handed.programs.values()]
+        if None not in misses:
+            lost["recursion"] = sum(number for number in misses if number is not None)
+        lost["undecodable"] = self._ring.decode_errors if self._ring else 0
+        return lost
+
+    def forget(self, pairs: Iterable[tuple[int, int]], cgroup_ids: Iterable[int]) -> None:
+        """Drop counters that can never change again."""
+        reader = self._readers.get("pairs")
+        if reader is not None:
+            for key in pairs:
+                reader.delete(decode.PAIR_KEY.pack(*key))
+        reader = self._readers.get("charges")
+        if reader is not None:
+            for cgroup_id in cgroup_ids:
+                reader.delete(struct.pack("=Q", cgroup_id))
+
+    def close(self) -> None:
+        """Detach; harmless when called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._ring is not None:
+            self._ring.close()
+        if self._peek is not None:
+            self._peek.close()
+        self._handed.close()
+
+
+def _sum_per_cpu(reader: MapReader, columns: int) -> tuple[bytes, list[tuple[int, ...]]]:
+    """(all keys, one row of sums over CPUs for each): values are `columns` counters of 64 bits."""
+    keys, values, number = reader.items()
+    copies = reader.copies
+    if copies == 1:
+        return keys, list(struct.iter_unpack(f"={columns}Q", values))
+    rows = struct.iter_unpack(f"={columns * copies}Q", values)
+    sums = [tuple(sum(row[column::columns]) for column in range(columns)) for row in rows]
+    assert len(sums) == number
+    return keys, sums
+
+
+def _probe(result: ProbeResult, learn_error: str | None) -> Probe:
+    status = MISSING if result.attachment is None else FALLBACK if result.fell_back else ATTACHED
+    why = result.why
+    if learn_error and result.signal in ("alloc", "free"):
+        why = "; ".join(filter(None, [why, f"caches are not known by name: {learn_error}"]))
+    return Probe(result.signal, result.attachment, status, why)
