@@ -11,6 +11,8 @@ import click
 from kmemwatch.errors import UsageError
 from kmemwatch.feed import Feed
 
+MOUNT_POINTS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,9 +38,29 @@ def source_options(function: F) -> F:
     return click.option("--connect", metavar="URL", help="Show a daemon (kmemwatch serve) elsewhere.")(function)
 
 
+def scope_path(text: str | None) -> str | None:
+    """``--cgroup`` as the model writes paths: absolute in the hierarchy, without the mount point.
+
+    A shell completes names under /sys/fs/cgroup, so these are understood too.
+    """
+    if text is None:
+        return None
+    for mount in MOUNT_POINTS:
+        if text == mount or text.startswith(mount + "/"):
+            text = text[len(mount) :]
+            break
+    return "/" + "/".join(part for part in text.split("/") if part)
+
+
+def _scope(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    return scope_path(value)
+
+
 def cgroup_option(function: F) -> F:
     """``--cgroup PATH`` -> `cgroup: str | None`."""
-    return click.option("--cgroup", metavar="PATH", help="Only this cgroup and those below it.")(function)
+    return click.option("--cgroup", metavar="PATH", callback=_scope, help="Only this cgroup and those below it.")(
+        function
+    )
 
 
 def filter_option(function: F) -> F:

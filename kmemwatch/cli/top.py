@@ -88,16 +88,16 @@ def command(
 def run_batch(options: TopOptions) -> None:
     """Print one table, or the rows of one, at every refresh."""
     from kmemwatch.render.batch import Printer
-    from kmemwatch.render.select import check_scope, scope_path, select
+    from kmemwatch.render.select import check_scope, select
 
     # A wrong name must not cost the time to attach.
-    selection, scope = select(options.view, options.sort, options.filter_), scope_path(options.cgroup)
+    selection = select(options.view, options.sort, options.filter_)
     with closing(options.open(realtime=False)) as feed:
         before = feed.next_snapshot(0)
         if before is None:
             raise KmemwatchError(f"{feed.title}: it ended before there was anything to show")
-        check_scope(before, scope)
-        printer = Printer(selection, scope, options.output, feed.title, _cells())
+        check_scope(before, options.cgroup)
+        printer = Printer(selection, options.cgroup, options.output, feed.title, _cells())
         done = 0
         while options.iterations is None or done < options.iterations:
             after = feed.next_snapshot(options.delay_s)

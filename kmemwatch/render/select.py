@@ -15,8 +15,6 @@ from kmemwatch.fields.views import VIEWS, View
 from kmemwatch.model import Snapshot
 from kmemwatch.units import printable
 
-MOUNT_POINTS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
-
 
 @dataclass(frozen=True, slots=True)
 class Selection:
@@ -85,21 +83,6 @@ def sort_rows(found: Sequence[Any], field: Field[Any], reverse: bool) -> list[An
             known.append((value, row))
     known.sort(key=lambda item: item[0], reverse=reverse == field.is_text)
     return [row for _, row in known] + unknown
-
-
-def scope_path(text: str | None) -> str | None:
-    """``--cgroup`` as the model writes paths: absolute in the hierarchy, without the mount point.
-
-    A shell completes names under /sys/fs/cgroup, so these are understood too.
-    """
-    if text is None:
-        return None
-    path = text
-    for mount in MOUNT_POINTS:
-        if path == mount or path.startswith(mount + "/"):
-            path = path[len(mount) :]
-            break
-    return "/" + "/".join(part for part in path.split("/") if part)
 
 
 def check_scope(snapshot: Snapshot, scope: str | None) -> None:

@@ -7,10 +7,13 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kmemwatch.feed import Feed
-from kmemwatch.fields.rows import Frame, frame
-from kmemwatch.model import Snapshot
+
+if TYPE_CHECKING:  # imported when there is a feed, not while one is awaited
+    from kmemwatch.fields.rows import Frame
+    from kmemwatch.model import Snapshot
 
 FIRST_DELAY_S = 1.0
 """The first rates come soon, however long the delay: nobody wants to look at `?` for a minute."""
@@ -85,12 +88,14 @@ class Poller:
             return next((u.error for u in self._waiting if isinstance(u, Failed)), None)
 
     def stop(self) -> None:
-        """Close the feed and wait a moment for the thread; harmless when called twice."""
+        """Close the feed and wait a moment for the thread; harmless when called twice.
+
+        A feed that is still being opened is not waited for: the thread closes it, or the end of the process does.
+        """
         self._stopped.set()
         feed = self._feed
         if feed is not None:
             feed.close()
-        if self._thread.ident is not None:
             self._thread.join(_STOP_TIMEOUT_S)
 
     def _say(self, update: Update) -> None:
@@ -114,6 +119,8 @@ class Poller:
                 self._say(Failed(exc))
 
     def _read(self, feed: Feed) -> None:
+        from kmemwatch.fields.rows import frame
+
         before: Snapshot | None = None
         delay_s, refreshes = 0.0, 0
         while not self._stopped.is_set():
