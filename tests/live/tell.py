@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The test's end of a workload, and ways to wait for rest."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
+from tests.live.cgroups import OwnCgroup
+
+_WORKLOAD = Path(__file__).with_name("workload.py")
+SLAB_SYSFS = Path("/sys/kernel/slab")
+
+
+class Workload:
+    """A running tests/live/workload.py inside a cgroup."""
+
+    def __init__(self, cgroup: OwnCgroup) -> None:
+        self.channel, theirs = socket.socketpair()
+        self._process = self._start(cgroup, theirs)
+        theirs.close()
+        assert self._line() == "ready"
+        self.pid = self._process.pid
+
+    @staticmethod
+    def _start(cgroup: OwnCgroup, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        def enter() -> None:
+            cgroup.enter()
+            os.dup2(theirs.fileno(), 3)
+
+        # -I -S: no site-packages, nothing that would touch more files than it must.
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_WORKLOAD)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            preexec_fn=enter,
+            close_fds=False,
+        )
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode().strip()
+
+    def start(self, command: str) -> None:
+        """Give a command; `finish` waits for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{command}\n".encode())
+        self._process.stdin.flush()
+
+    def finish(self) -> None:
+        assert self._line() == "done"
+
+    def do(self, command: str) -> None:
+        self.start(command)
+        self.finish()
+
+    def receive_fd(self) -> int:
+        """The descriptor that the workload sends away."""
+        _, fds, _, _ = socket.recv_fds(self.channel, 1, 1)
+        return int(fds[0])
+
+    def end(self) -> None:
+        """Close its stdin, wait for its exit."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self.channel.close()
+
+
+@contextmanager
+def workload(cgroup: OwnCgroup) -> Iterator[Workload]:
+    """A workload that has ended when the block ends."""
+    running = Workload(cgroup)
+    try:
+        yield running
+    finally:
+        running.end()
+
+
+def wait_for(check: Callable[[], object], limit_s: float, every_s: float = 0.1) -> None:
+    """Return as soon as `check` is true; AssertionError with what it last said after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not (answer := check()):
+        assert time.monotonic() < deadline, f"still {answer!r} after {limit_s} s"
+        time.sleep(every_s)
+
+
+def cgroup_of(snapshot: Snapshot, cgroup_id: int) -> Cgroup | None:
+    """Row of a cgroup; None when the snapshot has none."""
+    return next((cgroup for cgroup in snapshot.cgroups if cgroup.id == cgroup_id), None)
+
+
+def cache_named(snapshot: Snapshot, name: str) -> Cache:
+    """The cache that serves `name`: itself, or the one that the kernel merged it with (/sys/kernel/slab links)."""
+    names = {name}
+    if (SLAB_SYSFS / name).exists():
+        target = (SLAB_SYSFS / name).resolve()
+        names |= {entry.name for entry in SLAB_SYSFS.iterdir() if entry.resolve() == target}
+    found = [cache for cache in snapshot.caches if cache.name in names]
+    assert len(found) == 1, f"{len(found)} caches serve {name}"
+    return found[0]
+
+
+def pair_of(snapshot: Snapshot, cache: str, cgroup_id: int) -> Pair | None:
+    """Row of a pair; None when nothing was counted yet."""
+    address = cache_named(snapshot, cache).address
+    return next((p for p in snapshot.pairs if p.cgroup_id == cgroup_id and p.cache_address == address), None)

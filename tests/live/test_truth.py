@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every figure against something that is not ours, exactly, after zero lost events.
+
+Counts are primes, so that no batch of the kernel's or ours divides them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kmemwatch.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.model import Pair, Snapshot
+from tests.cgroup_mounts import MemoryMount
+from tests.live.cgroups import OwnCgroup
+from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, wait_for, workload
+from tests.needs import require
+
+PAGE = 4096
+TRIES = 5
+"""An interrupt that hits while a program runs makes the kernel skip a run, and kmemwatch count it as lost: such a run of
+the workload proves nothing and is repeated."""
+
+WITHOUT = {
+    "best": (),
+    "fentry": ("raw_tp",),
+    "kprobe": ("raw_tp", "fentry"),
+}
+"""Ways of attaching, as what to leave out to get there."""
+
+
+@pytest.fixture(params=WITHOUT)
+def feed(request: pytest.FixtureRequest) -> Iterator[LiveFeed]:
+    """A live feed by each way of attaching that this kernel has."""
+    if request.param == "fentry":
+        require("fentry")
+    if request.param == "kprobe":
+        require("kprobes")
+    live = open_live(LiveOptions(WITHOUT[request.param]))
+    yield live
+    live.close()
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A tmpfs of our own."""
+    path = Path(tempfile.mkdtemp(prefix="kmw-tmpfs-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "kmw-test", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+    path.rmdir()
+
+
+def snapshot(feed: LiveFeed) -> Snapshot:
+    taken = feed.next_snapshot(0)
+    assert taken is not None
+    return taken
+
+
+def counts(row: Pair | None) -> tuple[int, int]:
+    """(allocations, frees), 0 where nothing was counted yet; a figure that the kernel cannot give fails the test."""
+    if row is None:
+        return 0, 0
+    assert row.allocations_total is not None
+    return row.allocations_total, row.frees_total or 0
+
+
+def without_loss(feed: LiveFeed, attempt: Callable[[], None]) -> None:
+    """Run `attempt` until nothing was lost during it."""
+    for _ in range(TRIES):
+        before = snapshot(feed).lost
+        attempt()
+        after = snapshot(feed).lost
+        if before == after:
+            return
+    pytest.fail(f"events were lost in each of {TRIES} runs: {after}")
+
+
+def test_allocations_and_frees_equal_the_workloads_own_count(
+    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int], patience: Callable[[float], float]
+) -> None:
+    cgroup, number = own_cgroup(), scale(100_003)
+    result: dict[str, tuple[int, int]] = {}
+
+    with workload(cgroup) as work:
+
+        def attempt() -> None:
+            before = counts(pair_of(snapshot(feed), "filp", cgroup.id))
+            work.do(f"eventfd {number}")
+            # struct file is freed after a grace period on kernels before v6.7.
+            wait_for(
+                lambda: counts(pair_of(snapshot(feed), "filp", cgroup.id))[1] - before[1] >= number, patience(30), 0.3
+            )
+            after = counts(pair_of(snapshot(feed), "filp", cgroup.id))
+            result["filp"] = (after[0] - before[0], after[1] - before[1])
+
+        without_loss(feed, attempt)
+    assert result["filp"] == (number, number)
+
+
+def test_files_on_tmpfs_come_and_go_in_both_their_caches(
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    tmpfs: Path,
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
+) -> None:
+    cgroup, number = own_cgroup(), scale(10_007)
+    caches = ("shmem_inode_cache", "dentry")
+    made: dict[str, int] = {}
+    gone: dict[str, int] = {}
+
+    def now() -> dict[str, tuple[int, int]]:
+        taken = snapshot(feed)
+        return {cache: counts(pair_of(taken, cache, cgroup.id)) for cache in caches}
+
+    with workload(cgroup) as work:
+
+        def attempt() -> None:
+            before = now()
+            work.do(f"files {number} {tmpfs}")
+            after = now()
+            made.update({cache: after[cache][0] - before[cache][0] for cache in caches})
+            live = pair_of(snapshot(feed), "shmem_inode_cache", cgroup.id)
+            size = cache_named(snapshot(feed), "shmem_inode_cache").object_bytes
+            assert live is not None and size is not None and live.live_bytes == number * size
+            work.do(f"unlink {number} {tmpfs}")
+            wait_for(lambda: all(now()[cache][1] - before[cache][1] >= number for cache in caches), patience(60), 0.5)
+            final = now()
+            gone.update({cache: final[cache][1] - before[cache][1] for cache in caches})
+
+        without_loss(feed, attempt)
+    # unlink looks each name up again only if its dentry is gone, which on tmpfs it is not.
+    assert made == {"shmem_inode_cache": number, "dentry": number}
+    assert gone == {"shmem_inode_cache": number, "dentry": number}
+
+
+def test_pipes_are_counted_in_kmalloc(
+    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], patience: Callable[[float], float]
+) -> None:
+    """kmalloc objects are found through their page, which no argument of a hook names."""
+    cgroup, number = own_cgroup(), 211
+    with workload(cgroup) as work:
+
+        def attempt() -> None:
+            def kmalloc() -> dict[str, tuple[int, int]]:
+                taken = snapshot(feed)
+                return {
+                    p.cache: counts(p)
+                    for p in taken.pairs
+                    if p.cgroup_id == cgroup.id and p.cache.startswith("kmalloc-cg-")
+                }
+
+            before = kmalloc()
+            work.do(f"pipes {number}")
+            after = kmalloc()
+            # A pipe has one pipe_inode_info and one array of 16 buffers, both charged; nothing else here is.
+            grown = {name: after[name][0] - before.get(name, (0, 0))[0] for name in after}
+            assert sorted(count for count in grown.values() if count >= number) == [number, number], grown
+            work.do("close")
+            wait_for(
+                lambda: sorted(n[1] - before.get(c, (0, 0))[1] for c, n in kmalloc().items() if grown[c] >= number)
+                == [number, number],
+                patience(20),
+            )
+
+        without_loss(feed, attempt)
+
+
+@pytest.mark.needs("bpftrace")
+def test_an_independent_tracer_counts_the_same(
+    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int], patience: Callable[[float], float]
+) -> None:
+    cgroup, number = own_cgroup(), scale(50_021)
+    seen: dict[str, int] = {}
+    with workload(cgroup) as work:
+
+        def attempt() -> None:
+            with _bpftrace(work, cache_named(snapshot(feed), "filp").address or 0, patience(60)) as tracer:
+                before = counts(pair_of(snapshot(feed), "filp", cgroup.id))[0]
+                work.do(f"eventfd {number}")
+                seen["ours"] = counts(pair_of(snapshot(feed), "filp", cgroup.id))[0] - before
+                seen["bpftrace"] = tracer.stop()
+
+        without_loss(feed, attempt)
+    assert seen == {"ours": number, "bpftrace": number}
+
+
+class _bpftrace:  # noqa: N801 - reads as the command it runs
+    """bpftrace counting allocations of struct file by one process, through whatever this kernel offers it."""
+
+    def __init__(self, work: Workload, cache_address: int, limit_s: float) -> None:
+        event = Path("/sys/kernel/tracing/events/kmem/kmem_cache_alloc/format").read_text()
+        if "name" in event.split("print fmt")[0].replace("name: kmem_cache_alloc", ""):
+            probe = f'tracepoint:kmem:kmem_cache_alloc /pid == {work.pid} && str(args->name) == "filp"/'
+        else:
+            probe = f"kprobe:kmem_cache_alloc /pid == {work.pid} && arg0 == {cache_address:#x}/"
+        self._limit_s = limit_s
+        self._process = subprocess.Popen(
+            [shutil.which("bpftrace") or "bpftrace", "-e", f'BEGIN {{ printf("begin\\n"); }} {probe} {{ @ = count(); }}'],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def __enter__(self) -> _bpftrace:
+        assert self._process.stdout is not None
+        said = []
+        for line in self._process.stdout:
+            said.append(line)
+            if line.strip() == "begin":
+                time.sleep(0.5)  # BEGIN runs before the other probes are attached
+                return self
+        raise AssertionError(f"bpftrace: {''.join(said)}")
+
+    def stop(self) -> int:
+        self._process.terminate()
+        told, _ = self._process.communicate(timeout=self._limit_s)
+        return int(told.split("@:")[1].split()[0])
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.communicate()
+
+
+def kernel_file_bytes(memory: MemoryMount, cgroup: OwnCgroup) -> int | None:
+    """Kernel memory of a cgroup by the kernel's own word; None on v2 before v5.18."""
+    if memory.version == 1:
+        return int(cgroup.read("memory.kmem.usage_in_bytes"))
+    stat = dict(line.split() for line in cgroup.read("memory.stat").splitlines())
+    return int(stat["kernel"]) if "kernel" in stat else None
+
+
+def test_kernel_bytes_and_charges_equal_the_kernels_file(
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    memory: MemoryMount,
+    tmpfs: Path,
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
+) -> None:
+    """At rest: charges of objects are batched per CPU below one page, which both sides count as charged; statistics of
+    v2 are added up by the kernel every two seconds, so both sides are read until they have not changed for that long."""
+    cgroup, number = own_cgroup(), scale(10_007)
+
+    def at_rest() -> tuple[int, int]:
+        """(kernel's file, ours) once neither changes any more."""
+        last: tuple[int | None, int | None, int | None] = (None, None, None)
+        for _ in range(20):
+            taken = snapshot(feed)
+            row = cgroup_of(taken, cgroup.id)
+            assert row is not None
+            assert row.charged_bytes_total is not None and row.uncharged_bytes_total is not None
+            now = (
+                kernel_file_bytes(memory, cgroup),
+                row.kernel_bytes,
+                row.charged_bytes_total - row.uncharged_bytes_total,
+            )
+            if now == last and now[0] == now[1]:
+                assert now[0] is not None and now[2] is not None
+                return now[0], now[2]
+            last = now
+            time.sleep(patience(2.2))
+        raise AssertionError(f"kernel's file, ours, charges: {last}")
+
+    with workload(cgroup) as work:
+
+        def attempt() -> None:
+            file_before, charged_before = at_rest()
+            work.do(f"files {number} {tmpfs}")
+            file_full, charged_full = at_rest()
+            assert file_full - file_before > number * 500, "the workload charged less than its inodes take"
+            assert charged_full - charged_before == file_full - file_before
+            work.do(f"unlink {number} {tmpfs}")
+            file_after, charged_after = at_rest()
+            assert charged_after - charged_before == file_after - file_before
+
+        without_loss(feed, attempt)
