@@ -104,7 +104,7 @@ class Facts:
     kprobes: bool | None
     """The kernel has the kprobe PMU, which drops a probe with its file descriptor."""
     tracefs: str | None
-    """Where it is mounted; None when it is not."""
+    """Where it is mounted; None when it is not, or when we may not look into it."""
     bpffs: bool
     btf: bool | None
     hierarchy: Mapping[str, object] | None
@@ -142,7 +142,7 @@ def gather() -> Facts:
     """Look at this host. Never raises for what the host lacks: that is a fact, too."""
     hierarchy = cgroupfs.find_memory()
     addresses = symbols.addresses((*FUNCTIONS, *DATA_SYMBOLS))
-    tracefs = next((path for path in TRACEFS if (path / "events").is_dir()), None)
+    tracefs = next((path for path in TRACEFS if _is_dir(path / "events")), None)
     return Facts(
         release=platform.release(),
         arch=platform.machine(),
@@ -150,7 +150,7 @@ def gather() -> Facts:
         cpus=os.cpu_count() or 1,
         privileged=_privileged(),
         lockdown=_lockdown(),
-        kprobes=KPROBE_PMU.is_dir() if KPROBE_PMU.parent.is_dir() else None,
+        kprobes=_is_dir(KPROBE_PMU) if _is_dir(KPROBE_PMU.parent) else None,
         tracefs=str(tracefs) if tracefs else None,
         bpffs=_is_mounted(BPFFS, "bpf"),
         hierarchy=None if hierarchy is None else {name: getattr(hierarchy, name) for name in hierarchy.__slots__},
@@ -178,6 +178,14 @@ def _btf_facts(tracefs: Path | None) -> dict[str, Any]:
             "gfp_account": _gfp_account(tracefs),
             **dict(zip(("fentry", "fentry_why"), trial.fentry(btf), strict=True)),
         }
+
+
+def _is_dir(path: Path) -> bool:
+    """False also where we may not look: tracefs is closed to all but root."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def _privileged() -> bool | None:
