@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `doctor` found, as text for people: verdict, signals, host, advice. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kmemwatch import __version__
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.kernel.plan import Plan
+from kmemwatch.model import FALLBACK, MISSING, Probe
+
+WIDTH = 80
+
+GIVES = {
+    "pins": "sizes of all cgroups, and what keeps the dead ones",
+    "alloc": "objects allocated, per cache and cgroup",
+    "alloc-bulk": "objects allocated many at a time, as by the network",
+    "free": "objects freed, and bytes that are still live",
+    "free-bulk": "objects freed many at a time, as by kfree_rcu()",
+    "charge": "kernel memory charged and uncharged, per cgroup",
+    "lifecycle": "when cgroups go online, go offline, are released",
+}
+"""Signal -> what is lost without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    facts: Facts
+    has_bcc: bool
+    plan: Plan | None
+    """None when nothing could ever be attached here. Without privileges: what root could attach."""
+    error: KmemwatchError | None = None
+    """Why kmemwatch cannot run here; None when it can."""
+    probes: tuple[Probe, ...] | None = None
+    """What was attached for a moment; None when that was not tried or failed as a whole."""
+    learn_error: str | None = None
+    """Why caches or struct pages were not found."""
+    statistics_known: bool | None = None
+    """The order of memory.stat's figures inside the kernel; None: not tried, as below."""
+    accounting_known: bool | None = None
+    """SLAB_ACCOUNT: which caches are always charged."""
+
+
+def report(found: Diagnosis) -> str:
+    """Everything, 80 columns wide, without a newline at the end."""
+    facts = found.facts
+    where = f"cgroup v{facts.hierarchy['version']}" if facts.hierarchy else "no memory cgroups"
+    lines = [f"kmemwatch {__version__} on Linux {facts.release}, {facts.arch}, {where}", "", *_verdict(found)]
+    lines += ["", "Signals", *_signals(found), "", "Host", *_host(found)]
+    advice = list(_advice(found))
+    if advice:
+        lines += ["", "What to change"]
+        for text in advice:
+            lines += _wrapped(text, "  - ", "    ")
+    return "\n".join(lines)
+
+
+def _verdict(found: Diagnosis) -> list[str]:
+    if found.error is not None:
+        return _wrapped(f"kmemwatch cannot run here: {found.error}")
+    probes = found.probes or ()
+    missing = [probe.signal for probe in probes if probe.status == MISSING]
+    partly = [probe.signal for probe in probes if probe.status != MISSING and probe.why]
+    if not missing and not partly:
+        return ["kmemwatch works here, and every signal is complete."]
+    parts = [f"without {', '.join(missing)}" if missing else "", f"in part {', '.join(partly)}" if partly else ""]
+    return _wrapped(f"kmemwatch works here; {'; '.join(part for part in parts if part)}.")
+
+
+def _signals(found: Diagnosis) -> Iterator[str]:
+    if found.probes is not None:
+        for probe in found.probes:
+            status = "missing" if probe.status == MISSING else "partly" if probe.why else "works"
+            tried = "not the best way: " if probe.status == FALLBACK else ""
+            reasons = [f"{tried}{probe.why}"] if probe.why and probe.attachment else (probe.why or "").split("; ")
+            yield from _signal(status, probe.signal, probe.attachment, [reason for reason in reasons if reason])
+    elif found.plan is not None:
+        for signal in found.plan.signals:
+            best = signal.candidates[0] if signal.candidates else None
+            reasons = list(signal.skipped) if best is None else [best.limits] if best.limits else []
+            yield from _signal("planned" if best else "missing", signal.name, best.name if best else None, reasons)
+    else:
+        for name in GIVES:
+            yield from _signal("missing", name, None, [])
+
+
+def _signal(status: str, name: str, attachment: str | None, reasons: list[str]) -> Iterator[str]:
+    indent = " " * 23
+    yield f"  {status:<8} {name:<11} {GIVES.get(name, '')}".rstrip()
+    if attachment:
+        # Breakable between hooks, which textwrap would not do by itself.
+        for line in _wrapped(attachment.replace("+", "+ ").replace(",", ", "), indent, indent):
+            yield line.replace("+ ", "+")
+    for reason in reasons:
+        yield from _wrapped(reason, f"{indent}- ", f"{indent}  ")
+
+
+def _host(found: Diagnosis) -> Iterator[str]:
+    facts = found.facts
+    names = facts.symbols or {}
+    hidden = bool(names) and not any(names.values())
+    mount = facts.hierarchy.get("mount") if facts.hierarchy else None
+    has_memory = facts.hierarchy is not None
+    names_cache = _tracepoint(facts, "kmem_cache_alloc", "kmem_cache *")
+    rows = (
+        ("privileges", facts.privileged, "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN"),
+        ("bcc", found.has_bcc, "compiles the programs (package python3-bpfcc)"),
+        ("BTF", facts.btf, "the kernel's description of its types (CONFIG_DEBUG_INFO_BTF)"),
+        ("memory cgroups", has_memory, f"mounted at {mount}" if mount else "whole tree not mounted here"),
+        ("kprobes", facts.kprobes, "any function can be a hook (CONFIG_KPROBE_EVENTS)"),
+        ("fentry", facts.fentry, facts.fentry_why or "functions as hooks, cheaper than kprobes"),
+        ("memcg events", _tracepoint(facts, "mod_memcg_state"), "tracepoint mod_memcg_state (Linux 6.13)"),
+        ("cache events", names_cache, "tracepoints name the cache (Linux 6.1)"),
+        ("symbols", facts.symbols is not None, "addresses are hidden from us" if hidden else "/proc/kallsyms"),
+        ("tracefs", facts.tracefs is not None, facts.tracefs or "not mounted, or not ours to read"),
+    )
+    for name, value, text in rows:
+        word = {True: "yes", False: "no", None: "?"}[value]
+        yield from _wrapped(text, f"  {word:<4} {name:<15} ", " " * 23)
+    yield f"  {'':<4} {'lockdown':<15} {facts.lockdown or '? (securityfs is not mounted)'}"
+
+
+def _tracepoint(facts: Facts, name: str, third: str | None = None) -> bool | None:
+    """The kernel has the tracepoint, with such a third argument; None without BTF to tell."""
+    if not facts.btf:
+        return None
+    args = facts.tracepoint_args.get(name)
+    return args is not None and (third is None or args[2:3] == (third,))
+
+
+def _advice(found: Diagnosis) -> Iterator[str]:
+    facts = found.facts
+    if found.error is not None and found.error.hint:
+        yield found.error.hint
+    if not found.has_bcc and not (found.error and "bcc" in (found.error.hint or "")):
+        yield "apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)"
+    if facts.privileged is False:
+        yield "fentry and the addresses of symbols could not be checked: run kmemwatch doctor with sudo"
+    missing = [probe.signal for probe in found.probes or () if probe.status == MISSING]
+    if missing and facts.kprobes is False and not facts.fentry:
+        yield (
+            f"for {', '.join(missing)}: a kernel with CONFIG_KPROBE_EVENTS=y, or one that accepts fentry programs "
+            "(neither lockdown nor hardening against it)"
+        )
+    if facts.btf and facts.gfp_account is None and facts.tracefs is None:
+        yield (
+            "mount -t tracefs tracefs /sys/kernel/tracing: this kernel tells only there the value of __GFP_ACCOUNT, by "
+            "which kmemwatch knows the objects that are charged"
+        )
+    names = facts.symbols or {}
+    if facts.privileged and facts.symbols is not None and not any(names.values()):
+        yield "sysctl kernel.kptr_restrict=1: addresses in /proc/kallsyms are hidden even from root"
+    if found.statistics_known is False:
+        yield "slab bytes and pins are unknown (?): the table mem_cgroup_stats_index was not found in this kernel"
+    if found.accounting_known is False:
+        yield "live bytes are unknown (?): the value of SLAB_ACCOUNT was not found in this kernel"
+    if found.learn_error:
+        yield f"caches are shown by address, or not at all: {found.learn_error}"
+    if facts.hierarchy is not None and facts.hierarchy.get("mount") is None:
+        yield (
+            "the root of the memory hierarchy is not mounted here (a container?), so that kmemwatch's own memory is "
+            "charged to the cgroup it runs in: run it on the host"
+        )
+
+
+def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False, break_long_words=False
+    )
