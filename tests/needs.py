@@ -7,6 +7,7 @@ skip for something that is there after all, counts as a failure (tests/conftest.
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -57,6 +58,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "fentry": _fentry,
     "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
+    "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
     "the lab": lambda: GUEST is not None,
     "no lab": lambda: GUEST is None,
 }

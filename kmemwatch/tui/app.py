@@ -33,6 +33,7 @@ DELAYS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 class TopApp(App[None]):
     """Ends by itself when the feed fails; `failure` then says why, for the caller to raise."""
 
+    TITLE = "kmemwatch top"
     ENABLE_COMMAND_PALETTE = False
     CSS = """
     #watched { height: 1; background: $panel; }
@@ -104,7 +105,9 @@ class TopApp(App[None]):
             yield Static(id="tabs")
             yield Static(id="chosen")
         yield RowTable(id="rows")
-        yield Input(id="filter", placeholder="regular expression, then Enter; Esc cancels", compact=True)
+        line = Input(id="filter", placeholder="regular expression, then Enter; Esc cancels", compact=True)
+        line.cursor_blink = False
+        yield line
         yield Static(f" {status.KEYS}", id="keys")
 
     def on_mount(self) -> None:

@@ -96,7 +96,8 @@ def chosen(selection: Selection, extent: tuple[int, int, int], typo: bool) -> Te
         line.append(f"/{printable(selection.pattern.pattern)}/", WARN)
         line.append("  ")
     if typo:
-        line.append("not a pattern yet  ", BAD)
+        line.append(" not a pattern yet ", BAD)
+        line.append("  ")
     if count:
         line.append(f"{first}-{last} of {count} ")
     return line
@@ -104,5 +105,8 @@ def chosen(selection: Selection, extent: tuple[int, int, int], typo: bool) -> Te
 
 def _line(*parts: Text) -> Text:
     line = Text(" ", no_wrap=True, overflow="ellipsis", end="")
-    line.append_text(Text(_SEPARATOR, DIM).join(parts))
+    for place, part in enumerate(parts):
+        if place:
+            line.append(_SEPARATOR, DIM)
+        line.append_text(part)
     return line

@@ -222,6 +222,7 @@ class RowTable(Widget, can_focus=True):
         base = self.rich_style
         if place == self._cursor:
             base += self.get_component_rich_style("row-table--cursor", partial=True)
+            return Strip([Segment(fit(places.row_line(row), width), base)], width)
         unknown = base + self.get_component_rich_style("row-table--unknown", partial=True)
         dying = base + self.get_component_rich_style("row-table--dying", partial=True)
         segments = []

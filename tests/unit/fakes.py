@@ -200,9 +200,11 @@ def unknown(seconds: int = 0) -> Snapshot:
     )
 
 
-def empty() -> Snapshot:
+def empty(seconds: int = 0) -> Snapshot:
     """A host where nothing was found yet."""
-    return replace(sample(), caches=(), cgroups=(), pairs=(), totals=Totals(0, 0, 0, 0, 0, 0), release_delays_s=())
+    return replace(
+        sample(seconds), caches=(), cgroups=(), pairs=(), totals=Totals(0, 0, 0, 0, 0, 0), release_delays_s=()
+    )
 
 
 def lossy(seconds: int = 0) -> Snapshot:

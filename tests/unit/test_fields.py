@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The field table: names that Prometheus, CSV and `--sort` can rely on, and unknown that stays unknown."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from kmemwatch.fields import COUNTER, METRICS, Field
+from kmemwatch.fields.base import BYTES, SECONDS, rate_human
+from kmemwatch.fields.derived import dying_for, losses, oldest_dying_s, pinned_bytes
+from kmemwatch.fields.rows import Frame, frame
+from kmemwatch.fields.views import VIEWS, View, caches_of, cgroups_of, pins_text
+from kmemwatch.model import Lost, Snapshot
+from tests.unit import fakes
+
+DESIGN = {
+    "build_info", "kernel_info", "probe_attached", "events_lost_total", "map_entries", "map_capacity",
+    "cache_allocations_total", "cache_frees_total", "cache_allocated_bytes_total", "cgroup_kernel_bytes",
+    "cgroup_slab_bytes", "cgroup_charged_bytes_total", "cgroup_uncharged_bytes_total",
+    "cgroup_cache_allocations_total", "dying_cgroups", "dying_cgroup_bytes", "oldest_dying_cgroup_seconds",
+    "cgroups_offlined_total", "cgroups_released_total", "cgroup_release_delay_seconds", "recharge_checks_total",
+    "recharges_total", "recharged_bytes_total", "recharge_failures_total", "kmemcg_ids_in_use",
+    "kmemcg_id_reuses_total", "online_cgroups", "online_cgroups_peak", "caches_per_root", "caches_per_root_max",
+}  # fmt: skip
+
+
+def exported() -> list[Field[object]]:
+    return [field for table in METRICS for field in table.fields]
+
+
+def samples(snapshot: Snapshot) -> list[tuple[str, tuple[tuple[str, str], ...], object]]:
+    return [
+        (field.metric or "", tuple((name, get(item)) for name, get in table.labels.items()), field.get(item))
+        for table in METRICS
+        for item in table.items(snapshot)
+        for field in table.fields
+    ]
+
+
+def test_metrics_are_those_of_the_contract() -> None:
+    names = [field.metric for field in exported()]
+    assert len(names) == len(set(names))
+    assert {name.removeprefix("kmemwatch_") for name in names if name} == DESIGN
+    assert all(name is not None and name.startswith("kmemwatch_") for name in names)
+
+
+@pytest.mark.parametrize("field", exported(), ids=lambda f: str(f.metric))
+def test_metrics_follow_the_naming_rules(field: Field[object]) -> None:
+    assert field.metric is not None
+    assert re.fullmatch(r"kmemwatch_[a-z][a-z_]*[a-z]", field.metric)
+    assert field.metric.endswith("_total") == (field.kind == COUNTER)
+    base = field.metric.removesuffix("_total")
+    if field.unit == BYTES:
+        assert base.endswith("_bytes")
+    if field.unit == SECONDS:
+        assert base.endswith("_seconds")
+    assert re.match(r"([A-Z0-9]|kmemcg).*\.$", field.help)
+
+
+@pytest.mark.parametrize("make", [fakes.sample, fakes.unknown, fakes.patched, fakes.odd, fakes.lossy])
+def test_samples_are_unique_or_can_be_added_and_never_negative(make: object) -> None:
+    assert callable(make)
+    for name, labels, value in samples(make()):
+        assert value is None or isinstance(value, int | float | tuple), name
+        assert not isinstance(value, int | float) or value >= 0, name
+        for key, text in labels:
+            assert re.fullmatch(r"[a-z_]+", key)
+            assert text.isprintable()
+
+
+def test_unknown_is_absent() -> None:
+    known = {"build_info", "kernel_info", "probe_attached", "online_cgroups", "dying_cgroups",
+             "oldest_dying_cgroup_seconds", "map_entries", "map_capacity"}  # fmt: skip
+    told = {name.removeprefix("kmemwatch_") for name, _, value in samples(fakes.unknown()) if value is not None}
+    assert told == known
+
+
+def test_recharges_are_split_by_the_state_of_the_former_owner() -> None:
+    found = {labels: value for name, labels, value in samples(fakes.patched()) if name == "kmemwatch_recharges_total"}
+    assert found == {
+        (("cache", "dentry"), ("from_state", "dying")): 31,
+        (("cache", "filp"), ("from_state", "none")): 10,
+    }
+
+
+def test_losses_count_each_loss_once() -> None:
+    assert losses(fakes.lossy().lost) == {"ringbuf_full": 1201, "recursion": 4, "pair_map_full": 0}
+    assert losses(Lost(3, None, 1)) == {"events": 3, "unresolved": 1}
+    assert losses(Lost(None, None, None)) == {}
+
+
+def test_age_of_the_dying() -> None:
+    shown = fakes.sample()
+    by_id = {c.id: c for c in shown.cgroups}
+    assert dying_for(by_id[4001], shown) == (500.0, True)
+    assert dying_for(by_id[fakes.DIED_BEFORE], shown) == (600.0, False)
+    assert oldest_dying_s(shown) == 600.0
+    assert oldest_dying_s(fakes.empty()) is None
+
+
+def test_pins_add_up_by_kind() -> None:
+    shown = fakes.sample()
+    found = pinned_bytes([c for c in shown.cgroups if c.state == "dying"])
+    assert found is not None
+    assert found["file"] == 2202009 + 310 * fakes.MB
+    assert pinned_bytes([]) == {}
+    assert pinned_bytes([replace(shown.cgroups[0], pins=None)]) is None
+
+
+def test_pins_text() -> None:
+    assert pins_text(None) == "?"
+    assert pins_text({}) == "references only"
+    assert pins_text({"file": 2202009, "shmem": 10 * fakes.MB}) == "shmem 10.0M, file 2.1M"
+
+
+@pytest.mark.parametrize("view", [*VIEWS, caches_of(1), cgroups_of(("dentry", None))], ids=lambda v: v.name)
+def test_views_have_unique_keys_and_a_valid_sort(view: View[object]) -> None:
+    keys = [field.key for field in view.fields]
+    assert len(keys) == len(set(keys))
+    assert all(re.fullmatch(r"[a-z][a-z_]*", key) for key in keys)
+    assert view.field(view.sort) is not None
+    assert view.columns[0].is_text
+    assert view.columns[0].rank == 0
+    assert all(field.title for field in view.fields)
+
+
+def test_view_letters_are_in_their_names_and_unique() -> None:
+    assert all(view.letter in view.name for view in VIEWS)
+    assert len({view.letter for view in VIEWS}) == len(VIEWS)
+
+
+@pytest.mark.parametrize("make", [fakes.sample, fakes.unknown, fakes.patched, fakes.odd, fakes.empty])
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: v.name)
+def test_every_cell_is_printable(view: View[object], make: object) -> None:
+    assert callable(make)
+    for shown in (frame(make(), make(3)), frame(None, make())):
+        for row in view.rows(shown) or ():
+            assert all(field.text(row).isprintable() for field in view.fields)
+            assert view.label(row).isprintable()
+
+
+def test_unknown_is_a_question_mark_and_never_0() -> None:
+    shown = frame(None, fakes.unknown())
+    for view in VIEWS[:2]:
+        (row, *_) = view.rows(shown) or ()
+        texts = {f.key: f.text(row) for f in view.fields}
+        assert "0" not in texts.values()
+        assert "0B" not in texts.values()
+        assert texts.get("kernel_bytes", "?") == "?"
+        assert texts["allocations_per_s"] == "?"
+
+
+def test_missing_views_say_why() -> None:
+    by_name = {view.name: view for view in VIEWS}
+    assert "no per-memcg caches" in by_name["ids"].missing(fakes.sample())
+    assert "patch set" in by_name["recharges"].missing(fakes.sample())
+    assert by_name["recharges"].missing(fakes.unknown()) == "needs kprobes, which lockdown forbids"
+
+
+def test_scope_counts_only_the_cgroups_in_it() -> None:
+    snapshot, later = fakes.sample(), fakes.sample(3)
+    scoped = frame(snapshot, later, "/kubepods.slice")
+    caches = next(view for view in VIEWS if view.name == "caches").rows(scoped) or ()
+    inside = {c.id for c in later.cgroups if (c.path or "").startswith("/kubepods.slice")}
+    wanted = sum(p.allocations_total or 0 for p in later.pairs if p.cgroup_id in inside)
+    assert sum(row.cache.allocations_total for row in caches) == wanted
+    rows = VIEWS[0].rows(scoped) or ()
+    assert {row.cgroup.id for row in rows} == inside
+    assert not Frame(later, scope="/kubepods").scope_ids  # a name that only begins the same is not below
+
+
+def test_zombies_that_nobody_found_are_told() -> None:
+    zombies = next(view for view in VIEWS if view.name == "zombies")
+    snapshot = fakes.sample()
+    assert zombies.note(Frame(snapshot)) is None
+    more = replace(snapshot, totals=replace(snapshot.totals, dying_cgroups=9))
+    assert zombies.note(Frame(more)) == "the kernel counts 9 dying, 4 could be found"
+
+
+def test_small_rates_are_not_zero() -> None:
+    assert [rate_human(v) for v in (None, 0.0, 0.3, 9.94, 9.96, 12345.0)] == ["?", "0", "0.3", "9.9", "10", "12.3k"]

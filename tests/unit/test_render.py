@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plain text of the views: golden tables, and names that try to break them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmemwatch.errors import UsageError
+from kmemwatch.fields.rows import Frame, frame
+from kmemwatch.fields.views import VIEWS
+from kmemwatch.model import Event
+from kmemwatch.render.cells import char_width, cut_head, cut_tail, fit, width
+from kmemwatch.render.files import csv_header, csv_rows, ndjson_rows
+from kmemwatch.render.lines import event_line
+from kmemwatch.render.select import check_scope, select, sort_rows
+from kmemwatch.render.table import layout, table
+from kmemwatch.units import printable
+from tests.unit import fakes
+
+SAMPLE = frame(fakes.sample(), fakes.sample(3))
+NAMES = [view.name for view in VIEWS]
+
+CGROUPS_80 = """\
+kmemwatch db1 · kernel 6.18.44 (objcg) · attached 10m03s · live
+memcgs 217 online, 4 dying · kernel memory 1.8G · lost 0
+
+CGROUP                 STATE   KERNEL  MEMORY CHARGED/s ALLOC/s TOP CACHE
+/                      online    1.8G   13.9G      9.4M    2271 dentry
+/kubepods.slice        online    1.3G    8.8G      8.8M     567 dentry
+…/pod3f9c/cri-ctr-0b71 online  702.0M    2.2G      6.1M     545 ext4_inode_cache
+/system.slice          online  402.0M    2.8G    204.8K    3024 filp
+…/pod8e21/cri-ctr-77aa online  303.0M    1.8G      2.7M    1210 filp
+…resql@15-main.service online  241.0M    1.9G    307.2K    1728 filp
+….slice/docker.service online  118.0M  610.0M    102.4K     908 dentry
+…slice/session-4.scope online   21.0M  377.0M     20.5K     412 dentry
+/init.scope            online    9.0M   41.0M        0B       0 -
+…temd-journald.service online    6.0M  122.0M     10.2K     819 ext4_inode_cache
+…lice/run-u981.service dying     2.0M    2.0M        0B       0 -
+…pod-a1/cri-ctr-dead01 dying     1.0M   12.0M        0B       0 -
+…pod-a2/cri-ctr-dead02 dying       0B  310.0M        0B       0 -
+…ice/apt-daily.service dying       0B      0B        0B       0 -
+"""
+
+ZOMBIES_FULL = """\
+kmemwatch db1 · kernel 6.18.44 (objcg) · attached 10m03s · live
+memcgs 217 online, 4 dying · kernel memory 1.8G · lost 0
+
+CGROUP                                                               AGE  MEMORY  REFS  PINNED BY
+/kubepods.slice/kubepods-besteffort.slice/pod-a2/cri-ctr-dead02    6m43s  310.0M    19  file 310.0M
+/kubepods.slice/kubepods-besteffort.slice/pod-a1/cri-ctr-dead01    8m23s   12.0M    18  shmem 10.0M, file 2.1M, slab 80.0K
+/system.slice/run-u981.service                                   >10m03s    2.0M    20  slab 1.5M, percpu 448.0K, kernel 36.0K
+/system.slice/apt-daily.service                                    3m23s      0B    21  references only
+"""  # noqa: E501 - a golden screen
+
+
+def test_cgroups_at_80_columns() -> None:
+    assert table(SAMPLE, select("cgroups"), 80, title="live") == CGROUPS_80
+
+
+def test_zombies_uncut() -> None:
+    assert table(SAMPLE, select("zombies"), None, title="live") == ZOMBIES_FULL
+
+
+@pytest.mark.parametrize(
+    ("view", "said"),
+    [("ids", "ids: this kernel has no per-memcg caches"), ("recharges", "recharges: this kernel never recharges")],
+)
+def test_views_that_this_kernel_cannot_have_say_why(view: str, said: str) -> None:
+    assert said in table(SAMPLE, select(view), None, title="live")
+
+
+@pytest.mark.parametrize("cells", [1, 5, 20, 40, 79, 80, 100, 140, 300])
+@pytest.mark.parametrize("view", NAMES)
+@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched, fakes.empty])
+def test_no_line_is_wider_than_the_terminal(make: object, view: str, cells: int) -> None:
+    assert callable(make)
+    shown = frame(make(), make(3))
+    for line in table(shown, select(view), cells, title="live").splitlines():
+        assert width(line) <= cells
+
+
+@pytest.mark.parametrize("cells", [80, None])
+@pytest.mark.parametrize("view", ["cgroups", "caches"])
+def test_odd_names_never_change_the_number_of_rows(view: str, cells: int | None) -> None:
+    shown = frame(fakes.odd(), fakes.odd(3))
+    lines = table(shown, select(view), cells, title="live").splitlines()
+    assert len(lines) == 3 + 1 + len(fakes.ODD_NAMES)
+    assert all(line.isprintable() for line in lines)
+
+
+@given(name=st.text(max_size=300), cells=st.integers(1, 120), right=st.booleans(), tail=st.booleans())
+def test_fit_takes_exactly_the_cells_it_got(name: str, cells: int, right: bool, tail: bool) -> None:
+    text = fit(printable(name), cells, right=right, keep_tail=tail)
+    assert width(text) == cells
+    assert text.isprintable()
+
+
+def test_cutting_keeps_the_telling_end() -> None:
+    assert cut_head("/kubepods.slice/pod/ctr", 9) == "…/pod/ctr"
+    assert cut_tail("shmem 10.0M, file 2.1M", 9) == "shmem 10…"
+    assert cut_head("漢字", 3) == "…字"
+    assert cut_head("漢字", 2) == "…"
+    assert cut_head("ae\u0301x", 2) == "…x"
+    assert fit("漢字", 3) == "漢…"
+    assert fit("漢字", 2) == "… "
+    assert cut_tail("x", 0) == cut_head("x", 0) == ""
+
+
+def test_width_of_wide_and_combining() -> None:
+    assert [char_width(c) for c in "a漢\u0301é"] == [1, 2, 0, 1]
+
+
+def test_narrow_terminals_lose_the_least_important_columns_first() -> None:
+    titles = {cells: [c.field.title for c in layout(VIEWS[0], cells).columns] for cells in (30, 60, 80, 140)}
+    assert titles[30] == ["CGROUP", "KERNEL"]
+    assert titles[60] == ["CGROUP", "STATE", "KERNEL", "CHARGED/s", "ALLOC/s"]
+    assert "TOP CACHE" in titles[80]
+    assert titles[140] == [f.title for f in VIEWS[0].columns]
+
+
+def test_sort_is_stable_and_unknown_is_last_in_either_direction() -> None:
+    known = fakes.sample().cgroups[:3]
+    cgroups = (
+        replace(known[0], kernel_bytes=None),
+        replace(known[1], kernel_bytes=1),
+        replace(known[2], kernel_bytes=2),
+    )
+    shown = Frame(replace(fakes.sample(), cgroups=cgroups))
+    field = VIEWS[0].field("kernel_bytes")
+    assert field is not None
+    rows = VIEWS[0].rows(shown) or ()
+    assert [r.cgroup.kernel_bytes for r in sort_rows(rows, field, reverse=False)] == [2, 1, None]
+    assert [r.cgroup.kernel_bytes for r in sort_rows(rows, field, reverse=True)] == [1, 2, None]
+
+
+def test_sort_by_text_is_alphabetical() -> None:
+    rows = select("caches", "cache").rows(SAMPLE) or []
+    names = [row.cache.name for row in rows]
+    assert names == sorted(names)
+    assert [row.cache.name for row in select("caches", "-cache").rows(SAMPLE) or []] == sorted(names, reverse=True)
+
+
+def test_sort_takes_titles_too() -> None:
+    assert select("cgroups", "charged/s").sort.key == "charged_bytes_per_s"
+
+
+def test_filter_matches_the_name_as_it_is_shown() -> None:
+    rows = select("cgroups", regex="pod.*dead").rows(SAMPLE) or []
+    assert [row.cgroup.id for row in rows] == [4001, 4002]
+    odd = frame(fakes.odd(), fakes.odd(3))
+    assert len(select("cgroups", regex=r"^/new\\nline").rows(odd) or []) == 1
+    assert "no name matches" in table(SAMPLE, select("cgroups", regex="nothing"), 80, title="live")
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (("cgroup", None, None), "no view 'cgroup'", "cgroups, caches, zombies, ids, recharges"),
+        (("caches", "speed", None), "has no field 'speed'", "allocations_per_s"),
+        (("caches", None, "("), "'(' is not a regular expression", "backslash"),
+    ],
+)
+def test_wrong_words_name_the_valid_ones(words: tuple[str, str | None, str | None], message: str, hint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        select(*words)
+    assert message in str(caught.value)
+    assert hint in (caught.value.hint or "")
+
+
+def test_unknown_scope_is_refused() -> None:
+    check_scope(fakes.sample(), "/kubepods.slice")
+    check_scope(fakes.sample(), None)
+    with pytest.raises(UsageError, match="no memory cgroup '/nope' on db1"):
+        check_scope(fakes.sample(), "/nope")
+
+
+@pytest.mark.parametrize("view", NAMES)
+@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched])
+def test_csv_has_one_line_a_row_and_one_cell_a_field(make: object, view: str) -> None:
+    assert callable(make)
+    shown, selection = frame(make(), make(3)), select(view)
+    text = csv_header(selection.view) + csv_rows(shown, selection)
+    header, *rows = list(csv.reader(io.StringIO(text)))
+    assert len(rows) == len(selection.rows(shown) or [])
+    assert len(text.splitlines()) == len(rows) + 1
+    assert header == ["taken_at", *(f.key for f in selection.view.fields)]
+    assert all(len(row) == len(header) for row in rows)
+
+
+def test_csv_tells_unknown_from_none_and_0() -> None:
+    selection = select("zombies")
+    rows = {
+        row["cgroup"]: row
+        for row in csv.DictReader(io.StringIO(csv_header(selection.view) + csv_rows(SAMPLE, selection)))
+    }
+    assert rows["/system.slice/apt-daily.service"]["pins"] == "none"
+    assert rows["/system.slice/run-u981.service"]["age_s"] == ""
+    assert rows["/system.slice/run-u981.service"]["age_at_least_s"] == "603.0"
+    blind = frame(None, fakes.unknown())
+    (row,) = csv.DictReader(io.StringIO(csv_header(selection.view) + csv_rows(blind, selection)))
+    assert row["memory_bytes"] == row["pins"] == row["references"] == ""
+
+
+@pytest.mark.parametrize("view", NAMES)
+@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched])
+def test_ndjson_is_json_line_by_line(make: object, view: str) -> None:
+    assert callable(make)
+    shown, selection = frame(make(), make(3)), select(view)
+    rows = [json.loads(line) for line in ndjson_rows(shown, selection).splitlines()]
+    assert len(rows) == len(selection.rows(shown) or [])
+    assert all(set(row) >= {"taken_at", "host", "view", *(f.key for f in selection.view.fields)} for row in rows)
+
+
+def test_ndjson_unknown_is_null() -> None:
+    row = json.loads(ndjson_rows(frame(None, fakes.unknown()), select("zombies")))
+    assert row["cgroup"] == "/gone"
+    assert row["memory_bytes"] is None
+    assert row["interval_s"] is None
+
+
+def test_event_lines() -> None:
+    assert [event_line(event) for event in fakes.EVENTS] == [
+        "2026-11-22T20:00:00.000000Z online          /kubepods.slice/pod-a1/cri-ctr-dead01 id=4001 pid=811 comm=runc:[2:INIT]",  # noqa: E501
+        "2026-11-22T20:00:01.000000Z offline         /kubepods.slice/pod-a1/cri-ctr-dead01 id=4001 pid=1 comm=systemd",
+        "2026-11-22T20:00:02.000000Z released        /kubepods.slice/pod-a1/cri-ctr-dead01 id=4001",
+        "2026-11-22T20:00:03.000000Z cache_created   ? (id 4002) cache=dentry(3) kmemcg_id=3",
+        r"2026-11-22T20:00:04.000000Z recharge        /a b\nc id=2101 cache=dentry from_id=4001 bytes=4.0K",
+    ]
+
+
+@given(path=st.text(max_size=50), comm=st.text(max_size=20))
+def test_an_event_is_always_one_line(path: str, comm: str) -> None:
+    line = event_line(Event(0, "online", 1, path, 2, comm))
+    assert line.isprintable()
