@@ -3,6 +3,8 @@
  * A program is a hook with a body: KMW_<kind>(target, body) makes the function that bcc loads and the kernel calls. The
  * loader writes these lines from the plan. Arguments that a body does not use are not read.
  */
+#include <uapi/linux/ptrace.h>
+
 #define KMW_RAW_TP(target, body)                                                                                       \
 	int kmw_tp_##target(struct bpf_raw_tracepoint_args *ctx)                                                       \
 	{                                                                                                              \
