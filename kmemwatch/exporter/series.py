@@ -37,6 +37,11 @@ class Family:
     label_names: tuple[str, ...]
     series: Mapping[Labels, float | Histogram]
 
+    @property
+    def size(self) -> int:
+        """Series that Prometheus stores for it."""
+        return sum(len(v.counts) + 2 if isinstance(v, Histogram) else 1 for v in self.series.values())
+
 
 @dataclass(frozen=True)
 class Build:
@@ -56,6 +61,8 @@ class Accumulator:
     it grew by since the last snapshot to the series that it belongs to now.
     """
 
+    kept: dict[Labels, float] = field(default_factory=dict)
+    """The series of ``other``, which stay even while nothing is added to them."""
     _seen: dict[Hashable, float] = field(default_factory=dict)
     _totals: dict[Labels, float] = field(default_factory=dict)
     _next_seen: dict[Hashable, float] = field(default_factory=dict)
@@ -73,9 +80,9 @@ class Accumulator:
 
     def finish(self) -> Mapping[Labels, float]:
         """The series; those that nothing was added to are gone, except ``other``, which must not forget."""
-        kept = {labels: total for labels, total in self._totals.items() if OTHER in labels}
-        self._totals, self._seen = {**kept, **self._next_totals}, self._next_seen
+        self._totals, self._seen = {**self.kept, **self._next_totals}, self._next_seen
         self._next_totals, self._next_seen = {}, {}
+        self.kept = {labels: total for labels, total in self._totals.items() if OTHER in labels}
         return self._totals
 
 
@@ -116,7 +123,7 @@ class SeriesBuilder:
         for table in METRICS:
             if CGROUP_LABEL not in table.labels:
                 free += self._families(table, snapshot, None)
-        room = self._max_series - sum(len(family.series) for family in free)
+        room = self._max_series - sum(family.size for family in free) - self._kept()
         per_cgroup = sum(_is_of_cgroup(table) * len(table.fields) for table in METRICS)
         folding = fold(snapshot, per_cgroup, room, self._own)
         self._own = folding.own if folding.folded_series else frozenset()
@@ -124,6 +131,10 @@ class SeriesBuilder:
             if CGROUP_LABEL in table.labels:
                 free += self._families(table, snapshot, folding)
         return Build(tuple(f for f in free if f.series), folding.folded_cgroups, folding.folded_series)
+
+    def _kept(self) -> int:
+        """Series that stay whether or not anything is folded now."""
+        return sum(len(counter.kept) for counter in self._counters.values())
 
     def _families(self, table: MetricTable[Any], snapshot: Snapshot, folding: Folding | None) -> list[Family]:
         found: list[dict[Labels, float | Histogram]] = [{} for _ in table.fields]
