@@ -14,6 +14,8 @@ BIN := .venv/bin
 PYTEST := $(SUDO) $(TIDY) $(BIN)/python -m pytest $(if $(SUDO),-p no:cacheprovider)
 # Options for the command, for example: make top ARGS="--view zombies"; make test-unit ARGS="-k units"
 ARGS ?=
+# For example: make test-lab KERNELS=5.10,7.x; see tests/lab/kernels.py
+KERNELS ?= 6.1
 
 .PHONY: help setup setup-test top test test-unit test-live test-lab lint clean
 
@@ -38,8 +40,8 @@ test-unit: setup-test ## tests that need neither root nor a special kernel
 test-live: setup-test ## tests that attach to the running kernel
 	$(PYTEST) tests/live $(ARGS)
 
-test-lab: setup-test ## boot kernels in QEMU and run the live tests in them
-	$(PYTEST) tests/lab $(ARGS)
+test-lab: setup-test ## boot KERNELS (a list, or all) in QEMU and run the live tests in them
+	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(PYTEST) tests/lab $(ARGS)
 
 lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
 	$(BIN)/ruff check

@@ -9,24 +9,27 @@ from tests.lab.kernels import KERNELS, SMOKE, KernelFiles, obtain
 from tests.lab.live import LiveRun, run_live
 from tests.needs import require
 
+_runs = pytest.StashKey[list[str]]()
+
+
+def get(name: str) -> KernelFiles:
+    """The kernel of that name, or a skip where there can be no guest."""
+    require("qemu", "no lab", "a Debian archive")
+    return obtain(next(kernel for kernel in KERNELS if kernel.name == name))
+
 
 @pytest.fixture(scope="session")
 def smoke_kernel() -> KernelFiles:
     """The stock kernel that every run of the tests boots."""
-    require("qemu", "no lab", "a Debian archive")
-    return obtain(next(kernel for kernel in KERNELS if kernel.name == SMOKE))
-
-
-_runs = pytest.StashKey[list[str]]()
+    return get(SMOKE)
 
 
 @pytest.fixture(scope="session")
-def smoke_run(
-    smoke_kernel: KernelFiles, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> LiveRun:
-    """All live tests in SMOKE, in one boot."""
-    run = run_live(smoke_kernel, tmp_path_factory.mktemp("guest"))
-    request.config.stash.setdefault(_runs, []).append(f"{smoke_kernel.release}: {run.summary}")
+def live_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LiveRun:
+    """All live tests in the kernel that the test is parametrized with, in one boot."""
+    files = get(request.param)
+    run = run_live(files, tmp_path_factory.mktemp("guest"))
+    request.config.stash.setdefault(_runs, []).append(f"{files.release}: {run.summary}")
     return run
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import pytest
 
 FILE_VARIABLE = "KMEMWATCH_GUEST_REPORT"
 RUNNING = "running"
+TEST_LIMIT_S = 180
+"""For set-up, test and tear-down each: one test that waits for ever must not cost the others their turn."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,33 @@ class GuestOutcome:
     text: str = ""
     """Traceback, or the reason of a skip."""
     seconds: float = 0.0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, None, None]:
+    yield from _limited()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, None, None]:
+    yield from _limited()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    yield from _limited()
+
+
+def _limited() -> Generator[None, None, None]:
+    def expired(*_: object) -> None:
+        raise TimeoutError(f"did not end in {TEST_LIMIT_S} s")
+
+    signal.signal(signal.SIGALRM, expired)
+    signal.alarm(TEST_LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def pytest_runtest_logstart(nodeid: str) -> None:

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +45,30 @@ class LabKernel:
 
 KERNELS = (
     LabKernel(
+        name="5.10",
+        suites=("bullseye", "bullseye-security"),
+        package=r"linux-image-5\.10\.0-\d+-amd64",
+        # The cache is an argument of the tracepoint since 6.1, memcg has tracepoints since 6.13.
+        lacks=frozenset({"memcg tracepoints", "cache in tracepoints"}),
+    ),
+    LabKernel(
         name="6.1",
         suites=("bookworm", "bookworm-security"),
         package=r"linux-image-6\.1\.0-\d+-amd64",
-        # Introduced later: the tracepoints in 6.13.
         lacks=frozenset({"memcg tracepoints"}),
     ),
+    LabKernel(
+        name="6.12",
+        suites=("trixie", "trixie-security"),
+        package=r"linux-image-6\.12\.\d+\+deb13-amd64",
+        lacks=frozenset({"memcg tracepoints"}),
+    ),
+    LabKernel(name="7.x", suites=("sid",), package=r"linux-image-7\.\d+(\.\d+)?\+deb\d+-amd64"),
 )
-"""All kernels of the matrix. `make test` boots SMOKE only."""
+"""Debian's stock kernels; all of them have BTF, kprobes, fentry and cgroup v2."""
 
 SMOKE = "6.1"
+"""The one that every run of the tests boots."""
 
 NO_GUEST_HAS = frozenset({"no lab", "cgroup v1"})
 
@@ -68,22 +83,34 @@ class KernelFiles:
     """lib/modules/RELEASE, with depmod's files."""
 
 
+def selected() -> tuple[LabKernel, ...]:
+    """SMOKE, or those that KMEMWATCH_LAB_KERNELS names: ``5.10,6.12``, or ``all``."""
+    wanted = os.environ.get("KMEMWATCH_LAB_KERNELS") or SMOKE
+    if wanted == "all":
+        return KERNELS
+    by_name = {kernel.name: kernel for kernel in KERNELS}
+    if unknown := set(wanted.split(",")) - set(by_name):
+        raise ValueError(f"KMEMWATCH_LAB_KERNELS: no kernel {', '.join(sorted(unknown))} among {', '.join(by_name)}")
+    return tuple(by_name[name] for name in wanted.split(","))
+
+
 def obtain(kernel: LabKernel) -> KernelFiles:
     """From the cache, else from the archive (70 MB to download, 400 MB unpacked, about 10 s); raises FetchError."""
     home = CACHE / kernel.name
     if not home.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            _unpack(_download(kernel, Path(scratch)), Path(scratch) / "root")
+            _download(kernel, Path(scratch))
+            _unpack(Path(scratch).glob("*.deb"), Path(scratch) / "root")
             try:
                 # Whole or not at all: an interrupted run must not leave half a kernel behind.
                 (Path(scratch) / "root").rename(home)
             except OSError:  # another run was faster
                 if not home.exists():
                     raise
-    (vmlinuz,) = (home / "boot").glob("vmlinuz-*")
-    release = vmlinuz.name.removeprefix("vmlinuz-")
-    return KernelFiles(kernel, release, vmlinuz, home / "lib/modules" / release)
+    (modules,) = (home / "lib/modules").iterdir()
+    (vmlinuz,) = [*(home / "boot").glob("vmlinuz-*"), *modules.glob("vmlinuz")]
+    return KernelFiles(kernel, modules.name, vmlinuz, modules)
 
 
 def module_files(files: KernelFiles) -> list[Path]:
@@ -117,16 +144,17 @@ def _mirrors() -> dict[str, str]:
     return {row[1]: row[2] for row in rows if row[0] == "Packages" and row[1].startswith("Debian")}
 
 
-def _download(kernel: LabKernel, directory: Path) -> Path:
+def _download(kernel: LabKernel, directory: Path) -> None:
     apt = _private_apt(kernel, directory)
     _run(["apt-get", *apt, "update", "-qq"])
-    names = [name for name in _run(["apt-cache", *apt, "pkgnames"]).split() if re.fullmatch(kernel.package, name)]
-    if not names:
+    known = set(_run(["apt-cache", *apt, "pkgnames"]).split())
+    images = [name for name in known if re.fullmatch(kernel.package, name)]
+    if not images:
         raise FetchError(f"no package matches {kernel.package} in {', '.join(kernel.suites)}")
-    newest = max(names, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
-    _run(["apt-get", *apt, "download", "-qq", newest], cwd=directory)
-    (package,) = directory.glob("*.deb")
-    return package
+    newest = max(images, key=lambda name: [int(number) for number in re.findall(r"\d+", name)])
+    # Since Debian's 7.x the image package is empty, and its parts have packages of their own.
+    parts = [newest.replace("-image-", f"-{part}-", 1) for part in ("image", "binary", "modules")]
+    _run(["apt-get", *apt, "download", "-qq", *sorted(known.intersection(parts))], cwd=directory)
 
 
 def _private_apt(kernel: LabKernel, directory: Path) -> list[str]:
@@ -156,12 +184,15 @@ def _private_apt(kernel: LabKernel, directory: Path) -> list[str]:
     return [f"-o{key}={value}" for key, value in settings.items()]
 
 
-def _unpack(package: Path, root: Path) -> None:
-    _run(["dpkg-deb", "-x", str(package), str(root)])
-    (vmlinuz,) = (root / "boot").glob("vmlinuz-*")
+def _unpack(packages: Iterable[Path], root: Path) -> None:
+    for package in packages:
+        _run(["dpkg-deb", "-x", str(package), str(root)])
+    if not (root / "lib").exists():
+        (root / "lib").symlink_to("usr/lib")  # where newer packages have their modules, and depmod does not look
+    (modules,) = (root / "lib/modules").iterdir()
     # /sbin is not on the PATH of ordinary users.
     depmod = shutil.which("depmod", path="/sbin:/usr/sbin") or "depmod"
-    _run([depmod, "-b", str(root), vmlinuz.name.removeprefix("vmlinuz-")])
+    _run([depmod, "-b", str(root), modules.name])
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:

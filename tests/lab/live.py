@@ -29,6 +29,8 @@ REPORT = "report.jsonl"
 
 @dataclass(frozen=True)
 class LiveRun:
+    kernel: str
+    """Name in the lab's table."""
     outcomes: Mapping[str, GuestOutcome]
     error: LabError | None
     output: str
@@ -70,8 +72,8 @@ def run_live(files: KernelFiles, shared: Path, cgroup_v1: bool = False) -> LiveR
     try:
         result = guest.run(pytest, LIMIT_S, env)
     except LabError as error:
-        return LiveRun(read_outcomes(shared / REPORT), error, "")
-    return LiveRun(read_outcomes(shared / REPORT), None, result.output, result.boot_s, result.run_s)
+        return LiveRun(files.kernel.name, read_outcomes(shared / REPORT), error, "")
+    return LiveRun(files.kernel.name, read_outcomes(shared / REPORT), None, result.output, result.boot_s, result.run_s)
 
 
 @cache

@@ -9,27 +9,29 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.kernels import SMOKE
+from tests.lab.kernels import selected
 from tests.lab.live import LIVE, LiveRun, live_tests
 from tests.needs import justified
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    names = [kernel.name for kernel in selected()]
+    metafunc.parametrize("live_run", names, indirect=True, scope="session")
     if "nodeid" in metafunc.fixturenames:
         tests = live_tests()
         metafunc.parametrize("nodeid", tests, ids=[nodeid.removeprefix(f"{LIVE}/") for nodeid in tests])
 
 
-def test_live(smoke_run: LiveRun, nodeid: str) -> None:
-    outcome = smoke_run.outcome(nodeid)
+def test_live(live_run: LiveRun, nodeid: str) -> None:
+    outcome = live_run.outcome(nodeid)
     if outcome.outcome == "skipped":
-        reason = f"{SMOKE}: {outcome.text.removeprefix('Skipped: ')}"
+        reason = f"{live_run.kernel}: {outcome.text.removeprefix('Skipped: ')}"
         if justified(reason):
             pytest.skip(reason)
         pytest.fail(f"skipped in the guest, which should have what it needs: {reason}", pytrace=False)
     if outcome.outcome != "passed":
-        pytest.fail(f"in {SMOKE}:\n{outcome.text}", pytrace=False)
+        pytest.fail(f"in {live_run.kernel}:\n{outcome.text}", pytrace=False)
 
 
-def test_guest_ran_the_same_tests(smoke_run: LiveRun) -> None:
-    assert sorted(smoke_run.outcomes) == sorted(live_tests()), smoke_run.error or smoke_run.output
+def test_guest_ran_the_same_tests(live_run: LiveRun) -> None:
+    assert sorted(live_run.outcomes) == sorted(live_tests()), live_run.error or live_run.output

@@ -45,7 +45,7 @@ def test_no_report_is_no_outcome(tmp_path: Path) -> None:
 
 
 def test_a_hang_fails_the_test_it_hit_and_those_after_it(tmp_path: Path) -> None:
-    run = LiveRun(report(tmp_path, ("a", "passed"), ("b", "running")), Hang("no end"), "")
+    run = LiveRun("6.1", report(tmp_path, ("a", "passed"), ("b", "running")), Hang("no end"), "")
     assert run.outcome("a").outcome == "passed"
     assert run.outcome("b") == GuestOutcome("failed", "was running when the guest ended: no end")
     assert run.outcome("c") == GuestOutcome("failed", "did not run: no end")
