@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kmemwatch.model import Event, Host, Snapshot
-from kmemwatch.sources.base import Source
+from kmemwatch.sources.base import Reading, Source
 from kmemwatch.sources.bpf_source import BpfSource
 from kmemwatch.sources.discover import boot_id, hostname
 from kmemwatch.sources.handover import Child
@@ -17,6 +17,8 @@ from kmemwatch.state import State
 
 _TICK_S = 0.1
 """Longest time that `close` has to wait for another thread's poll."""
+_UPDATE_S = 5.0
+"""Who only waits for events needs the tree now and then: for paths, and so that the released are forgotten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class LiveFeed:
         self._source = source
         self._lock = threading.Lock()
         self._closed = threading.Event()
+        self._updated_at_s: float | None = None
         facts = source.known.facts
         self._state = State(
             source.known,
@@ -56,12 +59,16 @@ class LiveFeed:
         with self._lock:
             if self._closed.is_set():
                 return None
-            self._state.apply(self._source.poll(0))
-            reading = self._source.read()
-            # What happened during the walk: an online that it may not have seen is younger than it.
-            self._state.apply(self._source.poll(0))
-            self._source.forget(*self._state.update(reading))
-            return self._state.snapshot(reading)
+            return self._state.snapshot(self._update())
+
+    def _update(self) -> Reading:
+        self._state.apply(self._source.poll(0))
+        reading = self._source.read()
+        # What happened during the walk: an online that it may not have seen is younger than it.
+        self._state.apply(self._source.poll(0))
+        self._source.forget(*self._state.update(reading))
+        self._updated_at_s = time.monotonic()
+        return reading
 
     def take_events(self) -> Sequence[Event]:
         """All events since the last call, oldest first."""
@@ -73,11 +80,19 @@ class LiveFeed:
         deadline = time.monotonic() + timeout_s
         while True:
             left = deadline - time.monotonic()
-            if not self._poll(max(0.0, min(left, _TICK_S))):
+            if not self._keep_updated() or not self._poll(max(0.0, min(left, _TICK_S))):
                 return None
             events = self.take_events()
             if events or left <= 0:
                 return events
+
+    def _keep_updated(self) -> bool:
+        with self._lock:
+            if self._closed.is_set():
+                return False
+            if self._updated_at_s is None or time.monotonic() - self._updated_at_s > _UPDATE_S:
+                self._update()
+        return True
 
     def _poll(self, timeout_s: float) -> bool:
         with self._lock:
