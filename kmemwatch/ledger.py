@@ -26,6 +26,8 @@ class Ledger:
         self._known = known
         self._era = era
         self._charges: dict[int, ChargeCounts] = {}
+        self._settled: dict[int, ChargeCounts] = {}
+        """cgroup id -> counts that were forgotten in the maps, for as long as the released memcg is shown."""
         self._retired: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         """cache address -> objects, freed objects of pairs that were forgotten."""
         self._inherited: dict[tuple[int, int], int] = defaultdict(int)
@@ -49,6 +51,7 @@ class Ledger:
         self._charges = dict(reading.charges or {})
         if reading.memcgs:
             self._root_id = next((record.cgroup_id for record in reading.memcgs if not record.parent_css), None)
+        self._hand_down()
         mapped = {cgroup_id for _, cgroup_id in reading.pairs or ()} | self._charges.keys()
         final = (mapped & released) - {NOBODY}
         if present is not None:
@@ -59,7 +62,29 @@ class Ledger:
         for key in pairs:
             self._retire(key, (reading.pairs or {})[key], {cache.address: cache for cache in reading.caches or ()})
         self._final = set(pairs)
+        self._settle(final)
         return pairs, sorted(final)
+
+    def _settle(self, final: set[int]) -> None:
+        """Keep the charges of `final` ids, which the maps are about to forget."""
+        for cgroup_id in final & self._charges.keys():
+            charged, uncharged = self._total_charges(cgroup_id)
+            del self._charges[cgroup_id]
+            self._settled[cgroup_id] = ChargeCounts(charged, uncharged)
+        self._settled = {key: counts for key, counts in self._settled.items() if key in self._ancestors}
+
+    def _total_charges(self, cgroup_id: int) -> tuple[int, int]:
+        nothing = ChargeCounts(0, 0)
+        then, now = self._settled.get(cgroup_id, nothing), self._charges.get(cgroup_id, nothing)
+        return then.charged_pages + now.charged_pages, then.uncharged_pages + now.uncharged_pages
+
+    def _hand_down(self) -> None:
+        """What was inherited by memcgs that are released themselves by now goes to their heirs."""
+        for address, cgroup_id in list(self._inherited):
+            if cgroup_id in self._released or cgroup_id not in self._ancestors:
+                heir = self._ancestors.get(cgroup_id, self._root_id)
+                if heir is not None and heir != cgroup_id:
+                    self._inherited[address, heir] += self._inherited.pop((address, cgroup_id))
 
     def _retire(self, key: tuple[int, int], counts: PairCounts, caches: Mapping[int, CacheRecord]) -> None:
         total = self._retired[key[0]]
@@ -75,9 +100,9 @@ class Ledger:
         """Bytes (charged, uncharged) by a memcg itself since the start; None without the signal."""
         if not any(probe.signal == "charge" and probe.attachment for probe in self._known.probes):
             return None, None
-        counts = self._charges.get(cgroup_id, ChargeCounts(0, 0))
+        charged, uncharged = self._total_charges(cgroup_id)
         page = self._known.facts.page_bytes
-        return counts.charged_pages * page, counts.uncharged_pages * page
+        return charged * page, uncharged * page
 
     def rows(self, reading: Reading) -> tuple[tuple[Cache, ...], tuple[Pair, ...]]:
         """Rows for `Snapshot.caches` and `Snapshot.pairs`; after `update` with the same reading."""

@@ -37,7 +37,7 @@ KEEP_RELEASED_NS = 60 * NS_PER_S
 MAX_RELEASED = 1_000
 MAX_DELAYS = 10_000
 MAX_PENDING_EVENTS = 100_000
-"""Events that nobody takes are dropped beyond this, oldest first, and counted as lost."""
+"""Events are dropped beyond this, oldest first, and counted as lost if anybody takes events at all."""
 
 
 @dataclass(slots=True)
@@ -50,6 +50,13 @@ class _Memcg:
     online_at_ns: int | None = None
     offline_at_ns: int | None = None
     released_at_ns: int | None = None
+    offline_monotonic_ns: int | None = None
+    """Of the event; as below, durations are taken from this clock, which nobody sets."""
+    released_monotonic_ns: int = 0
+    release_told: bool = False
+    """Its event came; the walk may have shown the end before."""
+    found_dying: bool = False
+    """It was dying when it was first seen, so there is no event of that."""
     seen_at_monotonic_ns: int = 0
     """Of its latest event; a walk that began earlier may not show it yet."""
     record: MemcgRecord | None = None
@@ -80,6 +87,7 @@ class State:
         self._ledger = Ledger(known, self._kernel.era)
         self._events: deque[Event] = deque()
         self._events_dropped = 0
+        self._events_taken = False
         self._delays: deque[float] = deque(maxlen=MAX_DELAYS)
         self._counts = {"online": 0, "offline": 0, "released": 0}
         self._peak_online: int | None = None
@@ -92,16 +100,30 @@ class State:
             memcg = self._memcgs.get(event.cgroup_id)
             if event.kind == "online":
                 memcg = self._on_online(event)
-            elif memcg is None or memcg.state == RELEASED or (event.kind == "offline" and memcg.state == DYING):
-                continue  # a cgroup without the memory controller, or an end that the walk has shown before
+            elif memcg is None or not self._is_news(memcg, event.kind):
+                continue
             memcg.seen_at_monotonic_ns = event.at_monotonic_ns
             at_ns = event.at_monotonic_ns + self._offset_ns()
             if event.kind == "offline":
                 memcg.state, memcg.offline_at_ns = DYING, at_ns
+                memcg.offline_monotonic_ns = event.at_monotonic_ns
             elif event.kind == "released":
-                self._on_released(memcg, at_ns)
+                self._on_released(memcg, event.at_monotonic_ns, at_ns)
             self._counts[event.kind] += 1
             self._note(Event(at_ns, event.kind, event.cgroup_id, memcg.path, event.pid, event.comm))
+
+    @staticmethod
+    def _is_news(memcg: _Memcg, kind: str) -> bool:
+        """False for what becomes of a directory whose memory controller was switched off before.
+
+        Only the tracepoints tell of those. They also tell of the release of a directory well after the kernel has
+        released its memcg, so a walk may be first to show that; the event is news all the same.
+        """
+        if kind == "offline":
+            return memcg.state == ONLINE
+        if memcg.state != RELEASED:
+            return True
+        return not memcg.release_told and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
 
     def _on_online(self, event: LifecycleEvent) -> _Memcg:
         memcg = self._memcgs.setdefault(event.cgroup_id, _Memcg(event.cgroup_id, ONLINE))
@@ -110,22 +132,25 @@ class State:
         memcg.parent_id = event.parent_id
         memcg.path = self._path(memcg)
         memcg.online_at_ns = event.at_monotonic_ns + self._offset_ns()
-        memcg.offline_at_ns = memcg.released_at_ns = None
+        memcg.offline_at_ns = memcg.released_at_ns = memcg.offline_monotonic_ns = None
+        memcg.release_told = memcg.found_dying = False
         return memcg
 
-    def _on_released(self, memcg: _Memcg, at_ns: int) -> None:
-        if memcg.offline_at_ns is not None:
-            self._delays.append(max(0, at_ns - memcg.offline_at_ns) / NS_PER_S)
-        memcg.state, memcg.released_at_ns = RELEASED, at_ns
+    def _on_released(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
+        if memcg.offline_monotonic_ns is not None:
+            self._delays.append(max(0, at_monotonic_ns - memcg.offline_monotonic_ns) / NS_PER_S)
+        memcg.state, memcg.released_at_ns, memcg.released_monotonic_ns = RELEASED, at_ns, at_monotonic_ns
+        memcg.release_told = True
 
     def _note(self, event: Event) -> None:
         if len(self._events) >= MAX_PENDING_EVENTS:
             self._events.popleft()
-            self._events_dropped += 1
+            self._events_dropped += self._events_taken
         self._events.append(event)
 
     def take_events(self) -> tuple[Event, ...]:
         """Events that were not taken yet, oldest first."""
+        self._events_taken = True
         taken = tuple(self._events)
         self._events.clear()
         return taken
@@ -165,7 +190,9 @@ class State:
         local = pins.local_stats(records)
         now_ns = began_ns + self._offset_ns()
         for record in records:
-            memcg = self._memcgs.setdefault(record.cgroup_id, _Memcg(record.cgroup_id, ONLINE))
+            memcg = self._memcgs.get(record.cgroup_id)
+            if memcg is None:
+                memcg = self._memcgs[record.cgroup_id] = _Memcg(record.cgroup_id, ONLINE, found_dying=not record.online)
             memcg.record = record
             memcg.name = record.name
             parent = by_css.get(record.parent_css)
@@ -178,7 +205,7 @@ class State:
         for memcg in self._memcgs.values():
             if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
                 # Its event was lost, or nothing sends any.
-                memcg.state, memcg.released_at_ns = RELEASED, now_ns
+                memcg.state, memcg.released_at_ns, memcg.released_monotonic_ns = RELEASED, now_ns, began_ns
         self._count_online()
 
     def _count_online(self) -> None:
@@ -201,13 +228,12 @@ class State:
 
     def _expire(self, now_monotonic_ns: int) -> set[int]:
         """Forget the released after a while, the oldest first; their ids."""
-        now_ns = now_monotonic_ns + self._offset_ns()
         released = [memcg for memcg in self._memcgs.values() if memcg.state == RELEASED]
-        released.sort(key=lambda memcg: memcg.released_at_ns or 0)
+        released.sort(key=lambda memcg: memcg.released_monotonic_ns)
         too_many = len(released) - MAX_RELEASED
         gone = set()
         for number, memcg in enumerate(released):
-            if number < too_many or now_ns - (memcg.released_at_ns or 0) > KEEP_RELEASED_NS:
+            if number < too_many or now_monotonic_ns - memcg.released_monotonic_ns > KEEP_RELEASED_NS:
                 del self._memcgs[memcg.cgroup_id]
                 gone.add(memcg.cgroup_id)
         return gone
