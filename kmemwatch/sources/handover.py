@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -88,9 +90,11 @@ class Child:
         self._channel, theirs = socket.socketpair()
         options = json.dumps({"without": list(without)})
         command = [sys.executable, "-m", "kmemwatch.sources.loader", str(theirs.fileno()), options]
+        # A file and not a pipe, which nobody would empty while we wait for the answer.
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            stderr=self._stderr,
         )  # fmt: skip
         theirs.close()
 
@@ -109,7 +113,8 @@ class Child:
         self._channel.close()
         if self._process.poll() is None:
             self._process.terminate()
-        self._process.communicate()
+        self._process.wait()
+        self._stderr.close()
 
     def _receive_answer(self) -> dict[str, Any]:
         head = self._receive_exactly(8)
@@ -122,13 +127,17 @@ class Child:
         while len(parts) < size:
             part = self._channel.recv(size - len(parts))
             if not part:
-                _, told = self._process.communicate()
-                lines = told.decode("utf-8", "replace").strip().splitlines()
-                raise KmemwatchError(
-                    f"the process that attaches the probes ended: {lines[-1] if lines else 'no reason'}"
-                )
+                raise KmemwatchError(f"the process that attaches the probes ended: {self._last_words()}")
             parts += part
         return bytes(parts)
+
+    def _last_words(self) -> str:
+        status = self._process.wait()
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        if lines:
+            return lines[-1]
+        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
         descriptors: list[int] = []
@@ -136,6 +145,8 @@ class Child:
             data, fds, _, _ = socket.recv_fds(self._channel, 1, _FDS_PER_MESSAGE)
             descriptors += fds
             if not data:
+                for fd in descriptors:  # else what is half handed over would stay attached
+                    os.close(fd)
                 raise KmemwatchError("the process that attaches the probes ended while it handed them over")
         raw = answer["manifest"]
         raw["facts"] = Facts.from_json(json.dumps(raw["facts"]))
