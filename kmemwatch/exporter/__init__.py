@@ -4,6 +4,7 @@
 folding      which cgroups have series of their own
 series       Snapshot -> series, in a loop over the field table
 collector    series -> prometheus_client's families
+text         series -> text, as prometheus_client writes it, faster
 exposition   what a scrape gets, made once for each snapshot and format
 publisher    the thread that owns the feed
 app          routes (ASGI)

@@ -17,12 +17,12 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from kmemwatch.exporter.collector import FamiliesCollector, to_metric
+from kmemwatch.exporter.collector import to_metric
 from kmemwatch.exporter.publisher import Frame
 from kmemwatch.exporter.series import Build, Family, SeriesBuilder
+from kmemwatch.exporter.text import write_text
 from kmemwatch.fields.serving import SERVING, Serving
 
-_EOF = b"# EOF\n"
 _GZIP_WBITS = 31
 _GZIP_LEVEL = 1
 """Metric text packs well; higher levels take several times as long for a tenth less."""
@@ -54,7 +54,7 @@ class Exposition:
         else:
             text: bytes = frame.once(
                 (content_type, "text"),
-                lambda: encode(FamiliesCollector(build.families)).removesuffix(_EOF),
+                lambda: write_text(build.families, openmetrics="openmetrics" in content_type),
             )
             body = frame.once((content_type, "gzip"), lambda: Begun(text)).join(tail) if packed else text + tail
         with self._counting:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmemwatch.exporter.folding import OTHER, Folding, fold
-from kmemwatch.fields import COUNTER, GAUGE, HISTOGRAM, METRICS, Field, MetricTable
+from kmemwatch.fields import COUNTER, HISTOGRAM, METRICS, Field, MetricTable
 from kmemwatch.model import Cache, Cgroup, Pair, RechargePair, Snapshot
 
 CGROUP_LABEL = "cgroup"
 BUCKETS_S = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0)
 
 Labels = tuple[str, ...]
+Get = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -138,52 +139,49 @@ class SeriesBuilder:
 
     def _families(self, table: MetricTable[Any], snapshot: Snapshot, folding: Folding | None) -> list[Family]:
         found: list[dict[Labels, float | Histogram]] = [{} for _ in table.fields]
-        adders = [self._adder(f, series, folding) for f, series in zip(table.fields, found, strict=True)]
+        counters, gauges, histograms = self._by_kind(table, found)
         names = tuple(table.labels)
         getters = tuple(get for name, get in table.labels.items() if name != CGROUP_LABEL)
         at = names.index(CGROUP_LABEL) if folding else 0
         for item in table.items(snapshot):
             labels = tuple([get(item) for get in getters])
+            inside = False
             if folding:
-                path = folding.labels.get(_cgroup_id(item))
+                cgroup_id = _cgroup_id(item)
+                path = folding.labels.get(cgroup_id)
                 if path is None:
                     continue
                 labels = (*labels[:at], path, *labels[at:])
-            for add in adders:
-                add(item, labels)
+                inside = cgroup_id in folding.inside
+            identity = _identity(item, labels) if counters else None
+            for get, counter in counters:
+                if (value := get(item)) is not None:
+                    counter.add(identity, labels, value)
+            for get, series in gauges:
+                if not inside and (value := get(item)) is not None:
+                    series[labels] = series.get(labels, 0) + value
+            for get, series, delays in histograms:
+                if (value := get(item)) is not None:
+                    series[labels] = delays.add(value)
         for f, series in zip(table.fields, found, strict=True):
             if f.kind == COUNTER:
                 series.update(self._counters[str(f.metric)].finish())
         return [Family(f, names, series) for f, series in zip(table.fields, found, strict=True)]
 
-    def _adder(
-        self, f: Field[Any], series: dict[Labels, float | Histogram], folding: Folding | None
-    ) -> Callable[[Any, Labels], None]:
-        """How one item of this field gets into `series`."""
-        get = f.get
-        if f.kind == COUNTER:
-            counter = self._counters.setdefault(str(f.metric), Accumulator())
-
-            def add_counter(item: Any, labels: Labels) -> None:
-                if (value := get(item)) is not None:
-                    counter.add(_identity(item, labels), labels, value)  # type: ignore[arg-type]
-
-            return add_counter
-        if f.kind == HISTOGRAM:
-            delays = self._delays.setdefault(str(f.metric), Delays())
-
-            def add_histogram(item: Any, labels: Labels) -> None:
-                if (value := get(item)) is not None:
-                    series[labels] = delays.add(value)  # type: ignore[arg-type]
-
-            return add_histogram
-        inside = folding.inside if folding and f.kind == GAUGE else ()
-
-        def add_gauge(item: Any, labels: Labels) -> None:
-            if (value := get(item)) is not None and not (inside and _cgroup_id(item) in inside):
-                series[labels] = series.get(labels, 0) + value  # type: ignore[operator]
-
-        return add_gauge
+    def _by_kind(
+        self, table: MetricTable[Any], found: list[dict[Labels, float | Histogram]]
+    ) -> tuple[list[tuple[Get, Accumulator]], list[tuple[Get, Any]], list[tuple[Get, Any, Delays]]]:
+        """(getter, where its values go) of the fields of `table`."""
+        counters, gauges, histograms = [], [], []
+        for f, series in zip(table.fields, found, strict=True):
+            metric = str(f.metric)
+            if f.kind == COUNTER:
+                counters.append((f.get, self._counters.setdefault(metric, Accumulator())))
+            elif f.kind == HISTOGRAM:
+                histograms.append((f.get, series, self._delays.setdefault(metric, Delays())))
+            else:
+                gauges.append((f.get, series))
+        return counters, gauges, histograms
 
 
 def _is_of_cgroup(table: MetricTable[Any]) -> bool:

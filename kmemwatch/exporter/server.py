@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 import threading
 from typing import Any
@@ -52,7 +53,8 @@ def listen(address: str) -> socket.socket:
             errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one",
             errno.EADDRNOTAVAIL: "this host has no such address; see: ip address",
         }
-        raise KmemwatchError(f"cannot listen on {address}: {exc.strerror}", hints.get(exc.errno or 0)) from exc
+        reason = os.strerror(exc.errno) if exc.errno else str(exc)
+        raise KmemwatchError(f"cannot listen on {address}: {reason}", hints.get(exc.errno or 0)) from exc
 
 
 def _listen_everywhere(port: int) -> socket.socket:

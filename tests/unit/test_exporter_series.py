@@ -15,13 +15,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import exposition as text_exposition
 from prometheus_client import parser as text_parser
+from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
+from kmemwatch.exporter.collector import FamiliesCollector
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.folding import OTHER
 from kmemwatch.exporter.publisher import Frame
 from kmemwatch.exporter.series import Delays, SeriesBuilder
+from kmemwatch.exporter.text import write_text
 from kmemwatch.fields.base import label
 from kmemwatch.model import DYING, ONLINE, RELEASED, Cache, Cgroup, Pair, Snapshot
 from tests.unit import fakes, strategies
@@ -99,8 +103,15 @@ def series_of(families: Iterable[Any]) -> Series:
             if sample.name.startswith("kmemwatch_"):
                 key = sample.name.removeprefix("kmemwatch_"), frozenset(sample.labels.items())
                 assert key not in found, f"duplicate series {key}"
-                found[key] = sample.value
+                found[key] = float(sample.value)
     return found
+
+
+def plain(families: Iterable[Any]) -> list[Any]:
+    """Everything a parser finds, numbers as Prometheus stores them."""
+    return [
+        (f.name, f.type, f.documentation, [(s.name, s.labels, float(s.value)) for s in f.samples]) for f in families
+    ]
 
 
 def pick(series: Series, name: str) -> dict[Any, float]:
@@ -200,6 +211,20 @@ def test_formats_agree_and_gzip_is_the_same(snapshot: Snapshot) -> None:
         return {key: value for key, value in series.items() if key[0] not in changing}
 
     assert same(plain) == same(open_) == same(series_of(parse_text(packed)))
+
+
+@pytest.mark.parametrize("openmetrics", [False, True])
+@given(snapshot=strategies.snapshots.map(numbered))
+@settings(max_examples=60, deadline=None)
+def test_our_text_is_what_prometheus_client_writes(snapshot: Snapshot, openmetrics: bool) -> None:
+    families = SeriesBuilder(20_000).build(snapshot).families
+    ours = write_text(families, openmetrics).decode("utf-8") + ("# EOF\n" if openmetrics else "")
+    encode = openmetrics_exposition.generate_latest if openmetrics else text_exposition.generate_latest
+    theirs = encode(FamiliesCollector(families)).decode("utf-8")
+    parse = parse_openmetrics if openmetrics else parse_text
+    assert plain(parse(ours)) == plain(parse(theirs))
+    comments = [line for line in ours.splitlines() if line.startswith("#")]
+    assert comments == [line for line in theirs.splitlines() if line.startswith("#")]
 
 
 def test_one_snapshot_is_written_once() -> None:
