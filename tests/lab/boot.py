@@ -117,7 +117,19 @@ class Guest:
         quiet = ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-net", "none"]
         disk = ["-drive", f"file={self.shared / 'scratch.img'},format=raw,if=virtio,cache=unsafe"]
         shares = [*_share("root", Path("/"), True), *_share("tree", TREE, True), *_share("share", self.shared, False)]
-        command = ["nice", "qemu-system-x86_64", *machine, *size, *boot, "-append", " ".join(append)]
+        # Whatever ends the tests ends the guest: nobody else would.
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "nice",
+            "qemu-system-x86_64",
+            *machine,
+            *size,
+            *boot,
+            "-append",
+            " ".join(append),
+        ]
         return [*command, *quiet, *disk, *shares]
 
     def _wait(self, qemu: subprocess.Popen[bytes], file: Path | None, until: float) -> float | None:
