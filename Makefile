@@ -48,7 +48,7 @@ lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/shellcheck scripts/setup .ci/run
+	$(BIN)/shellcheck scripts/setup .ci/run tests/lab/*.sh
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -26,6 +26,7 @@ else
 fi
 
 : >"$lab/started"
+# shellcheck source=/dev/null # written by boot.py
 (. "$lab/command.sh") </dev/null >"$lab/output" 2>&1
 echo $? >"$lab/status"
 # With -no-reboot, a reset ends QEMU; nothing is left to write, the shared directory is not cached.
