@@ -1,0 +1,501 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""State and ledger against an invented kernel whose every event and counter the test decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from kmemwatch import state as state_module
+from kmemwatch.model import DYING, ONLINE, RELEASED, Cgroup, Event, Snapshot
+from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.state import State
+from tests.unit.fake_source import (
+    DENTRY,
+    FILP,
+    KMALLOC,
+    MS,
+    ROOT,
+    SECOND,
+    Clock,
+    FakeSource,
+    Memcg,
+    make_state,
+)
+
+
+class Host:
+    """A source, its state, and what the live feed does with them."""
+
+    def __init__(self, source: FakeSource | None = None) -> None:
+        self.source = source or FakeSource()
+        self.clock = Clock()
+        self.state: State = make_state(self.source, self.clock)
+        self.events: list[Event] = []
+
+    def poll(self) -> None:
+        self.state.apply(self.source.poll(0))
+        self.events += self.state.take_events()
+
+    def snapshot(self) -> Snapshot:
+        self.poll()
+        reading = self.source.read()
+        self.poll()
+        self.source.forget(*self.state.update(reading))
+        return self.state.snapshot(reading)
+
+    def told(self) -> list[tuple[str, str | None]]:
+        return [(event.kind, event.path) for event in self.events]
+
+
+def cgroup(snapshot: Snapshot, memcg: Memcg) -> Cgroup:
+    (found,) = [cgroup for cgroup in snapshot.cgroups if cgroup.id == memcg.cgroup_id]
+    return found
+
+
+def pair(snapshot: Snapshot, memcg: Memcg, cache: int = DENTRY) -> tuple[int | None, int | None, int | None] | None:
+    """(allocated, freed, live bytes), or None when there is no such row."""
+    rows = [row for row in snapshot.pairs if (row.cgroup_id, row.cache_address) == (memcg.cgroup_id, cache)]
+    return (rows[0].allocations_total, rows[0].frees_total, rows[0].live_bytes) if rows else None
+
+
+def allocations(snapshot: Snapshot, cache: int = DENTRY) -> int | None:
+    (row,) = [row for row in snapshot.caches if row.address == cache]
+    return row.allocations_total
+
+
+# Lives
+
+
+def test_a_life_told_by_events() -> None:
+    host = Host()
+    host.snapshot()
+    memcg = host.source.mkdir("a b")
+    first = cgroup(host.snapshot(), memcg)
+    assert (first.state, first.path, first.offline_at_ns) == (ONLINE, "/a b", None)
+    assert first.online_at_ns is not None
+    host.source.rmdir(memcg)
+    dying = host.snapshot()
+    assert (cgroup(dying, memcg).state, dying.totals.dying_cgroups, dying.totals.online_cgroups) == (DYING, 1, 1)
+    host.source.now_ns += 7 * SECOND
+    host.source.release(memcg)
+    end = host.snapshot()
+    assert (cgroup(end, memcg).state, cgroup(end, memcg).path) == (RELEASED, "/a b")
+    assert host.told() == [("online", "/a b"), ("offline", "/a b"), ("released", "/a b")]
+    totals = end.totals
+    assert (totals.cgroups_onlined_total, totals.cgroups_offlined_total, totals.cgroups_released_total) == (1, 1, 1)
+    assert list(end.release_delays_s) == pytest.approx([7], abs=0.1)
+
+
+def test_a_life_seen_by_walks_only() -> None:
+    host = Host(FakeSource(missing=["lifecycle"]))
+    host.source.losing_events = True
+    memcg = host.source.mkdir("quiet")
+    assert cgroup(host.snapshot(), memcg).state == ONLINE
+    host.source.rmdir(memcg)
+    assert cgroup(host.snapshot(), memcg).state == DYING
+    host.source.release(memcg)
+    end = host.snapshot()
+    assert (cgroup(end, memcg).state, cgroup(end, memcg).path) == (RELEASED, "/quiet")
+    assert end.totals.cgroups_released_total is None, "unknown is not 0"
+    assert cgroup(end, memcg).offline_at_ns is None
+    assert end.release_delays_s == ()
+
+
+def test_events_lost_in_the_middle_of_a_life() -> None:
+    host = Host()
+    memcg = host.source.mkdir("a")
+    host.snapshot()
+    host.source.losing_events = True
+    host.source.rmdir(memcg)
+    assert cgroup(host.snapshot(), memcg).state == DYING
+    host.source.losing_events = False
+    host.source.release(memcg)
+    end = host.snapshot()
+    assert cgroup(end, memcg).state == RELEASED
+    assert end.lost.reasons["ringbuf_full"] == 1
+    assert end.lost.events_total == 1
+    assert end.release_delays_s == (), "nobody knows when it went offline"
+
+
+def test_the_dead_of_before_the_start_are_found_and_their_release_is_told() -> None:
+    host = Host()
+    source = host.source
+    parent = source.mkdir("slice")
+    memcg = source.mkdir("old", parent)
+    source.rmdir(memcg)
+    source.poll(0)  # nobody was attached then
+    found = cgroup(host.snapshot(), memcg)
+    assert (found.state, found.path, found.online_at_ns, found.offline_at_ns) == (DYING, "/slice/old", None, None)
+    source.release(memcg)
+    end = host.snapshot()
+    assert cgroup(end, memcg).state == RELEASED
+    assert host.told() == [("released", "/slice/old")]
+    assert end.totals.cgroups_released_total == 1
+
+
+@pytest.mark.parametrize("before_the_start", [False, True])
+def test_a_release_that_the_walk_shows_before_its_event(before_the_start: bool) -> None:
+    """As with the tracepoint cgroup_release, which comes a grace period after the memcg has left the tree."""
+    host = Host()
+    memcg = host.source.mkdir("a")
+    host.source.rmdir(memcg)
+    if before_the_start:
+        host.source.poll(0)
+    host.snapshot()
+    host.source.release(memcg, tell=False)
+    early = host.snapshot()
+    assert cgroup(early, memcg).state == RELEASED
+    assert early.totals.cgroups_released_total == 0
+    host.source.tell_released(memcg)
+    late = host.snapshot()
+    assert late.totals.cgroups_released_total == 1
+    assert host.told()[-1] == ("released", "/a")
+    assert [kind for kind, _ in host.told()].count("released") == 1
+
+
+def test_a_directory_whose_controller_was_switched_off_ends_once() -> None:
+    """Its memcg is gone already when the tracepoints tell of the directory."""
+    host = Host()
+    host.snapshot()
+    memcg = host.source.mkdir("a")
+    host.snapshot()
+    host.source.release(memcg, tell=False)  # echo -memory >cgroup.subtree_control
+    assert cgroup(host.snapshot(), memcg).state == RELEASED
+    host.source.rmdir(memcg)
+    host.source.tell_released(memcg)
+    end = host.snapshot()
+    assert host.told() == [("online", "/a")]
+    assert (end.totals.cgroups_offlined_total, end.totals.cgroups_released_total) == (0, 0)
+
+
+def test_the_end_of_a_cgroup_without_the_controller_is_nothing() -> None:
+    host = Host()
+    host.snapshot()
+    stranger = Memcg(77, "stranger", host.source.root)
+    host.source.rmdir(stranger)
+    host.source.tell_released(stranger)
+    assert [row.id for row in host.snapshot().cgroups] == [ROOT]
+    assert host.told() == []
+
+
+def test_a_birth_that_the_walk_has_not_seen_stays() -> None:
+    """The event came while the walk was on its way past that place."""
+    host = Host()
+    reading = host.source.read()
+    memcg = host.source.mkdir("young")
+    host.source.alloc(memcg, objects=3)
+    host.poll()
+    pairs, ids = host.state.update(reading)
+    assert (pairs, ids) == ([], [])
+    assert cgroup(host.state.snapshot(reading), memcg).state == ONLINE
+    snapshot = host.snapshot()
+    assert pair(snapshot, memcg) == (3, 0, 3 * 192)
+
+
+# Names
+
+
+def test_rename_and_deep_trees() -> None:
+    host = Host()
+    chain = [host.source.mkdir("0")]
+    for depth in range(1, 60):
+        chain.append(host.source.mkdir(str(depth), chain[-1]))
+    deepest = "/" + "/".join(str(depth) for depth in range(60))
+    assert cgroup(host.snapshot(), chain[-1]).path == deepest
+    chain[0].name = "renamed"
+    snapshot = host.snapshot()
+    assert cgroup(snapshot, chain[0]).path == "/renamed"
+    assert cgroup(snapshot, chain[-1]).path == "/renamed" + deepest[2:]
+    # A tree is removed from below, so for a while everything is dying.
+    for memcg in reversed(chain):
+        host.source.rmdir(memcg)
+    for memcg in reversed(chain):
+        host.source.release(memcg)
+    assert cgroup(host.snapshot(), chain[-1]).path == "/renamed" + deepest[2:]
+
+
+def test_paths_of_events_before_the_first_walk_come_with_it() -> None:
+    host = Host()
+    parent = host.source.mkdir("p")
+    child = host.source.mkdir("c", parent)
+    host.poll()
+    assert host.told() == [("online", None), ("online", None)], "nothing is known of the root yet"
+    assert cgroup(host.snapshot(), child).path == "/p/c"
+
+
+def test_a_path_is_used_again_by_another_cgroup() -> None:
+    host = Host()
+    old = host.source.mkdir("job")
+    host.source.alloc(old, objects=5)
+    host.source.rmdir(old)
+    new = host.source.mkdir("job")
+    host.source.alloc(new, objects=2)
+    snapshot = host.snapshot()
+    assert [(row.path, row.state) for row in snapshot.cgroups] == [("/", ONLINE), ("/job", DYING), ("/job", ONLINE)]
+    assert pair(snapshot, new) == (2, 0, 2 * 192)
+    host.source.release(old)
+    snapshot = host.snapshot()
+    assert pair(snapshot, new) == (2, 0, 2 * 192)
+    assert cgroup(snapshot, new).state == ONLINE
+    assert allocations(snapshot) == 7
+
+
+# Counters
+
+
+def test_what_a_dead_memcg_leaves_belongs_to_its_ancestors() -> None:
+    host = Host()
+    source = host.source
+    top = source.mkdir("top")
+    middle = source.mkdir("middle", top)
+    low = source.mkdir("low", middle)
+    source.alloc(low, objects=10)
+    source.free(low, objects=1)
+    assert pair(host.snapshot(), low) == (10, 1, 9 * 192)
+    source.rmdir(low)
+    source.free(low, objects=2)  # counted for middle by the kernel
+    snapshot = host.snapshot()
+    assert pair(snapshot, middle) == (0, 2, 7 * 192)
+    assert pair(snapshot, low) == (10, 1, 0)
+    source.release(low)
+    snapshot = host.snapshot()
+    assert pair(snapshot, low) is None
+    assert pair(snapshot, middle) == (0, 2, 7 * 192)
+    source.rmdir(middle)
+    source.release(middle)
+    snapshot = host.snapshot()
+    assert pair(snapshot, middle) is None
+    assert pair(snapshot, top) == (0, 0, 7 * 192)
+    host.source.now_ns += 3600 * SECOND
+    snapshot = host.snapshot()
+    assert [row.id for row in snapshot.cgroups] == [ROOT, top.cgroup_id]
+    source.free(low, objects=7)
+    assert pair(host.snapshot(), top) == (0, 7, 0)
+    assert {row.cgroup_id for row in host.snapshot().pairs} == {top.cgroup_id}
+
+
+def test_an_heir_that_is_forgotten_leaves_no_row() -> None:
+    host = Host()
+    parent = host.source.mkdir("parent")
+    child = host.source.mkdir("child", parent)
+    host.source.alloc(child, objects=4)
+    host.source.rmdir(child)
+    host.source.release(child)
+    host.snapshot()
+    host.source.rmdir(parent)
+    host.source.release(parent)
+    host.snapshot()
+    host.source.now_ns += 3600 * SECOND
+    snapshot = host.snapshot()
+    assert [row.id for row in snapshot.cgroups] == [ROOT]
+    assert [(row.cgroup_id, row.live_bytes) for row in snapshot.pairs] == [(ROOT, 4 * 192)]
+
+
+def test_only_charged_objects_are_live() -> None:
+    host = Host()
+    memcg = host.source.mkdir("a")
+    host.source.alloc(memcg, KMALLOC, 10)
+    host.source.alloc(memcg, KMALLOC, 3, account=True)
+    host.source.alloc(host.source.root, DENTRY, 50)
+    snapshot = host.snapshot()
+    assert pair(snapshot, memcg, KMALLOC) == (13, 0, 3 * 64)
+    assert pair(snapshot, host.source.root) == (50, None, None), "the root is charged for nothing"
+
+
+def test_charges_of_the_released_stay() -> None:
+    host = Host()
+    memcg = host.source.mkdir("a")
+    host.source.charge(memcg, 5)
+    host.source.charge(memcg, -2)
+    host.source.rmdir(memcg)
+    host.snapshot()
+    host.source.release(memcg)
+    host.source.charge(memcg, -3)
+    for _ in range(3):
+        row = cgroup(host.snapshot(), memcg)
+        assert (row.charged_bytes_total, row.uncharged_bytes_total) == (5 * 4096, 5 * 4096)
+        assert memcg.cgroup_id not in host.source.charges, "the map must not fill with the dead"
+    host.source.charge(memcg, -1)  # batched in the kernel, and late
+    row = cgroup(host.snapshot(), memcg)
+    assert (row.charged_bytes_total, row.uncharged_bytes_total) == (5 * 4096, 6 * 4096)
+
+
+def test_ids_in_the_maps_that_the_walk_never_shows_end_up_in_the_totals() -> None:
+    """Born, counted and released between two readings, with the events lost."""
+    host = Host()
+    host.snapshot()
+    host.source.losing_events = True
+    memcg = host.source.mkdir("short")
+    host.source.alloc(memcg, objects=11)
+    host.source.charge(memcg, 1)
+    host.source.rmdir(memcg)
+    host.source.release(memcg)
+    first = host.snapshot()
+    assert allocations(first) == 11
+    assert (DENTRY, memcg.cgroup_id) in host.source.pairs, "it could have been born after the walk"
+    second = host.snapshot()
+    assert (allocations(second), host.source.pairs, host.source.charges) == (11, {}, {})
+    assert allocations(host.snapshot()) == 11
+
+
+def test_an_id_in_the_maps_before_the_walk_shows_it() -> None:
+    host = Host()
+    host.snapshot()
+    host.source.losing_events = True
+    memcg = host.source.mkdir("a")
+    host.source.alloc(memcg, objects=2)
+    hidden = host.source.memcgs.pop(memcg.cgroup_id)
+    assert pair(host.snapshot(), memcg) == (2, 0, 2 * 192)
+    host.source.memcgs[memcg.cgroup_id] = hidden
+    assert pair(host.snapshot(), memcg) == (2, 0, 2 * 192)
+    assert cgroup(host.snapshot(), memcg).path == "/a"
+
+
+def test_a_cache_that_appears_later_and_one_without_a_name() -> None:
+    host = Host()
+    memcg = host.source.mkdir("a")
+    host.source.alloc(memcg, 0xFFFF888000009000, 3)
+    host.source.alloc(memcg, FILP, 2)
+    snapshot = host.snapshot()
+    row = next(row for row in snapshot.caches if row.address == 0xFFFF888000009000)
+    assert (row.name, row.object_bytes, row.allocations_total) == ("0xffff888000009000", None, 3)
+    assert row.allocated_bytes_total is None
+    host.source.caches.append(CacheRecord(0xFFFF888000009000, "new", 8, 0))
+    row = next(row for row in host.snapshot().caches if row.name == "new")
+    assert (row.allocations_total, row.allocated_bytes_total) == (3, 24)
+
+
+@pytest.mark.parametrize("signal", ["alloc", "charge", "pins"])
+def test_a_missing_signal_is_unknown_not_0(signal: str) -> None:
+    host = Host(FakeSource(missing=[signal]))
+    memcg = host.source.mkdir("a")
+    snapshot = host.snapshot()
+    row = cgroup(snapshot, memcg)
+    if signal == "charge":
+        assert (row.charged_bytes_total, row.uncharged_bytes_total) == (None, None)
+    if signal == "pins":
+        assert (row.memory_bytes, row.slab_bytes, row.pins) == (None, None, None)
+        assert (snapshot.totals.dying_cgroups, snapshot.totals.online_cgroups) == (None, None)
+    if signal == "alloc":
+        assert all(cache.allocations_total is None for cache in snapshot.caches)
+        assert snapshot.pairs == ()
+
+
+# Bounds, clocks
+
+
+def test_20000_memcgs_come_and_go() -> None:
+    host = Host()
+    parent = host.source.mkdir("jobs")
+    for number in range(20_000):
+        memcg = host.source.mkdir(f"job{number}", parent)
+        host.source.alloc(memcg, objects=2)
+        host.source.free(memcg)
+        host.source.charge(memcg, 1)
+        host.source.rmdir(memcg)
+        host.source.release(memcg)
+        if number % 500 == 0:
+            assert len(host.snapshot().cgroups) <= state_module.MAX_RELEASED + 2
+            host.events.clear()
+    snapshot = host.snapshot()
+    assert snapshot.totals.cgroups_released_total == 20_000
+    assert len(snapshot.cgroups) == state_module.MAX_RELEASED + 2
+    assert len(snapshot.pairs) <= 1
+    assert (host.source.pairs, host.source.charges) == ({}, {})
+    assert allocations(snapshot) == 40_000
+    assert pair(snapshot, parent) == (0, 0, 20_000 * 192)
+    assert len(snapshot.release_delays_s) == state_module.MAX_DELAYS
+    host.source.now_ns += state_module.KEEP_RELEASED_NS + SECOND
+    snapshot = host.snapshot()
+    assert [row.path for row in snapshot.cgroups] == ["/", "/jobs"]
+    host.snapshot()
+    assert not any(sizes(host.state).values()), "something is kept for each of the dead"
+
+
+def sizes(state: State) -> dict[str, bool]:
+    """Which containers hold more than a few entries."""
+    parts = {**vars(state), **vars(state._ledger)}
+    return {name: len(value) > 10 for name, value in parts.items() if isinstance(value, dict | set)}
+
+
+def test_the_newest_released_are_kept() -> None:
+    host = Host()
+    memcgs = [host.source.mkdir(str(number)) for number in range(state_module.MAX_RELEASED + 5)]
+    for memcg in memcgs:
+        host.source.rmdir(memcg)
+        host.source.release(memcg)
+    kept = {row.id for row in host.snapshot().cgroups}
+    assert kept == {ROOT} | {memcg.cgroup_id for memcg in memcgs[5:]}
+
+
+@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
+def test_setting_the_clock_changes_no_duration(jump_s: int) -> None:
+    host = Host()
+    memcg = host.source.mkdir("a")
+    host.source.rmdir(memcg)
+    host.poll()
+    host.clock.offset_ns += jump_s * SECOND
+    host.source.now_ns += 3 * SECOND
+    host.source.release(memcg)
+    host.poll()
+    host.clock.offset_ns -= 3 * jump_s * SECOND
+    snapshot = host.snapshot()
+    assert list(snapshot.release_delays_s) == pytest.approx([3], abs=0.01)
+    assert snapshot.duration_s == pytest.approx(3, abs=0.1)
+    assert cgroup(snapshot, memcg).state == RELEASED, "still shown"
+    host.source.now_ns += state_module.KEEP_RELEASED_NS
+    assert [row.id for row in host.snapshot().cgroups] == [ROOT]
+
+
+def test_times_are_those_of_the_events() -> None:
+    host = Host()
+    memcg = host.source.mkdir("a")
+    online_ns = host.source.now_ns
+    host.source.rmdir(memcg)
+    offline_ns = host.source.now_ns
+    host.source.now_ns += SECOND
+    row = cgroup(host.snapshot(), memcg)
+    assert row.online_at_ns == online_ns + host.clock.offset_ns
+    assert row.offline_at_ns == offline_ns + host.clock.offset_ns == online_ns + host.clock.offset_ns + MS
+    assert [event.at_ns for event in host.events] == [row.online_at_ns, row.offline_at_ns]
+
+
+def test_events_that_nobody_takes_are_bounded_and_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_module, "MAX_PENDING_EVENTS", 10)
+    source = FakeSource()
+    state = make_state(source)
+    for number in range(25):
+        source.mkdir(str(number))
+    state.apply(source.poll(0))
+    reading = source.read()
+    state.update(reading)
+    assert state.snapshot(reading).lost.total == 0, "nobody wanted them"
+    assert len(state.take_events()) == 10
+    for number in range(25):
+        source.mkdir(str(number))
+    state.apply(source.poll(0))
+    assert state.snapshot(reading).lost.reasons["event_queue_full"] == 15
+    assert len(state.take_events()) == 10
+
+
+# Pins
+
+
+def test_pins_are_what_the_memcg_itself_holds() -> None:
+    host = Host()
+    parent = host.source.mkdir("parent")
+    child = host.source.mkdir("child", parent)
+    child.stats = {"NR_FILE_PAGES": 30, "NR_SHMEM": 10, "MEMCG_SWAP": 2}
+    parent.stats = {"NR_ANON_MAPPED": 7, "MEMCG_KMEM": 3}
+    assert cgroup(host.snapshot(), child).pins is None, "nothing keeps what is online"
+    host.source.rmdir(child)
+    host.source.rmdir(parent)
+    snapshot = host.snapshot()
+    page = 4096
+    assert cgroup(snapshot, child).pins == {"file": 20 * page, "shmem": 10 * page, "swap": 2 * page}
+    assert cgroup(snapshot, parent).pins == {"anon": 7 * page}
+    assert cgroup(snapshot, parent).memory_bytes == 40 * page
+    assert cgroup(snapshot, parent).kernel_bytes == 3 * page
+    assert cgroup(snapshot, child).references == 3
+    host.source.release(child)
+    assert cgroup(host.snapshot(), child).pins is None
