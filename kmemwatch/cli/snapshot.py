@@ -9,10 +9,10 @@ from contextlib import closing
 import click
 
 from kmemwatch.cli.options import open_feed, source_options
+from kmemwatch.cli.top import VIEW_NAMES
 from kmemwatch.errors import KmemwatchError, UsageError
 
 OUTPUTS = ("json", "csv", "table")
-VIEW_NAMES = ("cgroups", "caches", "zombies", "ids", "recharges")
 DURATION_S = 1.0
 INDENT = 2
 

@@ -88,7 +88,7 @@ def test_metrics(daemon: Daemon) -> None:
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert headers["Cache-Control"] == "no-store"
-    assert "kmemwatch_dying_cgroups 4.0" in body.decode().splitlines()
+    assert "kmemwatch_dying_cgroups 4" in body.decode().splitlines()
     assert b"# EOF" not in body
 
 
