@@ -53,7 +53,18 @@ struct slab_of {
 	u64 start;  /* address of the first object */
 	u64 cache;
 	u64 owners; /* address of the vector of owners, one entry an object; 0: nobody is charged */
+	u64 stride; /* bytes from one entry to the next */
 };
+
+/*
+ * Head page of the tail page at `page`. Its compound_info has bit 0 set, and else the address of the head, or (Linux
+ * kernel patch "mm: rework compound_head() for power-of-2 sizeof(struct page)", by v7.2) a mask that makes the head's
+ * address of the tail's. A mask is a small negative number; no struct page lies in the last 4 GB of the address space.
+ */
+static __always_inline u64 head_of_tail(u64 page, u64 compound_info)
+{
+	return (s64)compound_info > -(1LL << 32) ? page & compound_info : compound_info - 1;
+}
 
 /* 0: found. 1: the object is in no slab (a large kmalloc). 2: not known where pages are. 3: unreadable. */
 static __always_inline int find_slab(u64 object, struct slab_of *slab)
@@ -72,7 +83,7 @@ static __always_inline int find_slab(u64 object, struct slab_of *slab)
 	if (bpf_probe_read_kernel(&page, sizeof(page), (void *)address))
 		return 3;
 	if (WORD(page, page__compound_head) & 1) {
-		address = WORD(page, page__compound_head) - 1;
+		address = head_of_tail(address, WORD(page, page__compound_head));
 		if (bpf_probe_read_kernel(&page, sizeof(page), (void *)address))
 			return 3;
 	}
@@ -82,6 +93,10 @@ static __always_inline int find_slab(u64 object, struct slab_of *slab)
 	slab->cache = WORD(page, slab__slab_cache);
 	/* The low bits say what kind of vector it is; allocation failed is a vector of 0. */
 	slab->owners = WORD(page, slab__obj_exts) & ~7ULL;
+	slab->stride = OBJ_EXT_BYTES;
+#ifdef OFF_slab__stride
+	slab->stride = (u32)(WORD(page, slab__stride) >> (8 * (OFF_slab__stride % 8)));
+#endif
 	return 0;
 }
 
@@ -97,7 +112,7 @@ static __always_inline u64 object_owner(u64 object, struct slab_of *slab)
 	if (!size)
 		return 0;
 	bpf_probe_read_kernel(&objcg, sizeof(objcg),
-			      (void *)(slab->owners + (object - slab->start) / size * OBJ_EXT_BYTES));
+			      (void *)(slab->owners + (object - slab->start) / size * slab->stride));
 	if (!objcg)
 		return 0;
 	return css_cgroup_id(KMW_READ(u64, objcg, obj_cgroup__memcg));

@@ -120,13 +120,16 @@ class Btf:
         return None if found is None else self._type(found)[0].size_or_type
 
     def field(self, struct: str, path: str) -> Field | None:
-        """Member `path` ("a.b.c", anonymous structs left out) of ``struct``; None when there is none."""
+        """Member `path` ("a.b.c", anonymous structs left out) of ``struct``; None when there is none.
+
+        A path that goes on behind an array means its first element.
+        """
         type_id = self._find(struct, _KIND_STRUCT)
         offset_bits = 0
         for name in path.split("."):
             if type_id is None:
                 return None
-            member = self._member(self._strip(type_id), name)
+            member = self._member(self._element(type_id), name)
             if member is None:
                 return None
             offset_bits += member[0]
@@ -214,6 +217,14 @@ class Btf:
             if head.kind not in _QUALIFIERS:
                 return type_id
             type_id = head.size_or_type
+
+    def _element(self, type_id: int) -> int:
+        """The type itself, without qualifiers; of an array, that of its elements."""
+        stripped = self._strip(type_id)
+        kind, address = self._type_of(stripped)
+        if kind != _KIND_ARRAY:
+            return stripped
+        return self._element(int(_Array.from_address(address + ctypes.sizeof(_Type)).type))
 
     def _member(self, type_id: int, name: str) -> tuple[int, int] | None:
         """(offset in bits, type id) of a member, looking into anonymous structs and unions."""

@@ -44,11 +44,13 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "kmem_cache__size": (("kmem_cache", "size"),),
     "kmem_cache__flags": (("kmem_cache", "flags"),),
     "kmem_cache__list": (("kmem_cache", "list"),),
-    "kmem_cache__node": (("kmem_cache", "node"),),
+    # The first element of either array. The nodes share an array with the barns of sheaves by v7.2.
+    "kmem_cache__node": (("kmem_cache", "per_node.node"), ("kmem_cache", "node")),
     "kmem_cache_node__partial": (("kmem_cache_node", "partial"),),
     "page__flags": (("page", "flags"),),
     "page__page_type": (("page", "page_type"),),
-    "page__compound_head": (("page", "compound_head"),),
+    # Renamed by "mm: rename the 'compound_head' field in the 'struct page' to 'compound_info'" (by v7.2).
+    "page__compound_head": (("page", "compound_info"), ("page", "compound_head")),
     # Commit d122019bf061 ("mm: Split slab into its own type") (in v5.17); members of struct page before.
     "slab__slab_cache": (("slab", "slab_cache"), ("page", "slab_cache")),
     "slab__slab_list": (("slab", "slab_list"), ("page", "slab_list")),
@@ -56,6 +58,8 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     # Commit 21c690a349ba ("mm: introduce slabobj_ext to support slab object extensions") (in v6.10); memcg_data since
     # commit bcfe06bf2622 ("mm: memcontrol: Use helpers to read page's memcg data") (in v5.11); obj_cgroups before.
     "slab__obj_exts": (("slab", "obj_exts"), ("slab", "memcg_data"), ("page", "memcg_data"), ("page", "obj_cgroups")),
+    # Only where a vector may lie in unused space of the slab itself, with this many bytes between entries (by v7.2).
+    "slab__stride": (("slab", "stride"),),
     "obj_cgroup__memcg": (("obj_cgroup", "memcg"),),
     "files_struct__fdt": (("files_struct", "fdt"),),
     "fdtable__fd": (("fdtable", "fd"),),

@@ -151,7 +151,8 @@ class _Chooser:
             yield self._try(kind, partial(self._functions, kind, *both))
 
     def free_bulk(self) -> Iterator[Candidate | str]:
-        for kind in (FENTRY, KPROBE):
+        # Kprobes first: the verifier lets no fentry program read an argument of type void ** (seen up to v6.12).
+        for kind in (KPROBE, FENTRY):
             yield self._try(kind, partial(self._functions, kind, ("kmem_cache_free_bulk", "free_bulk")))
         yield self._try(RAW_TP, self._free_bulk_tracepoint)
 

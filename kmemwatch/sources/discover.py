@@ -107,12 +107,18 @@ def page_base(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> int:
     wrong = 0
     for page, object_at in samples:
         own = (base + object_at // facts.page_bytes * page_struct) & _U64
-        head = peek.u64(own + facts.offsets["page__compound_head"])
-        wrong += (head - 1 if head & 1 else own) != page
+        wrong += head_page(own, peek.u64(own + facts.offsets["page__compound_head"])) != page
     # Slabs are freed and made meanwhile; a wrong base would fail everywhere.
     if wrong > len(samples) // 10:
         raise KmemwatchError(f"{wrong} of {len(samples)} objects do not lead back to their slab")
     return base
+
+
+def head_page(page: int, compound_info: int) -> int:
+    """Address of the head of the page at `page`: as ``head_of_tail`` in bpf/alloc.bpf.c."""
+    if not compound_info & 1:
+        return page
+    return page & compound_info if compound_info > _U64 - (1 << 32) else compound_info - 1
 
 
 def _slab_samples(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> Iterator[tuple[int, int]]:
