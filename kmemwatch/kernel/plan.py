@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from kmemwatch.errors import UnsupportedError
+from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.kernel.defines import Defines, defines
 from kmemwatch.kernel.facts import Facts
 
 RAW_TP, FENTRY, FEXIT, KPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "test_run"
+KINDS = (RAW_TP, FENTRY, KPROBE)
+"""Those that can be left out; FENTRY stands for FEXIT as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,12 @@ class Plan:
 
 
 def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
-    """Decide. `without` names hook kinds not to use. Raises UnsupportedError when nothing at all could work."""
+    """Decide. `without` names KINDS not to use. Raises UnsupportedError when nothing at all could work."""
+    unknown = [kind for kind in without if kind not in KINDS]
+    if unknown:
+        raise UsageError(
+            f"--without: no attachment is called {', '.join(unknown)}", hint=f"there are {', '.join(KINDS)}"
+        )
     _refuse_hopeless(facts)
     found = defines(facts)
     chooser = _Chooser(facts, found, tuple(without))
