@@ -36,7 +36,7 @@ any_text = st.text(st.characters(exclude_categories=[]))
 
 
 @given(strategies.snapshots)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_snapshot_survives_json(snapshot: model.Snapshot) -> None:
     text = snapshot_to_json(snapshot)
     text.encode("utf-8")
@@ -57,7 +57,7 @@ def test_samples_are_valid_and_survive(snapshot: model.Snapshot) -> None:
 
 
 @given(strategies.snapshots)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_snapshot_follows_the_schema(snapshot: model.Snapshot) -> None:
     VALIDATOR.validate(snapshot_to_dict(snapshot))
 

@@ -175,7 +175,7 @@ def test_odd_names_come_back_escaped_and_unbroken(accept: str) -> None:
 
 
 @given(strategies.snapshots.map(numbered), st.sampled_from(("", OPENMETRICS)))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_text_says_what_the_snapshot_says(snapshot: Snapshot, accept: str) -> None:
     series = Scraper().scrape(snapshot, accept)
     for field in ("kernel_bytes", "slab_bytes", "charged_bytes_total", "uncharged_bytes_total"):
@@ -199,7 +199,7 @@ def test_the_text_says_what_the_snapshot_says(snapshot: Snapshot, accept: str) -
 
 
 @given(strategies.snapshots.map(numbered))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_formats_agree_and_gzip_is_the_same(snapshot: Snapshot) -> None:
     scraper = Scraper()
     plain = scraper.scrape(snapshot)
@@ -215,7 +215,7 @@ def test_formats_agree_and_gzip_is_the_same(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("openmetrics", [False, True])
 @given(snapshot=strategies.snapshots.map(numbered))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_our_text_is_what_prometheus_client_writes(snapshot: Snapshot, openmetrics: bool) -> None:
     families = SeriesBuilder(20_000).build(snapshot).families
     ours = write_text(families, openmetrics).decode("utf-8") + ("# EOF\n" if openmetrics else "")
@@ -319,7 +319,7 @@ def history(seed: int, steps: int) -> list[Snapshot]:
 
 
 @given(st.integers(0, 2**32), st.integers(2, 6), st.integers(100, 1500))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_series_stay_few_and_counters_grow_by_what_the_cgroups_did(seed: int, steps: int, max_series: int) -> None:
     scraper = Scraper(max_series)
     before: Series = {}

@@ -86,7 +86,7 @@ def test_what_was_written_is_read(path: Path) -> None:
 
 
 @given(st.lists(strategies.snapshots | strategies.events, max_size=4), strategies.snapshots)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_anything_can_be_recorded(tmp_path: Path, items: list[Item], first: Snapshot) -> None:
     path = tmp_path / "any.kmw"
     path.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ def test_a_flipped_byte_is_found(path: Path, tmp_path: Path, flip: int) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_garbage_never_crashes(tmp_path: Path, suffix: str, data: st.DataObject) -> None:
     path = tmp_path / f"good{suffix}"

@@ -97,7 +97,7 @@ def test_a_recording_that_is_not_on_the_second_loses_no_snapshot(tmp_path: Path)
 
 
 @given(st.lists(st.floats(0.01, 50), min_size=1, max_size=20), st.lists(st.floats(0, 100), min_size=1, max_size=20))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_time_only_goes_forward_and_reaches_the_end(
     tmp_path_factory: pytest.TempPathFactory, gaps: list[float], delays: list[float]
 ) -> None:
