@@ -144,6 +144,7 @@ class _Attempt:
         """Detach, and free the compiler's memory and the maps."""
         for fd in self._links:
             os.close(fd)
+        self._bpf.kprobe_fds.clear()  # closed by now; bcc would close them again, and raise
         self._bpf.cleanup()
 
     def _compile(self, bcc: Any, include: Path) -> Any:
