@@ -9,7 +9,7 @@ from contextlib import closing
 
 import click
 
-from kmemwatch.cli.options import open_feed, replay_option, without_option
+from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
@@ -21,7 +21,7 @@ POLL_S = 1.0
 @click.command(short_help="Print events.")
 @click.option("--output", metavar="FORMAT", default="text", type=click.Choice(("text", "ndjson")),
               help="text (default) or ndjson.")  # fmt: skip
-@click.option("--duration", metavar="S", type=click.FloatRange(0, min_open=True), help="End after S seconds.")
+@click.option("--duration", metavar="S", type=Seconds(0, min_open=True), help="End after S seconds.")
 @replay_option
 @without_option
 def command(output: str, duration: float | None, replay: str | None, without: tuple[str, ...]) -> None:

@@ -69,6 +69,7 @@ class Program(click.Group):
 
 
 @click.group(
+    name="kmemwatch",
     cls=Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: sudo kmemwatch top. Without root: kmemwatch top --replay demo",
@@ -86,8 +87,10 @@ def main() -> NoReturn:
 def report(exc: BaseException) -> int:
     """Say on stderr what went wrong, at most one line and a hint; return the exit code."""
     cause = exc.__cause__ if isinstance(exc, click.Abort) and exc.__cause__ else exc
-    if isinstance(exc, SystemExit):
-        return exc.code if isinstance(exc.code, int) else int(exc.code is not None)
+    if isinstance(cause, SystemExit):
+        if cause.code == 1 and _reader_is_gone():  # click makes this of a broken pipe; nobody else exits so
+            return 0
+        return cause.code if isinstance(cause.code, int) else int(cause.code is not None)
     if isinstance(cause, KeyboardInterrupt):
         return 128 + (cause.signum if isinstance(cause, Terminated) else signal.SIGINT)
     if isinstance(cause, BrokenPipeError) and _reader_is_gone():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import click
 
-from kmemwatch.cli.options import cgroup_option, check_source, filter_option, open_feed, source_options
+from kmemwatch.cli.options import Seconds, cgroup_option, check_source, filter_option, open_feed, source_options
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.feed import Feed
@@ -44,7 +44,7 @@ class TopOptions:
 
 
 @click.command(short_help="Live view.")
-@click.option("-d", "--delay", metavar="S", type=click.FloatRange(MIN_DELAY_S, MAX_DELAY_S),
+@click.option("-d", "--delay", metavar="S", type=Seconds(MIN_DELAY_S, MAX_DELAY_S),
               help="Seconds that rates are measured over: 3, or 1 with --once.")  # fmt: skip
 @click.option("-n", "--iterations", metavar="N", type=click.IntRange(min=1), help="End after N refreshes.")
 @click.option("-b", "--batch", is_flag=True, help="Print tables, also on a terminal.")
@@ -73,7 +73,7 @@ def command(
     options = TopOptions(
         delay if delay is not None else ONCE_DELAY_S if once else DELAY_S,
         1 if once else iterations,
-        batch or once or output != "table" or not (sys.stdin.isatty() and sys.stdout.isatty()),
+        batch or once or output != "table" or not _has_screen(),
         output, view, sort, filter_, cgroup, connect, replay, without,
     )  # fmt: skip
     if options.batch:
@@ -83,6 +83,11 @@ def command(
         from kmemwatch.cli.screen import run_screen
 
         run_screen(options)
+
+
+def _has_screen() -> bool:
+    """Whether there is a terminal to draw on and to read keys from."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def run_batch(options: TopOptions) -> None:

@@ -131,11 +131,12 @@ def cgroup_rows(shown: Frame) -> list[CgroupRow]:
     ]
 
 
-def zombie_rows(shown: Frame) -> list[ZombieRow]:
-    """Cgroups that are removed and not released."""
-    return [
-        ZombieRow(c, *derived.dying_for(c, shown.snapshot)) for c in derived.dying(shown.snapshot) if shown.has(c.id)
-    ]
+def zombie_rows(shown: Frame) -> list[ZombieRow] | None:
+    """Cgroups that are removed and not released; None when there may be some and none could be found."""
+    found = [ZombieRow(c, *derived.dying_for(c, shown.snapshot)) for c in derived.dying(shown.snapshot)]
+    if not found and shown.snapshot.totals.dying_cgroups != 0:
+        return None
+    return [row for row in found if shown.has(row.cgroup.id)]
 
 
 def cache_rows(shown: Frame) -> list[CacheRow]:

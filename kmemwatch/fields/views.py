@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from kmemwatch.fields import rows
 from kmemwatch.fields.base import BYTES_PER_S, SECONDS, TEXT, Field
-from kmemwatch.fields.derived import PER_MEMCG_ERAS
+from kmemwatch.fields.derived import PER_MEMCG_ERAS, dying
 from kmemwatch.fields.measures import (
     ALLOC_RATES,
     CACHE,
@@ -203,12 +203,15 @@ def _age_text(row: ZombieRow) -> str:
 
 
 def _zombie_note(shown: Frame) -> str | None:
-    counted = shown.snapshot.totals.dying_cgroups
-    found = sum(1 for _ in rows.zombie_rows(Frame(shown.snapshot)))
+    counted, found = shown.snapshot.totals.dying_cgroups, len(dying(shown.snapshot))
     if counted is None or counted <= found:
         return None
     why = why_missing(shown.snapshot, ("pins", "lifecycle"))
     return f"the kernel counts {counted} dying, {found} could be found" + (f": {why}" if why else "")
+
+
+def _no_zombies(snapshot: Snapshot) -> str:
+    return why_missing(snapshot, ("pins", "lifecycle")) or "removed cgroups could not be listed on this kernel"
 
 
 ZOMBIES: View[ZombieRow] = View(
@@ -255,10 +258,10 @@ ZOMBIES: View[ZombieRow] = View(
     ),
     "memory_bytes",
     rows.zombie_rows,
-    _no_cgroups,
+    _no_zombies,
     lambda r: _cgroup_text(r.cgroup),
     lambda r: r.cgroup.id,
-    "no dying cgroups: every removed cgroup was released by the kernel",
+    "no dying cgroups: nothing pins a removed one",
     _zombie_note,
 )
 

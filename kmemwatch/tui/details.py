@@ -57,7 +57,8 @@ def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], A
     first: dict[str, tuple[Field[Any], Any]] = {}
     for field, item in found:
         first.setdefault(field.key, (field, item))
-    first.pop("age_s", None)  # for files; the age above it says the same
+    first.pop(view.columns[0].key, None)  # it is the title of the screen
+    first.pop("age_s", None)  # for files; the age beside it says the same
     return list(first.values())
 
 

@@ -202,20 +202,16 @@ class RowTable(Widget, can_focus=True):
         plain = self.get_component_rich_style("row-table--header")
         chosen = self.get_component_rich_style("row-table--sorted")
         descending = self._selection.sort.is_text == self._selection.reverse
-        segments = []
+        segments: list[Segment] = []
         for column in places.columns:
             is_sorted = column.field.key == self._selection.sort.key
-            segments.append(self._title(column, chosen if is_sorted else plain, is_sorted, descending))
+            mark = (LARGEST_FIRST if descending else SMALLEST_FIRST) if is_sorted else ""
+            if mark and segments and len(column.field.title) == column.cells:
+                segments[-1] = Segment(" " * (places.gap - 1) + mark, chosen)  # no room but in the gap before it
+                mark = ""
+            segments.append(_title(column, mark, chosen if is_sorted else plain))
             segments.append(Segment(" " * places.gap, plain))
         return self._strip(segments, places, width, plain)
-
-    def _title(self, column: Column, style: Style, is_sorted: bool, descending: bool) -> Segment:
-        title = column.field.title
-        mark = (LARGEST_FIRST if descending else SMALLEST_FIRST) if is_sorted else ""
-        if len(title) + len(mark) > column.cells:
-            mark = ""  # a whole title says more; its style still tells
-        return Segment(fit(mark + title if not column.field.is_text else title + mark, column.cells,
-                           right=not column.field.is_text), style)  # fmt: skip
 
     def _row(self, places: Layout, place: int, width: int) -> Strip:
         row = self._rows[place]
@@ -239,3 +235,9 @@ class RowTable(Widget, can_focus=True):
         used = sum(c.cells for c in places.columns) + places.gap * (len(places.columns) - 1)
         segments.append(Segment(" " * (width - used), style))
         return Strip(segments, width)
+
+
+def _title(column: Column, mark: str, style: Style) -> Segment:
+    """A column's header; the mark is at the side where its cells begin to differ in length."""
+    title, is_text = column.field.title, column.field.is_text
+    return Segment(fit(title + mark if is_text else mark + title, column.cells, right=not is_text), style)

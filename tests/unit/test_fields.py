@@ -13,7 +13,7 @@ from kmemwatch.fields.base import BYTES, SECONDS, rate_human
 from kmemwatch.fields.derived import dying_for, losses, oldest_dying_s, pinned_bytes
 from kmemwatch.fields.rows import Frame, frame
 from kmemwatch.fields.views import VIEWS, View, caches_of, cgroups_of, pins_text
-from kmemwatch.model import Lost, Snapshot
+from kmemwatch.model import Lost, Snapshot, Totals
 from tests.unit import fakes
 
 DESIGN = {
@@ -182,3 +182,15 @@ def test_zombies_that_nobody_found_are_told() -> None:
 
 def test_small_rates_are_not_zero() -> None:
     assert [rate_human(v) for v in (None, 0.0, 0.3, 9.94, 9.96, 12345.0)] == ["?", "0", "0.3", "9.9", "10", "12.3k"]
+
+
+def test_no_zombies_is_only_said_when_it_is_known() -> None:
+    zombies = next(view for view in VIEWS if view.name == "zombies")
+    assert zombies.rows(Frame(fakes.empty())) == []
+    blind = replace(fakes.empty(), totals=Totals())
+    assert zombies.rows(Frame(blind)) is None
+    assert zombies.missing(blind) == "removed cgroups could not be listed on this kernel"
+    assert zombies.missing(fakes.unknown()) == "needs kprobes, which lockdown forbids"
+    counted = replace(fakes.empty(), totals=Totals(dying_cgroups=3))
+    assert zombies.rows(Frame(counted)) is None
+    assert zombies.note(Frame(counted)) == "the kernel counts 3 dying, 0 could be found"
