@@ -10,7 +10,7 @@ from contextlib import closing
 
 import click
 
-from kmemwatch.cli.options import open_feed, without_option
+from kmemwatch.cli.options import Seconds, open_feed, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
@@ -23,8 +23,8 @@ MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
 
 @click.command(short_help="Record.")
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False))
-@click.option("--duration", metavar="S", type=click.FloatRange(0, min_open=True), help="End after S seconds.")
-@click.option("--interval", metavar="S", type=click.FloatRange(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
+@click.option("--duration", metavar="S", type=Seconds(0, min_open=True), help="End after S seconds.")
+@click.option("--interval", metavar="S", type=Seconds(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
               help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
 @click.option("--connect", metavar="URL", help="Record a daemon (kmemwatch serve) elsewhere; without events.")
 @without_option

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import click
 
-from kmemwatch.cli.options import open_feed, replay_option, without_option
+from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.exporter import DEFAULT_ADDRESS
 
@@ -23,7 +23,7 @@ _CHECK_S = 1.0
               help=f"HOST:PORT, [IPv6]:PORT or :PORT; {DEFAULT_ADDRESS}. Port 0: any free one.")  # fmt: skip
 @click.option("--web.telemetry-path", "telemetry_path", metavar="PATH", default="/metrics",
               help="Where the metrics are: /metrics.")  # fmt: skip
-@click.option("--interval", metavar="S", type=click.FloatRange(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
+@click.option("--interval", metavar="S", type=Seconds(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
               help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
 @click.option("--max-series", metavar="N", type=click.IntRange(min=MIN_SERIES), default=MAX_SERIES,
               help=f"Fold the smallest cgroups into cgroup=other above N series: {MAX_SERIES}.")  # fmt: skip

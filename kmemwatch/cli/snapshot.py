@@ -8,7 +8,7 @@ from contextlib import closing
 
 import click
 
-from kmemwatch.cli.options import open_feed, source_options
+from kmemwatch.cli.options import Seconds, open_feed, source_options
 from kmemwatch.cli.top import VIEW_NAMES
 from kmemwatch.errors import KmemwatchError, UsageError
 
@@ -18,7 +18,7 @@ INDENT = 2
 
 
 @click.command(short_help="Print one snapshot.")
-@click.option("--duration", metavar="S", type=click.FloatRange(0, 86400), default=DURATION_S,
+@click.option("--duration", metavar="S", type=Seconds(0, 86400), default=DURATION_S,
               help=f"Seconds to measure for: {DURATION_S:g}.")  # fmt: skip
 @click.option("--output", metavar="FORMAT", default=OUTPUTS[0], type=click.Choice(OUTPUTS),
               help="json (default), or csv or table of one view.")  # fmt: skip
