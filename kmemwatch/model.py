@@ -182,7 +182,7 @@ class Lost:
     unresolved_total: int | None = 0
     """Allocations or charges whose cache or memcg could not be read."""
     reasons: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """The same, split: for example ``ringbuf_full``, ``recursion``, ``pair_map_full``."""
+    """The same, split: for example ``ringbuf_full``, ``skipped_alloc``, ``pair_map_full``."""
 
     @property
     def total(self) -> int | None:

@@ -302,7 +302,8 @@ class State:
         reasons = dict(lost)
         if self._events_dropped:
             reasons["event_queue_full"] = self._events_dropped
-        events = ("ringbuf_full", "recursion", "undecodable", "event_queue_full")
+        events = {"ringbuf_full", "undecodable", "event_queue_full"}
+        events |= {reason for reason in reasons if reason.startswith("skipped_")}
         return Lost(
             events_total=sum(reasons.get(reason, 0) for reason in events),
             map_full_total=sum(reasons.get(reason, 0) for reason in ("pair_map_full", "charge_map_full")),

@@ -98,9 +98,13 @@ class BpfSource:
     def _read_lost(self) -> dict[str, int]:
         _, sums = _sum_per_cpu(self._readers["lost"], 1)
         lost = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
-        misses = [program_stats(fd).recursion_misses for fd in self._handed.programs.values()]
-        if None not in misses:
-            lost["recursion"] = sum(number for number in misses if number is not None)
+        for name, fd in self._handed.programs.items():
+            signal, attached, _ = name.partition("/")
+            misses = program_stats(fd).recursion_misses if attached else None
+            if misses is not None:
+                # An interrupt hit while the program ran, and the kernel did not run it a second time for what the
+                # interrupt did.
+                lost[f"skipped_{signal}"] = lost.get(f"skipped_{signal}", 0) + misses
         lost["undecodable"] = self._ring.decode_errors if self._ring else 0
         return lost
 

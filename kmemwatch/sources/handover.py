@@ -39,7 +39,7 @@ class Manifest:
     facts: Facts
     probes: tuple[ProbeResult, ...]
     programs: tuple[str, ...]
-    """Names; descriptors come in this order, before those of maps, then links."""
+    """``walk``, ``peek``, else ``signal/kind:target``; descriptors come in this order, before those of maps, then links."""
     maps: tuple[MapHandle, ...]
     """`MapHandle.fd` is only valid in the process that made it."""
     stats_count: int

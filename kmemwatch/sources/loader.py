@@ -198,7 +198,8 @@ class _Attempt:
             except Exception as error:  # bcc raises bare Exception
                 reason = self._stderr.reason() or str(error)
                 raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {reason}") from error
-            self._programs[hook.target if hook.kind == plan.TEST_RUN else f"{hook.kind}:{hook.target}"] = program
+            name = hook.target if hook.kind == plan.TEST_RUN else f"{signal.name}/{hook.kind}:{hook.target}"
+            self._programs[name] = program
             self._links += links
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
 

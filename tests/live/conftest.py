@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kmemwatch.live import LiveFeed, LiveOptions, open_live
 from tests.cgroup_mounts import MemoryMount, memory_mount
 from tests.live.cgroups import OwnCgroup, current_memory_cgroup
 from tests.needs import GUEST, require
@@ -84,6 +86,50 @@ def patience() -> Callable[[float], float]:
     """`patience(5)`: a time limit of 5 s here, longer where the machine is emulated (KMEMWATCH_TEST_PATIENCE times)."""
     factor = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
     return lambda seconds: seconds * factor
+
+
+WITHOUT = {
+    "best": (),
+    "fentry": ("raw_tp",),
+    "kprobe": ("raw_tp", "fentry"),
+}
+"""Ways of attaching, as what to leave out to get there."""
+
+
+@pytest.fixture(
+    params=[
+        "best",
+        pytest.param("fentry", marks=pytest.mark.needs("fentry")),
+        pytest.param("kprobe", marks=pytest.mark.needs("kprobes")),
+    ]
+)
+def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]]:
+    """Attach, by each way that this kernel has; everything that was opened is closed at the end."""
+    opened: list[LiveFeed] = []
+
+    def attach() -> LiveFeed:
+        opened.append(open_live(LiveOptions(WITHOUT[request.param])))
+        return opened[-1]
+
+    yield attach
+    for live in opened:
+        live.close()
+
+
+@pytest.fixture
+def feed(open_feed: Callable[[], LiveFeed]) -> LiveFeed:
+    """A live feed that is attached already."""
+    return open_feed()
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A tmpfs of our own."""
+    path = Path(tempfile.mkdtemp(prefix="kmw-tmpfs-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "kmw-test", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+    path.rmdir()
 
 
 @pytest.fixture

@@ -11,10 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+from kmemwatch.live import LiveFeed
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
 from tests.live.cgroups import OwnCgroup
 
+T = TypeVar("T")
 _WORKLOAD = Path(__file__).with_name("workload.py")
 SLAB_SYSFS = Path("/sys/kernel/slab")
 
@@ -22,7 +25,8 @@ SLAB_SYSFS = Path("/sys/kernel/slab")
 class Workload:
     """A running tests/live/workload.py inside a cgroup."""
 
-    def __init__(self, cgroup: OwnCgroup) -> None:
+    def __init__(self, cgroup: OwnCgroup | None) -> None:
+        """`cgroup` None: wherever the test runs."""
         self.channel, theirs = socket.socketpair()
         self._process = self._start(cgroup, theirs)
         theirs.close()
@@ -30,9 +34,10 @@ class Workload:
         self.pid = self._process.pid
 
     @staticmethod
-    def _start(cgroup: OwnCgroup, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(cgroup: OwnCgroup | None, theirs: socket.socket) -> subprocess.Popen[bytes]:
         def enter() -> None:
-            cgroup.enter()
+            if cgroup is not None:
+                cgroup.enter()
             os.dup2(theirs.fileno(), 3)
 
         # -I -S: no site-packages, nothing that would touch more files than it must.
@@ -76,8 +81,21 @@ class Workload:
         self.channel.close()
 
 
+def warm_up(directory: Path) -> None:
+    """Do once, in our own cgroup, all that zombies do: no page of the interpreter is then read first by one of them."""
+    with workload(None) as work:
+        for command in ("eventfd 3", "pipes 3", "close", f"write {directory}/warm 5000", f"read {directory}/warm"):
+            work.do(command)
+        work.do(f"files 3 {directory}")
+        work.do(f"unlink 3 {directory}")
+        work.start("inotify")
+        os.close(work.receive_fd())
+        work.finish()
+    (directory / "warm").unlink()
+
+
 @contextmanager
-def workload(cgroup: OwnCgroup) -> Iterator[Workload]:
+def workload(cgroup: OwnCgroup | None) -> Iterator[Workload]:
     """A workload that has ended when the block ends."""
     running = Workload(cgroup)
     try:
@@ -92,6 +110,29 @@ def wait_for(check: Callable[[], object], limit_s: float, every_s: float = 0.1) 
     while not (answer := check()):
         assert time.monotonic() < deadline, f"still {answer!r} after {limit_s} s"
         time.sleep(every_s)
+
+
+def settled(read: Callable[[], T], expected: T, limit_s: float) -> T:
+    """What `read` says as soon as it is `expected`, else what it last said after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while (now := read()) != expected and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return now
+
+
+def snapshot(feed: LiveFeed) -> Snapshot:
+    """The state of now."""
+    taken = feed.next_snapshot(0)
+    assert taken is not None
+    return taken
+
+
+def lost_lifecycle(feed: LiveFeed) -> int:
+    """Events of births and deaths that were lost in any way."""
+    reasons = snapshot(feed).lost.reasons
+    return sum(reasons.get(reason, 0) for reason in ("ringbuf_full", "undecodable", "event_queue_full")) + reasons.get(
+        "skipped_lifecycle", 0
+    )
 
 
 def cgroup_of(snapshot: Snapshot, cgroup_id: int) -> Cgroup | None:

@@ -8,59 +8,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed, LiveOptions, open_live
-from kmemwatch.model import Pair, Snapshot
+from kmemwatch.live import LiveFeed
+from kmemwatch.model import Pair
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, wait_for, workload
-from tests.needs import require
+from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, snapshot, wait_for, workload
 
-PAGE = 4096
 TRIES = 5
-"""An interrupt that hits while a program runs makes the kernel skip a run, and kmemwatch count it as lost: such a run of
-the workload proves nothing and is repeated."""
-
-WITHOUT = {
-    "best": (),
-    "fentry": ("raw_tp",),
-    "kprobe": ("raw_tp", "fentry"),
-}
-"""Ways of attaching, as what to leave out to get there."""
-
-
-@pytest.fixture(params=WITHOUT)
-def feed(request: pytest.FixtureRequest) -> Iterator[LiveFeed]:
-    """A live feed by each way of attaching that this kernel has."""
-    if request.param == "fentry":
-        require("fentry")
-    if request.param == "kprobe":
-        require("kprobes")
-    live = open_live(LiveOptions(WITHOUT[request.param]))
-    yield live
-    live.close()
-
-
-@pytest.fixture
-def tmpfs() -> Iterator[Path]:
-    """A tmpfs of our own."""
-    path = Path(tempfile.mkdtemp(prefix="kmw-tmpfs-"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "kmw-test", str(path)], check=True)
-    yield path
-    subprocess.run(["umount", "-l", str(path)], check=True)
-    path.rmdir()
-
-
-def snapshot(feed: LiveFeed) -> Snapshot:
-    taken = feed.next_snapshot(0)
-    assert taken is not None
-    return taken
+"""An interrupt that hits while a program runs makes the kernel skip a run, which kmemwatch counts as lost: such a run
+of the workload proves nothing and is repeated."""
 
 
 def counts(row: Pair | None) -> tuple[int, int]:
@@ -83,7 +45,10 @@ def without_loss(feed: LiveFeed, attempt: Callable[[], None]) -> None:
 
 
 def test_allocations_and_frees_equal_the_workloads_own_count(
-    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int], patience: Callable[[float], float]
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
 ) -> None:
     cgroup, number = own_cgroup(), scale(100_003)
     result: dict[str, tuple[int, int]] = {}
@@ -129,7 +94,9 @@ def test_files_on_tmpfs_come_and_go_in_both_their_caches(
             made.update({cache: after[cache][0] - before[cache][0] for cache in caches})
             live = pair_of(snapshot(feed), "shmem_inode_cache", cgroup.id)
             size = cache_named(snapshot(feed), "shmem_inode_cache").object_bytes
-            assert live is not None and size is not None and live.live_bytes == number * size
+            assert live is not None
+            assert size is not None
+            assert live.live_bytes == number * size
             work.do(f"unlink {number} {tmpfs}")
             wait_for(lambda: all(now()[cache][1] - before[cache][1] >= number for cache in caches), patience(60), 0.5)
             final = now()
@@ -165,8 +132,10 @@ def test_pipes_are_counted_in_kmalloc(
             assert sorted(count for count in grown.values() if count >= number) == [number, number], grown
             work.do("close")
             wait_for(
-                lambda: sorted(n[1] - before.get(c, (0, 0))[1] for c, n in kmalloc().items() if grown[c] >= number)
-                == [number, number],
+                lambda: (
+                    sorted(n[1] - before.get(c, (0, 0))[1] for c, n in kmalloc().items() if grown[c] >= number)
+                    == [number, number]
+                ),
                 patience(20),
             )
 
@@ -175,7 +144,10 @@ def test_pipes_are_counted_in_kmalloc(
 
 @pytest.mark.needs("bpftrace")
 def test_an_independent_tracer_counts_the_same(
-    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int], patience: Callable[[float], float]
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
 ) -> None:
     cgroup, number = own_cgroup(), scale(50_021)
     seen: dict[str, int] = {}
@@ -192,7 +164,7 @@ def test_an_independent_tracer_counts_the_same(
     assert seen == {"ours": number, "bpftrace": number}
 
 
-class _bpftrace:  # noqa: N801 - reads as the command it runs
+class _bpftrace:
     """bpftrace counting allocations of struct file by one process, through whatever this kernel offers it."""
 
     def __init__(self, work: Workload, cache_address: int, limit_s: float) -> None:
@@ -203,7 +175,11 @@ class _bpftrace:  # noqa: N801 - reads as the command it runs
             probe = f"kprobe:kmem_cache_alloc /pid == {work.pid} && arg0 == {cache_address:#x}/"
         self._limit_s = limit_s
         self._process = subprocess.Popen(
-            [shutil.which("bpftrace") or "bpftrace", "-e", f'BEGIN {{ printf("begin\\n"); }} {probe} {{ @ = count(); }}'],
+            [
+                shutil.which("bpftrace") or "bpftrace",
+                "-e",
+                f'BEGIN {{ printf("begin\\n"); }} {probe} {{ @ = count(); }}',
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -246,8 +222,9 @@ def test_kernel_bytes_and_charges_equal_the_kernels_file(
     scale: Callable[[int], int],
     patience: Callable[[float], float],
 ) -> None:
-    """At rest: charges of objects are batched per CPU below one page, which both sides count as charged; statistics of
-    v2 are added up by the kernel every two seconds, so both sides are read until they have not changed for that long."""
+    """At rest: the kernel charges whole pages and keeps less than a page per CPU for the next objects, which both sides
+    count as charged; it adds up statistics every two seconds, so both are read until they have not changed that long.
+    """
     cgroup, number = own_cgroup(), scale(10_007)
 
     def at_rest() -> tuple[int, int]:
@@ -257,14 +234,16 @@ def test_kernel_bytes_and_charges_equal_the_kernels_file(
             taken = snapshot(feed)
             row = cgroup_of(taken, cgroup.id)
             assert row is not None
-            assert row.charged_bytes_total is not None and row.uncharged_bytes_total is not None
+            assert row.charged_bytes_total is not None
+            assert row.uncharged_bytes_total is not None
             now = (
                 kernel_file_bytes(memory, cgroup),
                 row.kernel_bytes,
                 row.charged_bytes_total - row.uncharged_bytes_total,
             )
             if now == last and now[0] == now[1]:
-                assert now[0] is not None and now[2] is not None
+                assert now[0] is not None
+                assert now[2] is not None
                 return now[0], now[2]
             last = now
             time.sleep(patience(2.2))

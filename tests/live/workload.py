@@ -6,7 +6,7 @@ Run as a script inside a cgroup of its own; reads one command a line from stdin 
     eventfd N        N times: make an eventfd and close it
     files N DIR      N regular files in DIR, without opening them; `unlink N DIR` removes them
     pipes N          N pipes (two files each), kept open; `close` closes all that is kept
-    write PATH BYTES a file of BYTES bytes, synced; `shmem PATH BYTES` the same, not synced
+    write PATH BYTES a file of BYTES bytes; `read PATH` reads a file to its end
     inotify          an inotify instance, sent to the other end of descriptor 3
     receive BYTES    a TCP connection from the other end with BYTES unread, sent to descriptor 3
 
@@ -19,7 +19,6 @@ import ctypes
 import os
 import socket
 import stat
-import sys
 
 _BLOCK = b"\x5a" * 65536
 _kept: list[int] = []
@@ -32,13 +31,18 @@ def _eventfd(count: int) -> None:
         close(make(0, 0))
 
 
-def _write(path: str, size: int, sync: bool) -> None:
+def _write(path: str, size: int) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     left = size
     while left:
         left -= os.write(fd, _BLOCK[: min(left, len(_BLOCK))])
-    if sync:
-        os.fsync(fd)
+    os.close(fd)
+
+
+def _read(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    while os.read(fd, len(_BLOCK)):
+        pass
     os.close(fd)
 
 
@@ -69,15 +73,20 @@ def _run(words: list[str]) -> None:
     elif command in ("files", "unlink"):
         for number in range(int(args[0])):
             path = f"{args[1]}/{number}"
-            os.mknod(path, stat.S_IFREG | 0o600) if command == "files" else os.unlink(path)
+            if command == "files":
+                os.mknod(path, stat.S_IFREG | 0o600)
+            else:
+                os.unlink(path)  # noqa: PTH108 - a Path would allocate
     elif command == "pipes":
         for _ in range(int(args[0])):
             _kept.extend(os.pipe())
     elif command == "close":
         while _kept:
             os.close(_kept.pop())
-    elif command in ("write", "shmem"):
-        _write(args[0], int(args[1]), sync=command == "write")
+    elif command == "write":
+        _write(args[0], int(args[1]))
+    elif command == "read":
+        _read(args[0])
     elif command == "receive":
         _receive(int(args[0]))
     elif command == "inotify":
@@ -104,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
