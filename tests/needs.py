@@ -23,6 +23,9 @@ GUEST = os.environ.get("KMEMWATCH_GUEST")
 
 TRACEFS = Path("/sys/kernel/tracing")
 
+BPFTOOL = shutil.which("bpftool") or shutil.which("bpftool", path="/usr/sbin:/sbin")
+"""sbin is not on the PATH of ordinary users."""
+
 
 def _fentry() -> bool:
     # Where the kernel refuses this list (lockdown), loading fentry programs fails with EPERM too.
@@ -47,6 +50,7 @@ def _debian_archive() -> bool:
 NEEDS: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "bcc": lambda: importlib.util.find_spec("bcc") is not None,
+    "bpftool": lambda: BPFTOOL is not None,
     "bpftrace": lambda: shutil.which("bpftrace") is not None,
     "qemu": lambda: shutil.which("qemu-system-x86_64") is not None,
     "a Debian archive": _debian_archive,

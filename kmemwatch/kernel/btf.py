@@ -257,6 +257,8 @@ def find_anonymous_constant(constant: str, family: str, path: Path = VMLINUX) ->
         raw = path.read_bytes()
     except OSError:
         return None
+    if len(raw) < _HEADER.size:
+        return None
     header_bytes, type_off, type_len, str_off, str_len = _HEADER.unpack_from(raw)
     types = raw[header_bytes + type_off : header_bytes + type_off + type_len]
     names = raw[header_bytes + str_off : header_bytes + str_off + str_len]
@@ -264,7 +266,7 @@ def find_anonymous_constant(constant: str, family: str, path: Path = VMLINUX) ->
     if name_off == 0:
         return None
     at = types.find(name_off.to_bytes(4, "little"), 8)
-    while at >= 0:
+    while 0 <= at <= len(types) - 8:
         before_name, before_value, _, value = _TWO_ENTRIES.unpack_from(types, at - 8)
         if at % 4 == 0 and value == before_value + 1 and names[before_name:].startswith(family.encode()):
             return int(value)
