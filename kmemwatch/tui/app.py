@@ -40,7 +40,7 @@ class TopApp(App[None]):
     #totals { height: 1; }
     #notice { height: auto; max-height: 2; color: $text-warning; padding: 0 1; display: none; }
     #bar { height: 1; margin-top: 0; }
-    #tabs { width: 48; }
+    #tabs { width: 48; link-style: none; link-color: $text; link-background: transparent; link-style-hover: bold; }
     #chosen { width: 1fr; text-align: right; }
     #keys { height: 1; dock: bottom; background: $panel; color: $text-muted; }
     #filter { height: 1; dock: bottom; border: none; padding: 0 1; background: $panel; display: none; }
