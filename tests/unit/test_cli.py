@@ -312,12 +312,14 @@ def test_a_signal_is_the_normal_end_of_a_running_command(recording: Path, signum
 class Terminal:
     """A process on a terminal of its own."""
 
-    def __init__(self, *args: str) -> None:
+    def __init__(self, *args: str, code: str | None = None) -> None:
+        """`kmemwatch ARGS`; or a Python program that ends in it."""
+        start = KMEMWATCH if code is None else [sys.executable, "-c", code]
         self.output = b""
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update(TERM="xterm-256color", COLUMNS="80", LINES="24")
-            os.execv(sys.executable, [*KMEMWATCH, *args])
+            os.execv(sys.executable, [*start, *args])
 
     def read_until(self, wanted: bytes, timeout_s: float = 20) -> None:
         end = time.monotonic() + timeout_s
@@ -374,4 +376,21 @@ def test_a_recording_that_breaks_while_it_plays_ends_the_screen_with_one_line(re
     last = terminal.output.rpartition(b"\x1b[?1049l")[2]
     assert b"kmemwatch: " in last
     assert b"sample.kmw" in last
+    assert b"Traceback" not in terminal.output
+
+
+def test_a_bug_in_the_screen_restores_the_terminal_and_is_one_line(recording: Path) -> None:
+    code = """
+from kmemwatch.tui.table import RowTable
+def render_line(self, y):
+    return 1 // (y < 3)
+RowTable.render_line = render_line
+from kmemwatch.cli.main import main
+main()
+"""
+    terminal = Terminal("top", "--replay", str(recording), code=code)
+    assert terminal.wait() == 1
+    os.close(terminal.fd)
+    last = terminal.output.rpartition(b"\x1b[?1049l")[2]
+    assert b"kmemwatch: internal error: ZeroDivisionError" in last
     assert b"Traceback" not in terminal.output
