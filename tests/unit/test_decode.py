@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bytes from the kernel: what is written is what is read, and whatever else comes is counted, not raised."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel import libbpf
+from kmemwatch.kernel.defines import STATS_MAX
+from kmemwatch.sources import decode
+from kmemwatch.sources.decode import LifecycleEvent
+from kmemwatch.sources.maps import Ring
+
+u64 = st.integers(0, 2**64 - 1)
+u32 = st.integers(0, 2**32 - 1)
+raw_names = st.binary(max_size=decode.NAME_BYTES - 1).map(lambda name: name.replace(b"\0", b"?"))
+
+
+def pack_event(kind: int, at: int, cgroup: int, parent: int, pid: int, comm: bytes, name: bytes | None) -> bytes:
+    raw = decode.LIFECYCLE_EVENT.pack(at, cgroup, parent, kind, pid, comm)
+    return raw if name is None else raw + name.ljust(decode.NAME_BYTES, b"\0")
+
+
+@given(st.sampled_from([1, 2, 3]), u64, u64, u64, u32, st.binary(max_size=15), st.none() | raw_names)
+def test_lifecycle_event(
+    kind: int, at: int, cgroup: int, parent: int, pid: int, comm: bytes, name: bytes | None
+) -> None:
+    event = decode.lifecycle_event(pack_event(kind, at, cgroup, parent, pid, comm, name))
+    assert (event.kind, event.at_monotonic_ns, event.cgroup_id) == (decode.LIFECYCLE_KINDS[kind], at, cgroup)
+    assert (event.parent_id, event.pid) == (parent or None, pid)
+    if name is None:
+        assert event.name is None
+    else:
+        assert event.name is not None
+        assert event.name.encode("utf-8", "surrogateescape") == name, "every byte of a name survives"
+
+
+@given(st.binary(max_size=2 * decode.ONLINE_EVENT_BYTES))
+def test_arbitrary_bytes_are_an_event_or_a_value_error(raw: bytes) -> None:
+    try:
+        event = decode.lifecycle_event(raw)
+    except ValueError:
+        return
+    assert isinstance(event, LifecycleEvent)
+
+
+@pytest.mark.parametrize("size", [0, 1, decode.LIFECYCLE_EVENT.size - 1, decode.ONLINE_EVENT_BYTES + 8])
+def test_an_event_of_another_size(size: int) -> None:
+    with pytest.raises(ValueError, match=f"lifecycle event of {size} bytes"):
+        decode.lifecycle_event(bytes(size))
+
+
+def test_an_event_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="of kind 9"):
+        decode.lifecycle_event(pack_event(9, 0, 0, 0, 0, b"", None))
+
+
+@given(
+    st.lists(u64, min_size=9, max_size=9),
+    st.integers(0, 1),
+    st.integers(-1, 2**31 - 1),
+    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=STATS_MAX, max_size=STATS_MAX),
+    raw_names,
+    st.integers(0, STATS_MAX),
+    st.integers(0, 3),
+)
+def test_memcg_record(
+    heads: list[int], online: int, kmemcg_id: int, stats: list[int], name: bytes, count: int, index: int
+) -> None:
+    raw = decode.MEMCG_HEAD.pack(*heads, online, kmemcg_id)
+    raw += struct.pack(f"={STATS_MAX}q", *stats) + name.ljust(decode.NAME_BYTES, b"\0")
+    assert len(raw) == decode.MEMCG_RECORD_BYTES
+    record = decode.memcg_record(bytes(index * len(raw)) + raw, index * len(raw), count)
+    found = (record.css, record.parent_css, record.serial_nr, record.cgroup_id, record.references)
+    assert found == tuple(heads[:5])
+    assert (record.memory_pages, record.swap_pages, record.kmem_pages, record.tcpmem_pages) == tuple(heads[5:])
+    assert (record.online, record.kmemcg_id, record.stats) == (bool(online), kmemcg_id, tuple(stats[:count]))
+    assert record.name.encode("utf-8", "surrogateescape") == name
+
+
+def test_sizes_that_the_compiler_saw_must_be_ours() -> None:
+    decode.check_sizes({"pairs": 24, "charges": 16, "lost": 8, "page_base": 8})
+    with pytest.raises(KmemwatchError, match="map pairs has values of 32 bytes, kmemwatch expects 24"):
+        decode.check_sizes({"pairs": 32})
+
+
+@pytest.mark.needs("root", "BTF")
+def test_an_exception_in_the_sink_is_counted(ring_map: int) -> None:
+    """ctypes would print it, and give the kernel's library garbage as the answer."""
+    raw = pack_event(1, 1, 2, 3, 4, b"sh", b"name")
+    seen: list[bytes] = []
+
+    def sink(data: bytes) -> None:
+        seen.append(data)
+        raise RuntimeError("bug")
+
+    ring = Ring(ring_map, sink)
+    buffer = ctypes.create_string_buffer(raw, len(raw))
+    for _ in range(3):
+        assert ring._sample(0, ctypes.addressof(buffer), len(raw)) == 0
+    assert (ring.decode_errors, seen) == (3, [raw] * 3)
+    ring.poll(0)
+    ring.close()
+    ring.close()
+    ring.poll(0)
+    ring.consume()
+
+
+@pytest.fixture
+def ring_map() -> Iterator[int]:
+    """Descriptor of a ring buffer map (BPF_MAP_CREATE, type 27), which nobody writes to."""
+    lib = libbpf.library()
+    lib.bpf_map_create.restype = ctypes.c_int
+    lib.bpf_map_create.argtypes = (ctypes.c_int, ctypes.c_char_p, *(ctypes.c_uint32,) * 3, ctypes.c_void_p)
+    fd = lib.bpf_map_create(27, b"kmw_test", 0, 0, 4096, None)
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd))
+    yield int(fd)
+    os.close(fd)
