@@ -86,10 +86,11 @@ def send_error(channel: socket.socket, error: KmemwatchError) -> None:
 class Child:
     """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
 
-    def __init__(self, without: Sequence[str] = ()) -> None:
+    def __init__(self, without: Sequence[str] = (), module: str = "kmemwatch.sources.loader") -> None:
+        """`module`: what to run as the child; a test puts its own in between."""
         self._channel, theirs = socket.socketpair()
         options = json.dumps({"without": list(without)})
-        command = [sys.executable, "-m", "kmemwatch.sources.loader", str(theirs.fileno()), options]
+        command = [sys.executable, "-m", module, str(theirs.fileno()), options]
         # A file and not a pipe, which nobody would empty while we wait for the answer.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._process = subprocess.Popen(

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The loader with one offset 8 bytes too high: KMEMWATCH_TEST_SHIFT names it."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kmemwatch.kernel import layout
+from kmemwatch.kernel.btf import Btf
+from kmemwatch.sources import loader
+
+_read_offsets = layout.read_offsets
+
+
+def _shifted(btf: Btf) -> dict[str, int]:
+    offsets = _read_offsets(btf)
+    offsets[os.environ["KMEMWATCH_TEST_SHIFT"]] += 8
+    return offsets
+
+
+if __name__ == "__main__":
+    layout.read_offsets = _shifted
+    os._exit(loader.main(sys.argv))

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Cgroups that come and go as fast as one process can make them: every birth and death is told, memory stays bounded."""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from kmemwatch.live import LiveFeed
+from kmemwatch.model import RELEASED, Event
+from kmemwatch.units import printable
+from tests.live.cgroups import OwnCgroup
+from tests.live.tell import lost_lifecycle, settled, snapshot
+
+
+def churn(parent: Path, number: int) -> set[int]:
+    """Make and remove `number` cgroups one after the other; their ids."""
+    ids = set()
+    for serial in range(number):
+        path = parent / f"churn-{serial}"
+        path.mkdir()
+        ids.add(path.stat().st_ino)
+        path.rmdir()
+    return ids
+
+
+def rss_kib() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    raise LookupError("VmRSS")
+
+
+def enable_memory(cgroup: OwnCgroup) -> None:
+    """On v2 a child has the memory controller only when its parent gives it."""
+    control = cgroup.path / "cgroup.subtree_control"
+    if control.exists():
+        control.write_text("+memory")
+
+
+def test_every_birth_and_death_is_told_exactly_once(
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
+) -> None:
+    parent, number = own_cgroup(), scale(2_003)
+    enable_memory(parent)
+    snapshot(feed)
+    feed.take_events()
+    ids = churn(parent.path, number)
+    assert len(ids) == number
+    told: list[Event] = []
+
+    def counted() -> dict[str, int]:
+        snapshot(feed)
+        told.extend(event for event in feed.take_events() if event.cgroup_id in ids)
+        return dict(Counter(event.kind for event in told))
+
+    expected = {"online": number, "offline": number, "released": number}
+    assert settled(counted, expected, patience(30)) == expected
+    assert lost_lifecycle(feed) == 0
+    for kind in expected:
+        assert {event.cgroup_id for event in told if event.kind == kind} == ids
+    assert {event.path for event in told} == {f"/{parent.path.name}/churn-{serial}" for serial in range(number)}
+    assert {event.comm for event in told if event.kind == "online"} == {Path("/proc/self/comm").read_text().strip()}
+    assert {event.pid for event in told if event.kind == "online"} == {os.getpid()}
+    for cgroup_id in ids:
+        order = [event.kind for event in sorted(told, key=lambda event: event.at_ns) if event.cgroup_id == cgroup_id]
+        assert order == ["online", "offline", "released"]
+        if cgroup_id == min(ids):
+            break  # sorting all for each would take minutes
+    taken = snapshot(feed)
+    assert taken.totals.cgroups_onlined_total is not None
+    assert taken.totals.cgroups_onlined_total >= number
+
+
+def test_memory_stays_bounded_under_churn(
+    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int]
+) -> None:
+    parent, number = own_cgroup(), scale(2_003)
+    enable_memory(parent)
+    for _ in range(2):  # what the first rounds leave is kept for a while, and bounded
+        churn(parent.path, number)
+        snapshot(feed)
+        feed.take_events()
+    before = rss_kib()
+    for _ in range(3):
+        churn(parent.path, number)
+        snapshot(feed)
+        feed.take_events()
+    taken = snapshot(feed)
+    assert rss_kib() - before < 8 * 1024, resource.getrusage(resource.RUSAGE_SELF)
+    assert sum(cgroup.state == RELEASED for cgroup in taken.cgroups) <= 1_000
+    assert lost_lifecycle(feed) == 0
+
+
+ODD_NAMES = [
+    b"with space",
+    b"new\nline",
+    b'quote"back\\slash',
+    b"not\xffutf8",
+    b"\xe2\x98\x83 \xcc\x81 wide \xe6\xbc\xa2",
+    b"x" * 255,
+    b"esc\x1b[31m",
+    b"\xe2\x80\xaertl",
+]
+
+
+def test_odd_names_are_told_as_they_are_and_shown_escaped(
+    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], patience: Callable[[float], float]
+) -> None:
+    parent = own_cgroup()
+    enable_memory(parent)
+    snapshot(feed)
+    feed.take_events()
+    expected = {}
+    for name in ODD_NAMES:
+        if b"\n" in name:
+            # kernfs refuses newlines in names; nothing to show then.
+            try:
+                os.mkdir(os.fsencode(parent.path) + b"/" + name)
+            except OSError:
+                continue
+        else:
+            os.mkdir(os.fsencode(parent.path) + b"/" + name)
+        cgroup_id = os.stat(os.fsencode(parent.path) + b"/" + name).st_ino
+        expected[cgroup_id] = f"/{parent.path.name}/{os.fsdecode(name)}"
+    taken = snapshot(feed)
+    assert {row.id: row.path for row in taken.cgroups if row.id in expected} == expected
+    told = {event.cgroup_id: event.path for event in feed.take_events() if event.cgroup_id in expected}
+    assert told == expected
+    shown = [printable(path) for path in expected.values()]
+    assert len(set(shown)) == len(shown)
+    assert all(text.isprintable() for text in shown)
