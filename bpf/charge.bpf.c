@@ -12,6 +12,7 @@ static __always_inline int count_charge(u64 memcg, s64 pages)
 {
 	u64 cgroup_id = css_cgroup_id(memcg); /* the css is the first member of struct mem_cgroup */
 	struct charge_value zero = {}, *value;
+	u64 uncharged = -pages;
 
 	if (!cgroup_id) {
 		count_lost(LOST_NO_CGROUP, 1);
@@ -22,10 +23,13 @@ static __always_inline int count_charge(u64 memcg, s64 pages)
 		count_lost(LOST_CHARGES_FULL, 1);
 		return 0;
 	}
-	if (pages > 0)
+	if (pages > 0) {
 		__sync_fetch_and_add(&value->charged_pages, pages);
-	else
-		__sync_fetch_and_add(&value->uncharged_pages, -pages);
+	} else {
+		/* Else the compiler subtracts, with an instruction that kernels before v5.12 do not have. */
+		asm volatile("" : "+r"(uncharged));
+		__sync_fetch_and_add(&value->uncharged_pages, uncharged);
+	}
 	return 0;
 }
 
