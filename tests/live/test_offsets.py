@@ -125,8 +125,14 @@ def _check_sizes(feed: LiveFeed, cgroup: OwnCgroup, memory: MemoryMount, patienc
     assert abs(last) <= 128 * 4096
 
 
-def _open(module: str) -> LiveFeed:
-    return LiveFeed(BpfSource(Child(module=module).wait()))
+def _open_and_check(
+    module: str, cgroup: OwnCgroup, memory: MemoryMount, tmpfs: Path, patience: Callable[[float], float]
+) -> None:
+    feed = LiveFeed(BpfSource(Child(module=module).wait()))
+    try:
+        check_everything(feed, cgroup, memory, tmpfs, patience)
+    finally:
+        feed.close()
 
 
 @pytest.mark.needs("no lab")
@@ -141,18 +147,10 @@ def test_a_shifted_offset_is_noticed(
 ) -> None:
     monkeypatch.setenv("KMEMWATCH_TEST_SHIFT", offset)
     with pytest.raises((AssertionError, KmemwatchError)):
-        feed = _open(SHIFTED)
-        try:
-            check_everything(feed, own_cgroup(), memory, tmpfs, patience)
-        finally:
-            feed.close()
+        _open_and_check(SHIFTED, own_cgroup(), memory, tmpfs, patience)
 
 
 def test_without_a_shift_all_is_as_it_must_be(
     own_cgroup: Callable[..., OwnCgroup], memory: MemoryMount, tmpfs: Path, patience: Callable[[float], float]
 ) -> None:
-    feed = _open("kmemwatch.sources.loader")
-    try:
-        check_everything(feed, own_cgroup(), memory, tmpfs, patience)
-    finally:
-        feed.close()
+    _open_and_check("kmemwatch.sources.loader", own_cgroup(), memory, tmpfs, patience)
