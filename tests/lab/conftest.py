@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.kernels import KERNELS, SMOKE, KernelFiles, obtain
-from tests.lab.live import LiveRun, run_live
+from tests.lab.kernels import KERNELS, SMOKE, KernelFiles, is_smoke, obtain
+from tests.lab.live import LiveRun, live_tests, run_live
 from tests.needs import require
 
 _runs = pytest.StashKey[list[str]]()
@@ -28,7 +28,7 @@ def smoke_kernel() -> KernelFiles:
 def live_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LiveRun:
     """All live tests in the kernel that the test is parametrized with, in one boot."""
     files = get(request.param)
-    run = run_live(files, tmp_path_factory.mktemp("guest"))
+    run = run_live(files, tmp_path_factory.mktemp("guest"), live_tests(is_smoke()))
     request.config.stash.setdefault(_runs, []).append(f"{files.release}: {run.summary}")
     return run
 

@@ -83,6 +83,11 @@ class KernelFiles:
     """lib/modules/RELEASE, with depmod's files."""
 
 
+def is_smoke() -> bool:
+    """Whether nobody asked for certain kernels: one is booted to see that nothing is broken."""
+    return not os.environ.get("KMEMWATCH_LAB_KERNELS")
+
+
 def selected() -> tuple[LabKernel, ...]:
     """SMOKE, or those that KMEMWATCH_LAB_KERNELS names: ``5.10,6.12``, or ``all``."""
     wanted = os.environ.get("KMEMWATCH_LAB_KERNELS") or SMOKE

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.kernels import selected
+from tests.lab.kernels import is_smoke, selected
 from tests.lab.live import LIVE, LiveRun, live_tests
 from tests.needs import justified
 
@@ -18,7 +18,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = [kernel.name for kernel in selected()]
     metafunc.parametrize("live_run", names, indirect=True, scope="session")
     if "nodeid" in metafunc.fixturenames:
-        tests = live_tests()
+        tests = live_tests(is_smoke())
         metafunc.parametrize("nodeid", tests, ids=[nodeid.removeprefix(f"{LIVE}/") for nodeid in tests])
 
 
@@ -34,4 +34,4 @@ def test_live(live_run: LiveRun, nodeid: str) -> None:
 
 
 def test_guest_ran_the_same_tests(live_run: LiveRun) -> None:
-    assert sorted(live_run.outcomes) == sorted(live_tests()), live_run.error or live_run.output
+    assert sorted(live_run.outcomes) == sorted(live_tests(is_smoke())), live_run.error or live_run.output

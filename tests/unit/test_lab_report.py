@@ -12,7 +12,7 @@ from tests.lab import initramfs
 from tests.lab.boot import Hang
 from tests.lab.guest_report import GuestOutcome, read_outcomes
 from tests.lab.kernels import KERNELS, KernelFiles, module_files
-from tests.lab.live import LiveRun
+from tests.lab.live import LiveRun, merge, split
 from tests.needs import justified
 
 
@@ -45,11 +45,27 @@ def test_no_report_is_no_outcome(tmp_path: Path) -> None:
 
 
 def test_a_hang_fails_the_test_it_hit_and_those_after_it(tmp_path: Path) -> None:
-    run = LiveRun("6.1", report(tmp_path, ("a", "passed"), ("b", "running")), Hang("no end"), "")
+    run = LiveRun("6.1", report(tmp_path, ("a", "passed"), ("b", "running")), Hang("no end"))
     assert run.outcome("a").outcome == "passed"
     assert run.outcome("b") == GuestOutcome("failed", "was running when the guest ended: no end")
     assert run.outcome("c") == GuestOutcome("failed", "did not run: no end")
     assert run.summary == "no end"
+
+
+def test_tests_are_dealt_out_in_whole_groups() -> None:
+    tests = ["a.py::x[p]", "a.py::x[q]", "a.py::y[p]", "a.py::y[q]", "b.py::z", "c.py::w[p]"]
+    assert split(tests, 2) == [["a.py::x[p]", "a.py::y[p]", "b.py::z"], ["a.py::x[q]", "a.py::y[q]", "c.py::w[p]"]]
+    assert split(["a.py::x"], 4) == [["a.py::x"]]
+    assert split([], 2) == [[]]
+
+
+def test_guests_of_one_kernel_are_one_run() -> None:
+    passed, failed = GuestOutcome("passed"), GuestOutcome("failed")
+    run = merge([LiveRun("6.1", {"a": passed}, None, "x", 9, 30), LiveRun("6.1", {"b": failed}, None, "y", 10, 20)])
+    assert run == LiveRun("6.1", {"a": passed, "b": failed}, None, "x\ny", 10, 30)
+    assert run.summary == "1 failed, 1 passed; 10 s to boot, 30 s to run"
+    hang = Hang("no end")
+    assert merge([run, LiveRun("6.1", {"c": passed}, hang)]).error is hang
 
 
 def test_only_what_a_kernel_lacks_may_be_skipped_there() -> None:
