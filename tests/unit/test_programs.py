@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The C programs compile for every recorded kernel, in every way to attach them, to code which that kernel knows.
+
+Nothing is loaded, so this needs no such kernel; bcc makes the maps while it compiles, which needs root.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from kmemwatch.kernel import plan as plan_module
+from kmemwatch.kernel.plan import Hook, Plan
+from kmemwatch.sources import loader
+from tests.unit.fake_source import recorded_facts
+from tests.unit.test_plan import RECORDED
+
+pytestmark = pytest.mark.needs("root", "bcc", "BTF")
+
+WAYS: dict[str, tuple[str, ...]] = {"best": (), "fentry": ("raw_tp",), "kprobe": ("raw_tp", "fentry")}
+ATOMIC_OPCODES = (0xC3, 0xDB)
+"""BPF_STX | BPF_ATOMIC of 4 and 8 bytes; before v5.12 only with an immediate of 0, which adds."""
+
+
+@pytest.fixture(autouse=True)
+def _keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BCC_KERNEL_SOURCE", os.environ.get("BCC_KERNEL_SOURCE", ""))
+
+
+def compiled(chosen: Plan) -> Any:
+    """bcc's module of the best candidates; nothing of it is loaded or attached."""
+    bcc, include = loader._bcc()
+    os.environ["BCC_KERNEL_SOURCE"] = str(include)
+    base: Any = bcc.BPF
+
+    class Module(base):  # type: ignore[misc]
+        def _trace_autoload(self) -> None:
+            pass
+
+    return Module(text=loader.source_text(chosen).encode(), cflags=chosen.defines.cflags())
+
+
+def function_names(hook: Hook) -> list[str]:
+    return {
+        plan_module.TEST_RUN: [f"kmw_tp_{hook.body}"],
+        plan_module.RAW_TP: [f"kmw_tp_{hook.target}"],
+        plan_module.KPROBE: [f"kmw_kp_{hook.target}"],
+        plan_module.FENTRY: [f"kfunc__{hook.target}", f"kfunc__vmlinux__{hook.target}"],
+        plan_module.FEXIT: [f"kretfunc__{hook.target}", f"kretfunc__vmlinux__{hook.target}"],
+    }[hook.kind]
+
+
+def code_of(module: Any, hook: Hook) -> bytes:
+    for name in function_names(hook):
+        try:
+            return bytes(module.dump_func(name.encode()))
+        except Exception:  # noqa: BLE001 - bcc raises bare Exception: "Unknown program"
+            continue
+    raise AssertionError(f"no program for {hook}")
+
+
+def instructions(code: bytes) -> Iterator[tuple[int, int]]:
+    """(opcode, immediate) of each."""
+    for opcode, _, _, immediate in struct.iter_unpack("=BBhi", code):
+        yield opcode, immediate
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_programs_compile(name: str, way: str) -> None:
+    facts = recorded_facts(name)
+    if facts.kprobes is False:  # what the same kernel could do if it allowed more
+        facts = replace(facts, kprobes=True, fentry=True)
+    chosen = loader.best_only(plan_module.plan(facts, WAYS[way]), {})
+    module = compiled(chosen)
+    try:
+        for signal in chosen.signals:
+            for hook in (hook for option in signal.candidates for hook in option.hooks):
+                code = code_of(module, hook)
+                assert code, f"{signal.name}: {hook}"
+                fetching = [imm for opcode, imm in instructions(code) if opcode in ATOMIC_OPCODES and imm]
+                assert not fetching, f"{signal.name}: {hook}: an atomic operation that v5.10 does not know"
+    finally:
+        module.cleanup()
