@@ -47,6 +47,12 @@ def _debian_archive() -> bool:
     return has_debian_archive()
 
 
+def _tree_is_open() -> bool:
+    """Whether other users reach this tree: home directories are often closed to them."""
+    here = Path(__file__).resolve()
+    return here.stat().st_mode & 0o004 != 0 and all(parent.stat().st_mode & 0o001 for parent in here.parents)
+
+
 NEEDS: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "bcc": lambda: importlib.util.find_spec("bcc") is not None,
@@ -63,6 +69,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
+    "a tree that all may read": _tree_is_open,
     "the lab": lambda: GUEST is not None,
     "no lab": lambda: GUEST is None,
 }

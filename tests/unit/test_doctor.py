@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""doctor: what it says about recorded hosts, and that it says something on any."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+
+from kmemwatch.cli import diagnosis, doctor
+from kmemwatch.cli.diagnosis import WIDTH, Diagnosis, report
+from kmemwatch.errors import UnsupportedError, UsageError
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.kernel.plan import plan
+from kmemwatch.model import ATTACHED, FALLBACK, MISSING, Probe
+from tests.unit.fake_source import recorded_facts
+from tests.unit.test_plan import LOCKED, RECORDED, damaged_facts
+
+TREE = Path(__file__).parents[2]
+
+
+def attached(facts: Facts, **changes: Any) -> Diagnosis:
+    """As if every first candidate were taken."""
+    chosen = plan(facts)
+    probes = tuple(
+        Probe(found.name, found.candidates[0].name, ATTACHED, found.candidates[0].limits)
+        if found.candidates
+        else Probe(found.name, None, MISSING, "; ".join(found.skipped))
+        for found in chosen.signals
+    )
+    found = Diagnosis(facts, True, chosen, None, probes, None, True, True)
+    return replace(found, **changes)
+
+
+def words(text: str) -> str:
+    """Without the line breaks that the width made."""
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_report_fits_80_columns_and_names_every_signal(name: str) -> None:
+    text = report(attached(recorded_facts(name)))
+    assert all(len(line) <= WIDTH for line in text.splitlines())
+    for signal in diagnosis.GIVES:
+        assert f" {signal} " in text
+
+
+def test_where_everything_works_there_is_nothing_to_change() -> None:
+    text = report(attached(recorded_facts("debian-6.1")))
+    assert "kmemwatch works here, and every signal is complete." in text
+    assert "What to change" not in text
+
+
+def test_what_lockdown_costs_and_what_would_help() -> None:
+    text = words(report(attached(recorded_facts(LOCKED))))
+    assert "kmemwatch works here; without alloc-bulk, free-bulk; in part lifecycle." in text
+    assert "missing alloc-bulk" in text
+    assert "no kprobes any function can be a hook (CONFIG_KPROBE_EVENTS)" in text
+    assert "no fentry a trial program for kfree is refused: Operation not permitted" in text
+    assert "lockdown integrity" in text
+    assert "for alloc-bulk, free-bulk: a kernel with CONFIG_KPROBE_EVENTS=y" in text
+
+
+def test_a_fallback_says_what_was_refused() -> None:
+    found = attached(recorded_facts("debian-6.1"))
+    probe = Probe("charge", "kprobe:__mod_memcg_state", FALLBACK, "fentry: __mod_memcg_state: Invalid argument")
+    probes = tuple(probe if old.signal == "charge" else old for old in found.probes or ())
+    text = words(report(replace(found, probes=probes)))
+    assert "partly charge" in text
+    assert "not the best way: fentry: __mod_memcg_state: Invalid argument" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "changes", "advice"),
+    [
+        ({"gfp_account": None, "tracefs": None}, {}, "mount -t tracefs tracefs /sys/kernel/tracing"),
+        ({"symbols": {"kfree": 0}}, {}, "sysctl kernel.kptr_restrict=1"),
+        ({}, {"has_bcc": False}, "apt-get install python3-bpfcc"),
+        ({}, {"statistics_known": False}, "slab bytes and pins are unknown (?)"),
+        ({}, {"accounting_known": False}, "live bytes are unknown (?)"),
+        ({}, {"learn_error": "no way to a cache"}, "caches are shown by address, or not at all: no way to a cache"),
+        ({"hierarchy": {"version": 2, "hierarchy_id": 0, "mount": None}}, {}, "run it on the host"),
+    ],
+)
+def test_advice(facts: dict[str, Any], changes: dict[str, Any], advice: str) -> None:
+    before = words(report(attached(recorded_facts("debian-6.1"))))
+    after = words(report(attached(replace(recorded_facts("debian-6.1"), **facts), **changes)))
+    assert advice not in before
+    assert advice in after.partition("What to change")[2]
+
+
+def test_without_privileges_it_says_what_root_could() -> None:
+    facts = replace(recorded_facts(LOCKED), privileged=False, fentry=None, fentry_why=None)
+    error = UnsupportedError("no privilege to load BPF programs", hint="run with sudo")
+    text = words(report(Diagnosis(facts, True, plan(replace(facts, privileged=True)), error)))
+    assert "kmemwatch cannot run here: no privilege to load BPF programs" in text
+    assert "planned alloc" in text
+    assert "? fentry" in text
+    assert "- run with sudo" in text
+
+
+def test_where_nothing_can_be_planned_all_signals_are_missing() -> None:
+    facts = replace(recorded_facts(LOCKED), btf=False, hierarchy=None)
+    text = report(Diagnosis(facts, False, None, UnsupportedError("no BTF", hint="another kernel")))
+    assert text.count("  missing ") == len(diagnosis.GIVES)
+    assert "no memory cgroups" in text.splitlines()[0]
+    assert "  ?    memcg events" in text
+
+
+@given(damaged_facts())
+def test_any_host_gets_a_report(facts: Facts) -> None:
+    try:
+        found = attached(facts)
+    except UnsupportedError as error:
+        found = Diagnosis(facts, False, None, error)
+    assert report(found)
+    document = json.loads(doctor.to_json(found))
+    assert Facts.from_json(json.dumps(document["facts"])) == facts
+
+
+# The command
+
+
+def run(monkeypatch: pytest.MonkeyPatch, found: Diagnosis | Exception, *args: str) -> tuple[int, str]:
+    def examine(without: tuple[str, ...]) -> Diagnosis:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(doctor, "examine", examine)
+    result = CliRunner().invoke(doctor.command, args, standalone_mode=False)
+    return (result.return_value if result.exception is None else -1), result.output
+
+
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    good = attached(recorded_facts(LOCKED))
+    assert run(monkeypatch, good)[0] == 0
+    bad = replace(good, error=UnsupportedError("no bcc", hint="install it"), probes=None)
+    code, text = run(monkeypatch, bad)
+    assert code == 3
+    assert "no bcc" in text
+    assert run(monkeypatch, UsageError("--without: no attachment is called x"))[0] == -1
+
+
+def test_json_has_facts_plan_and_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = attached(recorded_facts(LOCKED))
+    code, text = run(monkeypatch, found, "--output", "json")
+    document = json.loads(text)
+    assert code == 0
+    assert document["works"] is True
+    assert Facts.from_json(json.dumps(document["facts"])) == found.facts
+    assert [entry["signal"] for entry in document["plan"]] == list(diagnosis.GIVES)
+    assert document["probes"][1] == {
+        "signal": "alloc", "attachment": "raw_tp:kmem_cache_alloc+kmalloc", "status": "attached", "why": None,
+    }  # fmt: skip
+
+
+def kmemwatch(*args: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kmemwatch", *args]
+    return subprocess.run(command, cwd=TREE, capture_output=True, text=True, check=False, **options)
+
+
+def test_on_this_machine() -> None:
+    done = kmemwatch("doctor", "--output", "json")
+    assert done.returncode in (0, 3)
+    assert done.stderr == ""
+    document = json.loads(done.stdout)
+    assert document["works"] == (done.returncode == 0)
+    assert document["facts"]["release"] == os.uname().release
+
+
+@pytest.mark.needs("root", "BTF", "a memory controller", "a tree that all may read")
+def test_an_ordinary_user_on_this_machine() -> None:
+    """As nobody, who may neither load programs nor look into tracefs."""
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = kmemwatch("doctor", user="nobody", group="nogroup", extra_groups=[], env=env)
+    assert done.stderr == ""
+    assert done.returncode == 3
+    assert "kmemwatch cannot run here: no privilege" in done.stdout
+    assert "with sudo" in done.stdout
+
+
+@pytest.mark.needs("root", "bcc", "BTF", "a memory controller")
+def test_without_bcc_on_this_machine() -> None:
+    code = "import sys; sys.modules['bcc'] = None; sys.argv = ['x', *sys.argv[1:]]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\nfrom kmemwatch.sources import loader\nloader.load(())"],
+        cwd=TREE, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "cannot import bcc" in done.stderr.splitlines()[-1]
+
+
+def test_a_wrong_without_is_wrong_usage() -> None:
+    done = kmemwatch("doctor", "--without", "uprobe")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == "kmemwatch: --without: no attachment is called uprobe"
