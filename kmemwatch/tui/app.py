@@ -133,6 +133,8 @@ class TopApp(App[None]):
     @on(Told)
     def _told(self, message: Told) -> None:
         update = message.update
+        if self._exit or not self.is_running:
+            return  # the poller does not know yet that the screen is being taken down
         if isinstance(update, Failed):
             self.failure = update.error
             self.exit(return_code=1)
@@ -195,7 +197,8 @@ class TopApp(App[None]):
 
     @on(RowTable.Moved)
     def _moved(self, message: RowTable.Moved) -> None:
-        self._draw_chosen()
+        if self.is_running:
+            self._draw_chosen()
 
     def _draw_chosen(self) -> None:
         main = self.screen_stack[0]

@@ -143,7 +143,8 @@ class DetailsScreen(ModalScreen[None]):
         self._gone = now is None
         if now is not None:
             self._row = now
-        self._draw()
+        if self.is_mounted:  # else it draws itself once it is
+            self._draw()
 
     def _draw(self) -> None:
         gone = "  (gone: these are its last figures)" if self._gone else ""

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from textual.pilot import Pilot
 from textual.widgets import Input
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
@@ -20,7 +19,7 @@ from kmemwatch.tui.help import HelpScreen
 from kmemwatch.tui.poller import Ended, Failed, Poller, Refreshed, Update
 from tests.unit import fakes
 from tests.unit.fakes import FakeFeed
-from tests.unit.screens import app_of, drive, lines, refreshed, table_lines
+from tests.unit.screens import Person, app_of, drive, key_event, lines, refreshed, table_lines
 
 
 def first_names(app: TopApp, count: int = 3) -> list[str]:
@@ -37,8 +36,8 @@ def app() -> TopApp:
     [("g", "CGROUP", "/"), ("c", "CACHE", "filp"), ("z", "CGROUP", "…od-a2/cri-ctr-dead02")],
 )
 def test_letters_open_views(app: TopApp, key: str, title: str, name: str) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press(key)
+    async def test(person: Person) -> None:
+        await person.press(key)
         header, first, *_ = table_lines(app)
         assert header.startswith(title)
         assert first.split()[0] == name
@@ -47,48 +46,48 @@ def test_letters_open_views(app: TopApp, key: str, title: str, name: str) -> Non
 
 
 def test_tab_goes_through_all_views_and_back(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         seen = []
         for _ in range(5):
-            await pilot.press("tab")
+            await person.press("tab")
             seen.append(app.selection.view.name)
         assert seen == ["caches", "zombies", "ids", "recharges", "cgroups"]
-        await pilot.press("shift+tab")
+        await person.press("shift+tab")
         assert app.selection.view.name == "recharges"
 
     drive(app, test)
 
 
 def test_sorting_keys(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         assert first_names(app) == ["/", "/kubepods.slice", "…/pod3f9c/cri-ctr-0b71"]
-        await pilot.press("R")
+        await person.press("R")
         assert first_names(app, 1) == ["…pod-a2/cri-ctr-dead02"]
-        await pilot.press("s")
+        await person.press("s")
         assert app.selection.sort.key == "slab_bytes"
         assert not app.selection.reverse
-        await pilot.press("<", "S")
+        await person.press("<", "S")
         assert app.selection.sort.key == "state"
-        await pilot.press(">")
+        await person.press(">")
         assert app.selection.sort.key == "kernel_bytes"
 
     drive(app, test)
 
 
 def test_a_click_on_a_header_sorts_and_turns(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.click("#rows", offset=(2, 0))
+    async def test(person: Person) -> None:
+        await person.click("#rows", offset=(2, 0))
         assert (app.selection.sort.key, app.selection.reverse) == ("cgroup", False)
-        await pilot.click("#rows", offset=(2, 0))
+        await person.click("#rows", offset=(2, 0))
         assert (app.selection.sort.key, app.selection.reverse) == ("cgroup", True)
 
     drive(app, test)
 
 
 def test_a_click_puts_the_cursor_and_a_second_one_opens(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.click("#rows", offset=(2, 3))
-        await pilot.click("#rows", offset=(2, 3))
+    async def test(person: Person) -> None:
+        await person.click("#rows", offset=(2, 3))
+        await person.click("#rows", offset=(2, 3))
         assert isinstance(app.screen, DetailsScreen)
         assert "cri-ctr-0b71" in lines(app)[0]
 
@@ -96,25 +95,25 @@ def test_a_click_puts_the_cursor_and_a_second_one_opens(app: TopApp) -> None:
 
 
 def test_filter_shows_while_typing_and_escape_brings_back(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("slash", *"dead")
+    async def test(person: Person) -> None:
+        await person.press("slash", *"dead")
         assert len(first_names(app, 20)) == 2
-        await pilot.press("escape")
+        await person.press("escape")
         assert len(first_names(app, 20)) == 14
-        await pilot.press("slash", *"dead", "enter")
+        await person.press("slash", *"dead", "enter")
         assert len(first_names(app, 20)) == 2
         assert "/dead/" in lines(app)[2]
-        await pilot.press("c")  # letters are keys again, and each view has its own filter
+        await person.press("c")  # letters are keys again, and each view has its own filter
         assert len(first_names(app, 20)) == 12
-        await pilot.press("g", "escape")
+        await person.press("g", "escape")
         assert len(first_names(app, 20)) == 14
 
     drive(app, test)
 
 
 def test_letters_and_tab_belong_to_the_filter_while_it_is_typed(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("slash", "q", "z", "space", "tab")
+    async def test(person: Person) -> None:
+        await person.press("slash", "q", "z", "space", "tab")
         assert app.selection.view.name == "cgroups"
         assert app.query_one(Input).value == "qz "
 
@@ -122,11 +121,11 @@ def test_letters_and_tab_belong_to_the_filter_while_it_is_typed(app: TopApp) -> 
 
 
 def test_half_a_pattern_keeps_the_last_good_one(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("slash", *"dead[")
+    async def test(person: Person) -> None:
+        await person.press("slash", *"dead[")
         assert len(first_names(app, 20)) == 2
         assert "not a pattern yet" in lines(app)[2]
-        await pilot.press(*"0]1")
+        await person.press(*"0]1")
         assert len(first_names(app, 20)) == 1
         assert "not a pattern yet" not in lines(app)[2]
 
@@ -134,15 +133,15 @@ def test_half_a_pattern_keeps_the_last_good_one(app: TopApp) -> None:
 
 
 def test_pause_keeps_the_screen_and_shows_the_latest_afterwards(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("c", "space")
+    async def test(person: Person) -> None:
+        await person.press("c", "space")
         before = table_lines(app)
         app.post_message(app.Told(refreshed(fakes.lossy, 60)))
-        await pilot.pause()
+        await person.pause()
         assert table_lines(app) == before
         assert "PAUSED" in lines(app)[1]
         assert "lost 0" in lines(app)[0]
-        await pilot.press("space")
+        await person.press("space")
         assert "lost 1205" in lines(app)[0]
         assert "PAUSED" not in lines(app)[1]
 
@@ -150,53 +149,53 @@ def test_pause_keeps_the_screen_and_shows_the_latest_afterwards(app: TopApp) -> 
 
 
 def test_delay_keys(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         assert "every 3s" in lines(app)[0]
-        await pilot.press("plus")
+        await person.press("plus")
         assert "every 5s" in lines(app)[0]
-        await pilot.press("minus", "minus", "minus", "minus", "minus", "minus", "minus")
+        await person.press("minus", "minus", "minus", "minus", "minus", "minus", "minus")
         assert "every 0.5s" in lines(app)[0]
 
     drive(app, test)
 
 
 def test_the_cursor_stays_on_its_row_while_others_move(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("down", "down", "enter")
+    async def test(person: Person) -> None:
+        await person.press("down", "down", "enter")
         assert "cri-ctr-0b71" in lines(app)[0]
-        await pilot.press("escape")
+        await person.press("escape")
         snapshot = fakes.sample(6)
         cgroups = tuple(replace(c, kernel_bytes=0) if c.id == 2101 else c for c in snapshot.cgroups)
         update = refreshed(fakes.sample, 6)
         update = replace(update, frame=replace(update.frame, snapshot=replace(snapshot, cgroups=cgroups)))
         app.post_message(app.Told(update))
-        await pilot.pause()
-        await pilot.press("enter")
+        await person.pause()
+        await person.press("enter")
         assert "cri-ctr-0b71" in lines(app)[0]
 
     drive(app, test)
 
 
 def test_the_cursor_stays_at_the_top_when_it_was_never_moved(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("R", "enter")
+    async def test(person: Person) -> None:
+        await person.press("R", "enter")
         assert "cri-ctr-dead02" in lines(app)[0]
 
     drive(app, test)
 
 
 def test_moving_beyond_the_ends_is_harmless(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("up", "pageup", "end", "down", "pagedown", "pagedown", "home", "end")
-        await pilot.press("enter")
+    async def test(person: Person) -> None:
+        await person.press("up", "pageup", "end", "down", "pagedown", "pagedown", "home", "end")
+        await person.press("enter")
         assert "apt-daily" in lines(app)[0]
 
     drive(app, test)
 
 
 def test_details_of_a_cgroup_have_its_caches_charges_and_pins(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("z", "down", "enter")
+    async def test(person: Person) -> None:
+        await person.press("z", "down", "enter")
         text = "\n".join(lines(app))
         for expected in (
             "PINNED BY      shmem 10.0M, file 2.1M, slab 80.0K",
@@ -204,7 +203,7 @@ def test_details_of_a_cgroup_have_its_caches_charges_and_pins(app: TopApp) -> No
             "MEMORY         12.0M (12,582,912)",
         ):
             assert expected in text
-        await pilot.press("escape", "g", "enter")
+        await person.press("escape", "g", "enter")
         text = "\n".join(lines(app))
         assert "its caches: 4" in text
         assert "dentry" in text
@@ -213,8 +212,8 @@ def test_details_of_a_cgroup_have_its_caches_charges_and_pins(app: TopApp) -> No
 
 
 def test_details_of_a_cache_have_its_cgroups(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("c", "enter")
+    async def test(person: Person) -> None:
+        await person.press("c", "enter")
         text = "\n".join(lines(app))
         assert "its cgroups: 3" in text
         assert "0xffff888001000400" in text
@@ -223,14 +222,14 @@ def test_details_of_a_cache_have_its_cgroups(app: TopApp) -> None:
 
 
 def test_details_stay_up_to_date_and_survive_the_end_of_their_row(app: TopApp) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("z", "enter")
+    async def test(person: Person) -> None:
+        await person.press("z", "enter")
         later = fakes.sample(6)
         gone = tuple(replace(c, state=RELEASED) if c.id == 4002 else c for c in later.cgroups)
         update = refreshed(fakes.sample, 6)
         update = replace(update, frame=replace(update.frame, snapshot=replace(later, cgroups=gone)))
         app.post_message(app.Told(update))
-        await pilot.pause()
+        await person.pause()
         assert "gone: these are its last figures" in lines(app)[0]
         assert "310.0M" in "\n".join(lines(app))
 
@@ -239,12 +238,12 @@ def test_details_stay_up_to_date_and_survive_the_end_of_their_row(app: TopApp) -
 
 @pytest.mark.parametrize("key", ["question_mark", "h"])
 def test_help_opens_and_closes(app: TopApp, key: str) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press(key)
+    async def test(person: Person) -> None:
+        await person.press(key)
         assert isinstance(app.screen, HelpScreen)
-        await pilot.press("c", "space")  # keys of the table do nothing here
+        await person.press("c", "space")  # keys of the table do nothing here
         assert app.selection.view.name == "cgroups"
-        await pilot.press("q")
+        await person.press("q")
         assert len(app.screen_stack) == 1
 
     drive(app, test)
@@ -252,8 +251,8 @@ def test_help_opens_and_closes(app: TopApp, key: str) -> None:
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c"])
 def test_quit(app: TopApp, key: str) -> None:
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press(key)
+    async def test(person: Person) -> None:
+        await person.press(key)
         assert not app.is_running or app._exit
 
     drive(app, test)
@@ -264,11 +263,11 @@ def test_quit(app: TopApp, key: str) -> None:
 def test_any_size_works_and_sizes_change(size: tuple[int, int]) -> None:
     app = app_of(refreshed(fakes.sample, notice="the recording was cut off at record 7"))
 
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         for key in ("c", "z", "enter", "escape", "question_mark", "escape", "g", "end", "home"):
-            await pilot.press(key)
+            await person.press(key)
         for other in ((13, 60), (80, 24), size):
-            await pilot.resize_terminal(*other)
+            await person.resize(*other)
         assert len(lines(app)) == size[1]
 
     drive(app, test, size)
@@ -280,9 +279,9 @@ def test_every_view_draws_any_snapshot(make: object, view: str) -> None:
     assert callable(make)
     app = app_of(refreshed(make), view=view)
 
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("enter")
-        await pilot.press("escape")
+    async def test(person: Person) -> None:
+        await person.press("enter")
+        await person.press("escape")
         assert all(line.isprintable() for line in lines(app))
 
     drive(app, test)
@@ -291,8 +290,8 @@ def test_every_view_draws_any_snapshot(make: object, view: str) -> None:
 def test_before_the_feed_is_ready_the_frame_is_there() -> None:
     app = app_of(opening="attaching to the kernel…")
 
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.press("z", "s", "R", "enter", "slash", "x", "enter", "space", "down")
+    async def test(person: Person) -> None:
+        await person.press("z", "s", "R", "enter", "slash", "x", "enter", "space", "down")
         text = "\n".join(lines(app))
         assert "attaching to the kernel…" in text
         assert "zombies" in text
@@ -303,7 +302,7 @@ def test_before_the_feed_is_ready_the_frame_is_there() -> None:
 def test_the_end_of_the_feed_is_said_and_the_last_state_stays() -> None:
     app = app_of(refreshed(fakes.sample), Ended("the recording was cut off at record 7"))
 
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         text = "\n".join(lines(app))
         assert "ENDED" in text
         assert "cut off at record 7" in text
@@ -315,8 +314,8 @@ def test_the_end_of_the_feed_is_said_and_the_last_state_stays() -> None:
 def test_a_failing_feed_ends_the_screen_with_its_error() -> None:
     app = app_of(Failed(UnsupportedError("no BTF", "use another kernel")))
 
-    async def test(pilot: Pilot[None]) -> None:
-        await pilot.pause()
+    async def test(person: Person) -> None:
+        await person.pause()
 
     drive(app, test)
     assert isinstance(app.failure, UnsupportedError)
@@ -327,12 +326,12 @@ def test_iterations_end_it() -> None:
     poller = Poller(lambda: FakeFeed([]), 3.0)
     app = TopApp(poller, select("cgroups"), refreshes=2)
 
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         app.post_message(app.Told(Refreshed(replace(refreshed(fakes.sample).frame), "live", None)))
-        await pilot.pause()
+        await person.pause()
         assert not app._exit
         app.post_message(app.Told(refreshed(fakes.sample, 6)))
-        await pilot.pause()
+        await person.pause()
         assert app._exit
 
     drive(app, test)
@@ -418,7 +417,7 @@ def test_a_real_poller_feeds_the_screen() -> None:
     poller = Poller(lambda: feed, 0.05)
     app = TopApp(poller, select("cgroups"))
 
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         poller.start()
         for _ in range(100):
             if "/kubepods.slice" in "\n".join(lines(app)):
@@ -442,11 +441,27 @@ def test_a_cat_on_the_keyboard(make: object) -> None:
     assert callable(make)
     app = app_of(refreshed(make))
 
-    async def test(pilot: Pilot[None]) -> None:
+    async def test(person: Person) -> None:
         for number, key in enumerate(words()):
-            await pilot.press(key)
+            await person.press(key)
             app.post_message(app.Told(refreshed(make, 3 * number + 3)))
-        await pilot.pause()
+        await person.pause()
+
+    drive(app, test)
+    assert app.failure is None
+
+
+def test_refreshes_at_any_moment_of_opening_closing_and_ending() -> None:
+    app = app_of(refreshed(fakes.sample))
+
+    async def test(person: Person) -> None:
+        for number, key in enumerate(["enter", "escape", "h", "escape", "z", "enter", "escape"]):
+            app.post_message(key_event(key))
+            for step in range(4):  # in between, not after: nobody waits for the screen
+                app.post_message(app.Told(refreshed(fakes.sample, 6 + 12 * number + 3 * step)))
+                await asyncio.sleep(0)
+        await person.press("q")
+        app.post_message(app.Told(refreshed(fakes.sample, 900)))
 
     drive(app, test)
     assert app.failure is None
