@@ -18,9 +18,16 @@ from tests.lab.guest_report import FILE_VARIABLE, RUNNING, GuestOutcome, read_ou
 from tests.lab.kernels import KernelFiles
 
 LIVE = "tests/live"
-NOT_IN_SMOKE = frozenset({f"{LIVE}/test_offsets.py"})
-"""Left out of what every run of the tests does: 25 attachments of 25 s each, to check how the tests themselves find a
-wrong offset. It is enough to see that on this machine's kernel; `make test-lab` runs them on all."""
+NOT_IN_SMOKE = (
+    f"{LIVE}/test_offsets.py",
+    f"{LIVE}/test_exit.py::test_a_signal_ends_it_and_detaches[top-",
+    f"{LIVE}/test_exit.py::test_a_signal_ends_it_and_detaches[serve-",
+)
+"""What node ids start with that are left out of the guest that every run of the tests boots.
+
+An attachment takes 25 s there. That the tests notice a wrong offset (25 attachments), and that all commands end alike
+(one remains), is enough to see on this machine's own kernel; `make test-lab` runs everything on the kernels asked for.
+"""
 
 LIMIT_S = 1200
 """For all live tests of one guest together, in an emulated machine."""
@@ -129,4 +136,4 @@ def live_tests(smoke: bool) -> tuple[str, ...]:
     if done.returncode != 0:
         raise RuntimeError(f"cannot collect {LIVE}:\n{done.stdout}{done.stderr}")
     tests = [line for line in done.stdout.splitlines() if "::" in line]
-    return tuple(nodeid for nodeid in tests if not (smoke and nodeid.partition("::")[0] in NOT_IN_SMOKE))
+    return tuple(nodeid for nodeid in tests if not (smoke and nodeid.startswith(NOT_IN_SMOKE)))
