@@ -50,11 +50,12 @@ struct memcg_record {
 };
 
 struct walk_state {
+	u64 root;          /* out: where the walk began */
 	u64 css;           /* where the walk stands; in: where to go on, 0 = at the root */
-	u64 serial_nr;     /* in: what `css` must have, else it was freed meanwhile; 0 = not checked */
+	u64 serial_nr;     /* of `css`; in: what it must still have, else it was freed meanwhile */
 	u64 visited;       /* 1: `css` itself has been reported */
 	u64 count;         /* out: records filled */
-	u64 done;          /* out: 1 = whole tree, 2 = `css` was freed, start again */
+	u64 done;          /* out: 1 = whole tree, 2 = `css` left the tree, start again */
 };
 
 BPF_F_TABLE("array", int, struct memcg_record, walk_out, WALK_BATCH, BPF_F_MMAPABLE);
@@ -112,7 +113,6 @@ static __always_inline int walk_step(struct walk_state *at)
 		if (!out)
 			return 1; /* the batch is full */
 		record_memcg(css, out);
-		at->serial_nr = out->serial_nr;
 		at->count = index + 1;
 		at->visited = 1;
 		return 0;
@@ -128,7 +128,8 @@ static __always_inline int walk_step(struct walk_state *at)
 	parent = KMW_READ(u64, css, cgroup_subsys_state__parent);
 	next = KMW_READ(u64, css, cgroup_subsys_state__sibling);
 	if (!parent || !next) {
-		at->done = 1;
+		/* Anywhere else it is memory that is no css any more. */
+		at->done = css == at->root ? 1 : 2;
 		return 1;
 	}
 	if (next != parent + OFF_cgroup_subsys_state__children) {
@@ -141,9 +142,23 @@ static __always_inline int walk_step(struct walk_state *at)
 	return 0;
 }
 
+/* The css is what it was, and still in the list of its parent's children: from one that was taken out, the next one may
+ * be freed already. */
+static __always_inline int still_there(struct walk_state *at)
+{
+	u64 sibling = at->css + OFF_cgroup_subsys_state__sibling;
+	u64 previous = 0, back = 0;
+
+	if (at->serial_nr != KMW_READ(u64, at->css, cgroup_subsys_state__serial_nr))
+		return 0;
+	bpf_probe_read_kernel(&previous, sizeof(previous), (void *)(sibling + 8)); /* list_head.prev */
+	bpf_probe_read_kernel(&back, sizeof(back), (void *)previous);
+	return back == sibling || at->css == at->root;
+}
+
 /*
  * Reports up to WALK_BATCH memcgs from where `walk` stands. Runs under rcu_read_lock(), so within one run no css is
- * freed; between runs the one we stand on may be, which its serial number tells.
+ * freed; between runs the one we stand on may be.
  */
 int kmw_tp_walk(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -164,7 +179,8 @@ int kmw_tp_walk(struct bpf_raw_tracepoint_args *ctx)
 				break;
 			at->css = parent;
 		}
-	} else if (at->serial_nr != KMW_READ(u64, at->css, cgroup_subsys_state__serial_nr)) {
+		at->root = at->css;
+	} else if (!still_there(at)) {
 		at->done = 2;
 		return 0;
 	}
@@ -172,5 +188,6 @@ int kmw_tp_walk(struct bpf_raw_tracepoint_args *ctx)
 		if (walk_step(at))
 			break;
 	}
+	at->serial_nr = KMW_READ(u64, at->css, cgroup_subsys_state__serial_nr);
 	return 0;
 }

@@ -25,7 +25,7 @@ NAME_BYTES = 256
 ONLINE_EVENT_BYTES = LIFECYCLE_EVENT.size + NAME_BYTES
 MEMCG_HEAD = struct.Struct("=9QIi")
 MEMCG_RECORD_BYTES = MEMCG_HEAD.size + 8 * STATS_MAX + NAME_BYTES
-WALK_STATE = struct.Struct("=5Q")
+WALK_STATE = struct.Struct("=6Q")
 PEEK_BYTES = 4096
 
 LOST_REASONS = ("ringbuf_full", "pair_map_full", "charge_map_full", "cgroup_unreadable", "cache_unreadable")
