@@ -223,7 +223,7 @@ def find_stats_tables(data: bytes, total: int, elements: int) -> list[bytes]:
     """All places of `data` that can only be the table of statistics; the linker aligns an array this long to 32."""
     # In C, and first: the one 0 leaves at least half of the table in one run of other plausible bytes.
     dense = re.compile(rb"[\x01-\x%02x\xff]{%d,}" % (elements - 1, total // 2), re.DOTALL)
-    starts = set()
+    starts: set[int] = set()
     for run in dense.finditer(data):
         earliest = max(0, run.start() - total)
         starts.update(range(-(-earliest // 32) * 32, min(run.end(), len(data) - total + 1), 32))
