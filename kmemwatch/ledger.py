@@ -140,6 +140,7 @@ class Ledger:
                     allocations_total=objects if allocs else None,
                     allocated_bytes_total=objects * size if allocs and size is not None else None,
                     frees_total=freed if frees else None,
+                    slab_bytes=cache.slab_bytes if cache else None,
                 )
             )
         return tuple(sorted(rows, key=lambda row: (row.name, row.address or 0)))

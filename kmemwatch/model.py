@@ -74,6 +74,9 @@ class Cache:
     allocations_total: int | None
     allocated_bytes_total: int | None
     frees_total: int | None
+    slab_bytes: int | None = None
+    """Memory of all its slabs, free objects in them included, whenever they were made: /proc/slabinfo's
+    num_slabs times pagesperslab."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,8 @@ class Rates:
     caches: Mapping[CacheKey, AllocRates] = field(default_factory=lambda: MappingProxyType({}))
     cgroups: Mapping[int, CgroupRates] = field(default_factory=lambda: MappingProxyType({}))
     pairs: Mapping[PairKey, AllocRates] = field(default_factory=lambda: MappingProxyType({}))
+    cache_growth_bytes_per_s: Mapping[CacheKey, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Change of `Cache.slab_bytes`, negative when it shrinks; absent where unknown."""
     top_cgroups: Mapping[CacheKey, int] = field(default_factory=lambda: MappingProxyType({}))
     """Cache -> id of the cgroup that allocated the most bytes in it; absent when nobody did."""
 
@@ -77,6 +79,7 @@ def rates(before: Snapshot | None, after: Snapshot) -> Rates:
         _cache_rates(before.caches, after.caches, interval_s),
         _cgroup_rates(before, after, _sum_by_cgroup(pairs), top_caches, interval_s),
         pairs,
+        _cache_growth(before.caches, after.caches, interval_s),
         top_cgroups,
     )
 
@@ -129,6 +132,16 @@ def _pair_rates(before: tuple[Pair, ...], after: tuple[Pair, ...], interval_s: f
             found[key] = NO_ALLOC
         else:
             found[key] = _alloc(was, pair, interval_s)
+    return found
+
+
+def _cache_growth(before: tuple[Cache, ...], after: tuple[Cache, ...], interval_s: float) -> dict[CacheKey, float]:
+    old = {(c.name, c.address): c.slab_bytes for c in before}
+    found: dict[CacheKey, float] = {}
+    for cache in after:
+        was = old.get((cache.name, cache.address))  # a new row may have held memory before it was found
+        if was is not None and cache.slab_bytes is not None:
+            found[cache.name, cache.address] = (cache.slab_bytes - was) / interval_s
     return found
 
 

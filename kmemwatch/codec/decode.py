@@ -134,6 +134,7 @@ def _cache(cache: Reader) -> Cache:
         allocations_total=cache.opt_whole("allocations_total"),
         allocated_bytes_total=cache.opt_whole("allocated_bytes_total"),
         frees_total=cache.opt_whole("frees_total"),
+        slab_bytes=cache.opt_whole("slab_bytes"),
     )
 
 

@@ -123,6 +123,7 @@ def _cache(cache: Cache) -> Json:
         "allocations_total": cache.allocations_total,
         "allocated_bytes_total": cache.allocated_bytes_total,
         "frees_total": cache.frees_total,
+        "slab_bytes": cache.slab_bytes,
     }
 
 

@@ -12,6 +12,7 @@ from kmemwatch.fields.base import (
     COUNT,
     COUNT_PER_S,
     COUNTER,
+    GAUGE,
     ID,
     TEXT,
     TIME,
@@ -43,6 +44,15 @@ CACHE: tuple[Field[Cache], ...] = (
         min_width=18,
     ),
     Field("object_bytes", "OBJ SIZE", BYTES, "Bytes one object takes in the slab.", lambda c: c.object_bytes),
+    Field(
+        "slab_bytes",
+        "SIZE",
+        BYTES,
+        "Memory of all slabs of the cache, free objects in them included, as in /proc/slabinfo.",
+        lambda c: c.slab_bytes,
+        "kmemwatch_cache_slab_bytes",
+        GAUGE,
+    ),
     Field(
         "root",
         "ROOT CACHE",

@@ -38,9 +38,13 @@ class CacheRow:
     top_cgroup: str | None
     """None when nobody allocated or nobody knows."""
 
+    slab_growth_bytes_per_s: float | None = None
+
     @property
     def growth_bytes_per_s(self) -> float | None:
-        """Objects allocated less objects freed, in bytes per second."""
+        """Change of the cache's memory; for some cgroups only, objects allocated less objects freed."""
+        if self.cache.slab_bytes is not None:
+            return self.slab_growth_bytes_per_s
         allocated, freed = self.rates.allocations_per_s, self.rates.frees_per_s
         if allocated is None or freed is None or self.cache.object_bytes is None:
             return None
@@ -149,7 +153,9 @@ def cache_rows(shown: Frame) -> list[CacheRow]:
     for cache in shown.snapshot.caches:
         key = (cache.name, cache.address)
         top = tops.get(key)
-        rows.append(CacheRow(cache, found.caches.get(key, UNKNOWN_ALLOC), None if top is None else shown.name(top)))
+        name = None if top is None else shown.name(top)
+        growth = found.cache_growth_bytes_per_s.get(key)
+        rows.append(CacheRow(cache, found.caches.get(key, UNKNOWN_ALLOC), name, growth))
     return rows
 
 

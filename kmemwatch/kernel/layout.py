@@ -46,7 +46,9 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "kmem_cache__list": (("kmem_cache", "list"),),
     # The first element of either array. The nodes share an array with the barns of sheaves by v7.2.
     "kmem_cache__node": (("kmem_cache", "per_node.node"), ("kmem_cache", "node")),
+    "kmem_cache__oo": (("kmem_cache", "oo"),),
     "kmem_cache_node__partial": (("kmem_cache_node", "partial"),),
+    "kmem_cache_node__nr_slabs": (("kmem_cache_node", "nr_slabs"),),
     "page__flags": (("page", "flags"),),
     "page__page_type": (("page", "page_type"),),
     # Renamed by "mm: rename the 'compound_head' field in the 'struct page' to 'compound_info'" (by v7.2).
@@ -99,7 +101,11 @@ def read_sizes(btf: Btf) -> dict[str, int]:
         elements = state.elements if state is not None else vmstats.elements
         if elements is not None:
             found["vmstats_elements"] = elements
-    node = btf.field("kmem_cache", "node")
-    if node is not None and node.elements is not None:
-        found["kmem_cache_nodes"] = node.elements
+    for member in ("per_node", "node"):
+        nodes = btf.field("kmem_cache", member)
+        if nodes is not None and nodes.elements is not None:
+            # An array that ends the struct may be declared longer or shorter than it is: only its stride is used. Of
+            # an array of no elements BTF tells no size, and it is an array of pointers.
+            found["kmem_cache_node_stride"] = nodes.size_bytes // nodes.elements if nodes.elements else 8
+            break
     return found

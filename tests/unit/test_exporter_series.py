@@ -45,6 +45,7 @@ PROMISED = {
     "map_capacity": {"map"},
     "cache_allocations_total": {"cache"},
     "cache_frees_total": {"cache"},
+    "cache_slab_bytes": {"cache"},
     "cache_allocated_bytes_total": {"cache"},
     "cgroup_kernel_bytes": {"cgroup"},
     "cgroup_slab_bytes": {"cgroup"},
