@@ -135,7 +135,8 @@ def _tracepoint(facts: Facts, name: str, third: str | None = None) -> bool | Non
 def _advice(found: Diagnosis) -> Iterator[str]:
     facts = found.facts
     if found.error is not None and found.error.hint:
-        yield found.error.hint
+        sent_here = "kmemwatch doctor" in found.error.hint
+        yield "report this: kmemwatch doctor --output json has all of it" if sent_here else found.error.hint
     if not found.has_bcc and not (found.error and "bcc" in (found.error.hint or "")):
         yield "apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)"
     if facts.privileged is False:

@@ -107,6 +107,14 @@ def test_without_privileges_it_says_what_root_could() -> None:
     assert "- run with sudo" in text
 
 
+def test_a_hint_to_run_doctor_is_not_given_by_doctor() -> None:
+    facts = recorded_facts(LOCKED)
+    error = UnsupportedError("bpf/: error: no such thing", hint="run: kmemwatch doctor, and report what it says")
+    text = words(report(Diagnosis(facts, True, plan(facts), error)))
+    assert "run: kmemwatch doctor" not in text
+    assert "report this: kmemwatch doctor --output json has all of it" in text
+
+
 def test_where_nothing_can_be_planned_all_signals_are_missing() -> None:
     facts = replace(recorded_facts(LOCKED), btf=False, hierarchy=None)
     text = report(Diagnosis(facts, False, None, UnsupportedError("no BTF", hint="another kernel")))
