@@ -134,7 +134,10 @@ def sample(seconds: int = 0) -> Snapshot:
 def _cache(number: int, duration: int) -> Cache:
     name, size, allocs, frees = CACHES[number]
     address = 0xFFFF_8880_0100_0000 + number * 0x200
-    return Cache(name, address, size, None, None, allocs * duration, allocs * size * duration, frees * duration)
+    slab_bytes = ((number + 1) * 3 * MB + max(0, (allocs - frees) * size * duration)) // 4096 * 4096
+    return Cache(
+        name, address, size, None, None, allocs * duration, allocs * size * duration, frees * duration, slab_bytes
+    )
 
 
 def _cgroup(row: tuple[int, str, str, int | None, int | None, int | None, float], duration: int) -> Cgroup:

@@ -33,7 +33,7 @@ def app() -> TopApp:
 
 @pytest.mark.parametrize(
     ("key", "title", "name"),
-    [("g", "CGROUP", "/"), ("c", "CACHE", "filp"), ("z", "CGROUP", "…od-a2/cri-ctr-dead02")],
+    [("g", "CGROUP", "/"), ("c", "CACHE", "radix_tree_node"), ("z", "CGROUP", "…od-a2/cri-ctr-dead02")],
 )
 def test_letters_open_views(app: TopApp, key: str, title: str, name: str) -> None:
     async def test(person: Person) -> None:
@@ -215,8 +215,8 @@ def test_details_of_a_cache_have_its_cgroups(app: TopApp) -> None:
     async def test(person: Person) -> None:
         await person.press("c", "enter")
         text = "\n".join(lines(app))
-        assert "its cgroups: 3" in text
-        assert "0xffff888001000400" in text
+        assert "its cgroups: 4" in text
+        assert "0xffff888001001200" in text
 
     drive(app, test)
 
