@@ -132,10 +132,17 @@ class Facts:
     @staticmethod
     def from_json(text: str) -> Facts:
         """Inverse of `to_json`."""
-        raw = json.loads(text)
-        for key in ("function_args", "tracepoint_args"):
-            raw[key] = {name: tuple(args) for name, args in raw[key].items()}
-        return Facts(**raw)
+        return Facts.from_raw(json.loads(text))
+
+    @staticmethod
+    def from_raw(raw: Mapping[str, Any]) -> Facts:
+        """Inverse of `asdict`, also after JSON has made lists of tuples."""
+        functions, tracepoints = raw["function_args"], raw["tracepoint_args"]
+        args = {
+            "function_args": {name: tuple(types) for name, types in functions.items()},
+            "tracepoint_args": {name: tuple(types) for name, types in tracepoints.items()},
+        }
+        return Facts(**{**raw, **args})
 
 
 def gather() -> Facts:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
 import os
 from functools import lru_cache
 
@@ -26,13 +25,15 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "btf__type_by_id": (_P, (_P, _U32)),
     "btf__name_by_offset": (_STR, (_P, _U32)),
     "btf__resolve_size": (ctypes.c_int64, (_P, _U32)),
+    "bpf_map_create": (_INT, (_U32, _STR, _U32, _U32, _U32, _P)),
+    "bpf_raw_tracepoint_open": (_INT, (_STR, _INT)),
     "bpf_map_lookup_elem": (_INT, (_INT, _P, _P)),
     "bpf_map_update_elem": (_INT, (_INT, _P, _P, ctypes.c_uint64)),
     "bpf_map_delete_elem": (_INT, (_INT, _P)),
     "bpf_map_get_next_key": (_INT, (_INT, _P, _P)),
     "bpf_map_lookup_batch": (_INT, (_INT, _P, _P, _P, _P, _P, _P)),
     "bpf_prog_test_run_opts": (_INT, (_INT, _P)),
-    "bpf_prog_load": (_INT, (_INT, _STR, _STR, _STR, ctypes.c_size_t, _P)),
+    "bpf_prog_load": (_INT, (_U32, _STR, _STR, _STR, ctypes.c_size_t, _P)),
     "bpf_obj_get_info_by_fd": (_INT, (_INT, _P, _P)),
     "ring_buffer__new": (_P, (_INT, RING_SAMPLE_FN, _P, _P)),
     "ring_buffer__poll": (_INT, (_P, _INT)),
@@ -43,6 +44,50 @@ _PROTOTYPES: dict[str, tuple[type | None, tuple[type, ...]]] = {
     "libbpf_set_print": (_P, (_P,)),
     "libbpf_set_strict_mode": (_INT, (_INT,)),
 }
+
+
+class ProgLoadOpts(ctypes.Structure):
+    """``struct bpf_prog_load_opts`` of libbpf 1.0, in full."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("attempts", ctypes.c_int),
+        ("expected_attach_type", ctypes.c_uint32),
+        ("prog_btf_fd", ctypes.c_uint32),
+        ("prog_flags", ctypes.c_uint32),
+        ("prog_ifindex", ctypes.c_uint32),
+        ("kern_version", ctypes.c_uint32),
+        ("attach_btf_id", ctypes.c_uint32),
+        ("attach_prog_fd", ctypes.c_uint32),
+        ("attach_btf_obj_fd", ctypes.c_uint32),
+        ("fd_array", ctypes.c_void_p),
+        ("func_info", ctypes.c_void_p),
+        ("func_info_cnt", ctypes.c_uint32),
+        ("func_info_rec_size", ctypes.c_uint32),
+        ("line_info", ctypes.c_void_p),
+        ("line_info_cnt", ctypes.c_uint32),
+        ("line_info_rec_size", ctypes.c_uint32),
+        ("log_level", ctypes.c_uint32),
+        ("log_size", ctypes.c_uint32),
+        ("log_buf", ctypes.c_void_p),
+    )
+
+
+class MapCreateOpts(ctypes.Structure):
+    """``struct bpf_map_create_opts`` of libbpf 1.0, in full."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("btf_fd", ctypes.c_uint32),
+        ("btf_key_type_id", ctypes.c_uint32),
+        ("btf_value_type_id", ctypes.c_uint32),
+        ("btf_vmlinux_value_type_id", ctypes.c_uint32),
+        ("inner_map_fd", ctypes.c_uint32),
+        ("map_flags", ctypes.c_uint32),
+        ("map_extra", ctypes.c_uint64),
+        ("numa_node", ctypes.c_uint32),
+        ("map_ifindex", ctypes.c_uint32),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -11,16 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kmemwatch import errors
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.facts import Facts
+from kmemwatch.sources import channel
 from kmemwatch.sources.maps import MapHandle
-
-_FDS_PER_MESSAGE = 200
-"""The kernel passes at most 253 (SCM_MAX_FD) at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +37,7 @@ class Manifest:
     facts: Facts
     probes: tuple[ProbeResult, ...]
     programs: tuple[str, ...]
-    """``walk``, ``peek``, else ``signal/kind:target``; descriptors come in this order, before those of maps, then links."""
+    """``walk``, ``peek``, else ``signal/kind:target``. Descriptors come in this order, before those of maps, links."""
     maps: tuple[MapHandle, ...]
     """`MapHandle.fd` is only valid in the process that made it."""
     stats_count: int
@@ -50,6 +48,23 @@ class Manifest:
     slab_account: int | None = None
     learn_error: str | None = None
     """Why the caches or the struct pages could not be found."""
+
+    def to_raw(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_raw(raw: Mapping[str, Any]) -> Manifest:
+        """Inverse of `to_raw`, also after JSON has made lists of tuples."""
+        return Manifest(
+            **{
+                **raw,
+                "facts": Facts.from_raw(raw["facts"]),
+                "probes": tuple(ProbeResult(**probe) for probe in raw["probes"]),
+                "programs": tuple(raw["programs"]),
+                "maps": tuple(MapHandle(**handle) for handle in raw["maps"]),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,26 +82,15 @@ class Handed:
             os.close(fd)
 
 
-def send(channel: socket.socket, manifest: Manifest, descriptors: Sequence[int]) -> None:
-    """Child: one message that says how many, then the descriptors."""
-    raw = asdict(manifest)
-    raw["facts"] = json.loads(manifest.facts.to_json())
-    text = json.dumps({"manifest": raw, "descriptors": len(descriptors)}).encode()
-    channel.sendall(len(text).to_bytes(8, "little") + text)
-    for start in range(0, len(descriptors), _FDS_PER_MESSAGE):
-        socket.send_fds(channel, [b"."], descriptors[start : start + _FDS_PER_MESSAGE])
-
-
-def send_error(channel: socket.socket, error: KmemwatchError) -> None:
-    """Child: why there is nothing."""
-    text = json.dumps({"error": type(error).__name__, "message": str(error), "hint": error.hint}).encode()
-    channel.sendall(len(text).to_bytes(8, "little") + text)
+def send(connection: socket.socket, manifest: Manifest, descriptors: Sequence[int]) -> None:
+    """Child: the manifest and what it speaks of."""
+    channel.send(connection, manifest.to_raw(), descriptors)
 
 
 class Child:
     """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
 
-    def __init__(self, without: Sequence[str] = (), module: str = "kmemwatch.sources.loader") -> None:
+    def __init__(self, without: Sequence[str] = (), module: str = "kmemwatch.sources.attach") -> None:
         """`module`: what to run as the child; a test puts its own in between."""
         self._channel, theirs = socket.socketpair()
         options = json.dumps({"without": list(without)})
@@ -143,18 +147,14 @@ class Child:
     def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
         descriptors: list[int] = []
         while len(descriptors) < answer["descriptors"]:
-            data, fds, _, _ = socket.recv_fds(self._channel, 1, _FDS_PER_MESSAGE)
+            data, fds, _, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
             descriptors += fds
             if not data:
                 for fd in descriptors:  # else what is half handed over would stay attached
                     os.close(fd)
                 raise KmemwatchError("the process that attaches the probes ended while it handed them over")
-        raw = answer["manifest"]
-        raw["facts"] = Facts.from_json(json.dumps(raw["facts"]))
-        raw["probes"] = tuple(ProbeResult(**probe) for probe in raw["probes"])
-        raw["programs"] = tuple(raw["programs"])
+        manifest = Manifest.from_raw(answer["manifest"])
         numbers = iter(descriptors)
-        programs = {name: next(numbers) for name in raw["programs"]}
-        raw["maps"] = tuple(MapHandle(**handle) for handle in raw["maps"])
-        maps = {old.name: MapHandle(**{**asdict(old), "fd": next(numbers)}) for old in raw["maps"]}
-        return Handed(Manifest(**raw), programs, maps, tuple(numbers))
+        programs = {name: next(numbers) for name in manifest.programs}
+        maps = {handle.name: replace(handle, fd=next(numbers)) for handle in manifest.maps}
+        return Handed(manifest, programs, maps, tuple(numbers))

@@ -1,30 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The child that compiles and attaches: the only module that knows bcc, and the only process that carries LLVM.
-
-It sends the descriptors of maps, programs and links to its parent and exits. The kernel keeps what is attached for as
-long as somebody holds those descriptors, so nothing outlives the parent, however that ends.
-
-Run as ``python -m kmemwatch.sources.loader FD OPTIONS`` with a Unix socket at descriptor FD and JSON options.
-"""
+"""Look, decide, compile, attach: the only module that knows bcc, used by the child (`attach`) on a cold start only."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.resources
-import json
 import os
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel import cgroupfs, facts, plan
 from kmemwatch.kernel.plan import Hook, Plan, Signal
-from kmemwatch.sources import decode, discover, handover
+from kmemwatch.sources import decode, discover
 from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle, MapReader
 from kmemwatch.sources.peek import Peek
@@ -33,20 +25,34 @@ _PER_CPU = ("lost", "pairs", "charges")
 _MMAPABLE = ("peek_out", "walk_out", "walk")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Entry point of the child; the exit status is 0 when a manifest or an error was sent."""
-    channel = socket.socket(fileno=int(argv[1]))
-    options = json.loads(argv[2])
-    try:
-        manifest, descriptors = load(tuple(options["without"]))
-    except KmemwatchError as error:
-        handover.send_error(channel, error)
-        return 0
-    handover.send(channel, manifest, descriptors)
-    return 0
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """What it takes to load and attach a program again."""
+
+    name: str
+    """As in `Manifest.programs`."""
+    kind: str
+    """`plan.RAW_TP` and its like."""
+    target: str
+    fd: int
+    code: bytes
+    """Instructions, with our own descriptors where they speak of maps."""
 
 
-def load(without: tuple[str, ...]) -> tuple[Manifest, list[int]]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    manifest: Manifest
+    programs: tuple[LoadedProgram, ...]
+    links: tuple[int, ...]
+
+    @property
+    def descriptors(self) -> list[int]:
+        """In the order of the manifest: programs, maps, links."""
+        programs, maps = (program.fd for program in self.programs), (handle.fd for handle in self.manifest.maps)
+        return [*programs, *maps, *self.links]
+
+
+def load(without: tuple[str, ...]) -> Loaded:
     """Look, decide, compile, attach. Raises KmemwatchError."""
     found = facts.gather()
     chosen = plan.plan(found, without)
@@ -110,13 +116,13 @@ class _Attempt:
     def __init__(self, bcc: Any, include: Path, found: facts.Facts, chosen: Plan) -> None:
         self._facts = found
         self._plan = chosen
-        self._programs: dict[str, int] = {}
+        self._programs: dict[str, LoadedProgram] = {}
         self._links: list[int] = []
         self._stderr = _StderrCapture()
         self._bpf = self._compile(bcc, include)
         self._maps = self._map_handles()
 
-    def run(self) -> tuple[Manifest, list[int]]:
+    def run(self) -> Loaded:
         """Attach. Raises _Refused when a candidate is not taken, UnsupportedError when there is nothing to attach."""
         results = []
         learned: dict[str, Any] = {}
@@ -129,7 +135,6 @@ class _Attempt:
             raise UnsupportedError(
                 f"no probe could be attached: {results[0].signal}: {results[0].why}", hint="run: kmemwatch doctor"
             )
-        descriptors = [*self._programs.values(), *(handle.fd for handle in self._maps.values()), *self._links]
         manifest = Manifest(
             facts=self._facts,
             probes=tuple(results),
@@ -138,7 +143,7 @@ class _Attempt:
             stats_count=self._plan.defines.values.get("STATS_COUNT", 0),
             **learned,
         )
-        return manifest, descriptors
+        return Loaded(manifest, tuple(self._programs.values()), tuple(self._links))
 
     def undo(self) -> None:
         """Detach, and free the compiler's memory and the maps."""
@@ -194,34 +199,38 @@ class _Attempt:
         for hook in candidate.hooks:
             try:
                 with self._stderr:
-                    program, links = self._attach_hook(hook)
+                    function, links = self._attach_hook(hook)
             except Exception as error:  # bcc raises bare Exception
                 reason = self._stderr.reason() or str(error)
                 raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {reason}") from error
             name = hook.target if hook.kind == plan.TEST_RUN else f"{signal.name}/{hook.kind}:{hook.target}"
-            self._programs[name] = program
+            program, code = self._bpf.funcs[function].fd, self._bpf.dump_func(function)
+            self._programs[name] = LoadedProgram(name, hook.kind, hook.target, program, code)
             self._links += links
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
 
-    def _attach_hook(self, hook: Hook) -> tuple[int, list[int]]:
+    def _attach_hook(self, hook: Hook) -> tuple[bytes, list[int]]:
+        """(function of the C code, descriptors that keep it attached)."""
         bpf, target = self._bpf, hook.target.encode()
         if hook.kind == plan.TEST_RUN:
-            return bpf.load_func(b"kmw_tp_" + hook.body.encode(), bpf.RAW_TRACEPOINT).fd, []
+            name = b"kmw_tp_" + hook.body.encode()
+            bpf.load_func(name, bpf.RAW_TRACEPOINT)
+            return name, []
         if hook.kind == plan.RAW_TP:
             name = b"kmw_tp_" + target
-            program = bpf.load_func(name, bpf.RAW_TRACEPOINT)
+            bpf.load_func(name, bpf.RAW_TRACEPOINT)
             bpf.attach_raw_tracepoint(target, name)
-            return program.fd, [bpf.raw_tracepoint_fds.pop(target)]
+            return name, [bpf.raw_tracepoint_fds.pop(target)]
         if hook.kind == plan.KPROBE:
             name = b"kmw_kp_" + target
-            program = bpf.load_func(name, bpf.KPROBE)
+            bpf.load_func(name, bpf.KPROBE)
             bpf.attach_kprobe(event=target, fn_name=name)
-            return program.fd, [fd for fds in bpf.kprobe_fds.values() for fd in _values(fds) if fd not in self._links]
+            return name, [fd for fds in bpf.kprobe_fds.values() for fd in _values(fds) if fd not in self._links]
         name = self._function(b"kfunc__" if hook.kind == plan.FENTRY else b"kretfunc__", target)
         attach = bpf.attach_kfunc if hook.kind == plan.FENTRY else bpf.attach_kretfunc
         attach(name)
         fds = bpf.kfunc_entry_fds if hook.kind == plan.FENTRY else bpf.kfunc_exit_fds
-        return bpf.funcs[name].fd, [fds.pop(name)]
+        return name, [fds.pop(name)]
 
     def _function(self, prefix: bytes, target: bytes) -> bytes:
         """The name that bcc's macro gave: newer releases of bcc put the module between the two."""
@@ -235,7 +244,7 @@ class _Attempt:
 
     def _learn(self) -> dict[str, Any]:
         """Where struct pages and caches are, and the order of statistics; what cannot be learned stays None."""
-        programs = {name: self._programs[name] for name in ("walk", "peek")}
+        programs = {name: self._programs[name].fd for name in ("walk", "peek")}
         peek = Peek(programs, self._maps, self._plan.defines.values["STATS_COUNT"])
         learned: dict[str, Any] = {"stats_index": discover.stats_index(peek, self._facts)}
         try:
@@ -303,9 +312,3 @@ class _StderrCapture:
             return errors[0]
         told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
         return told[-1] if told else None
-
-
-if __name__ == "__main__":
-    status = main(sys.argv)
-    # No clean-up of bcc's: it would switch off the kprobes whose descriptors we have just given away.
-    os._exit(status)

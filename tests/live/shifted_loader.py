@@ -8,7 +8,7 @@ import sys
 
 from kmemwatch.kernel import layout
 from kmemwatch.kernel.btf import Btf
-from kmemwatch.sources import loader
+from kmemwatch.sources import attach
 
 _read_offsets = layout.read_offsets
 
@@ -21,4 +21,5 @@ def _shifted(btf: Btf) -> dict[str, int]:
 
 if __name__ == "__main__":
     layout.read_offsets = _shifted
-    os._exit(loader.main(sys.argv))
+    # Cold, and nothing of it kept: it would be the next start's.
+    os._exit(attach.main(sys.argv, directory=None))

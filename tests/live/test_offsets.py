@@ -153,4 +153,4 @@ def test_a_shifted_offset_is_noticed(
 def test_without_a_shift_all_is_as_it_must_be(
     own_cgroup: Callable[..., OwnCgroup], memory: MemoryMount, tmpfs: Path, patience: Callable[[float], float]
 ) -> None:
-    _open_and_check("kmemwatch.sources.loader", own_cgroup(), memory, tmpfs, patience)
+    _open_and_check("kmemwatch.sources.attach", own_cgroup(), memory, tmpfs, patience)

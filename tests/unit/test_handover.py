@@ -23,6 +23,7 @@ import os, socket, sys, time
 sys.path.insert(0, {str(TREE)!r})
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.sources import handover
+from kmemwatch.sources.channel import send_error
 from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle
 from tests.unit.fake_source import recorded_facts
@@ -55,7 +56,7 @@ def run_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def make(code: str) -> Child:
         def fake(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            assert command[1:3] == ["-m", "kmemwatch.sources.loader"]
+            assert command[1:3] == ["-m", "kmemwatch.sources.attach"]
             started.append(real([sys.executable, "-c", PREAMBLE + code, *command[3:]], **options))
             return started[-1]
 
@@ -92,7 +93,7 @@ def test_manifest_and_descriptors_come_through(run_child: Any, links: int) -> No
 
 @pytest.mark.parametrize(("name", "code"), [("UnsupportedError", 3), ("KmemwatchError", 1), ("UsageError", 2)])
 def test_an_error_keeps_its_kind_and_hint(run_child: Any, name: str, code: int) -> None:
-    child = run_child(f"from kmemwatch.errors import *\nhandover.send_error(channel, {name}('no BTF', hint='do x'))")
+    child = run_child(f"from kmemwatch.errors import *\nsend_error(channel, {name}('no BTF', hint='do x'))")
     with pytest.raises(KmemwatchError, match=r"^no BTF$") as caught:
         child.wait()
     assert type(caught.value).__name__ == name

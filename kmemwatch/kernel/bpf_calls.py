@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Make maps, load programs, attach them: BPF by descriptors and bytes, without a compiler. All raise OSError."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from kmemwatch.kernel import libbpf
+
+PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 17, 26
+ATTACH_FENTRY, ATTACH_FEXIT = 24, 25
+INSTRUCTION_BYTES = 8
+
+_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
+_PERF_EVENT_OPEN = {"x86_64": 298, "s390x": 331, "ppc64le": 319}
+_PERF_EVENT_OPEN_ELSEWHERE = 241
+"""include/uapi/asm-generic/unistd.h: aarch64, riscv64, loongarch64."""
+_PERF_ATTR = struct.Struct("=IIQQQQQIIQQ")
+"""``struct perf_event_attr`` as long as PERF_ATTR_SIZE_VER1 says."""
+_PERF_FLAG_FD_CLOEXEC = 8
+_PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
+
+_MAP_INFO = struct.Struct("=6I16s")
+"""``struct bpf_map_info`` up to ``name``: type, id, key_size, value_size, max_entries, map_flags."""
+_PROG_NAME = slice(64, 80)
+"""``bpf_prog_info.name``."""
+
+
+def available() -> bool:
+    """This libbpf has all that is needed here."""
+    return all(map(libbpf.has, ("bpf_map_create", "bpf_prog_load", "bpf_raw_tracepoint_open")))
+
+
+def map_definition(fd: int) -> tuple[int, str, int, int, int, int]:
+    """(type, name, key size, value size, maximum of entries, flags): the arguments of `create_map`."""
+    raw = _info(fd, _MAP_INFO.size)
+    kind, _, key_bytes, value_bytes, entries, flags, name = _MAP_INFO.unpack(raw)
+    return kind, name.split(b"\0")[0].decode(), key_bytes, value_bytes, entries, flags
+
+
+def program_name(fd: int) -> str:
+    """What the kernel calls a program: 15 characters at most."""
+    return _info(fd, _PROG_NAME.stop)[_PROG_NAME].split(b"\0")[0].decode()
+
+
+def _info(fd: int, size: int) -> bytes:
+    info, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
+    _check(libbpf.library().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(length)))
+    return info.raw
+
+
+def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int) -> int:
+    """Descriptor of a new map."""
+    opts = libbpf.MapCreateOpts(sz=ctypes.sizeof(libbpf.MapCreateOpts), map_flags=flags)
+    lib = libbpf.library()
+    return _check(lib.bpf_map_create(kind, name.encode(), key_bytes, value_bytes, entries, ctypes.byref(opts)))
+
+
+def load_program(kind: int, name: str, code: bytes, attach_type: int = 0, function_id: int = 0) -> int:
+    """Descriptor of a verified program. `function_id`: of fentry and fexit, see `Btf.function_id`."""
+    size = ctypes.sizeof(libbpf.ProgLoadOpts)
+    opts = libbpf.ProgLoadOpts(sz=size, expected_attach_type=attach_type, attach_btf_id=function_id)
+    count = len(code) // INSTRUCTION_BYTES
+    return _check(libbpf.library().bpf_prog_load(kind, name.encode(), b"GPL", code, count, ctypes.byref(opts)))
+
+
+def attach_tracepoint(program_fd: int, name: str | None) -> int:
+    """Descriptor that keeps a program attached to raw tracepoint `name`; None: to where fentry was loaded for."""
+    name_bytes = None if name is None else name.encode()
+    return _check(libbpf.library().bpf_raw_tracepoint_open(name_bytes, program_fd))
+
+
+def attach_kprobe(program_fd: int, function: str) -> int:
+    """Descriptor that keeps a program attached to the entry of `function`, through the kprobe PMU."""
+    target = ctypes.create_string_buffer(function.encode())
+    pmu = int(_KPROBE_PMU.read_text())
+    # type, size, config (bit 0: at return), period, sample_type, read_format, flags, wakeup, bp_type, name, offset
+    attr = _PERF_ATTR.pack(pmu, _PERF_ATTR.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(target), 0)
+    fd = _perf_event_open(attr)
+    try:
+        fcntl.ioctl(fd, _PERF_EVENT_IOC_SET_BPF, program_fd)
+        fcntl.ioctl(fd, _PERF_EVENT_IOC_ENABLE, 0)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _perf_event_open(attr: bytes) -> int:
+    """For all processes. CPU 0 is where it is registered; programs of a kprobe run wherever it is hit."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    number = _PERF_EVENT_OPEN.get(os.uname().machine, _PERF_EVENT_OPEN_ELSEWHERE)
+    everybody, cpu, group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
+    flags = ctypes.c_long(_PERF_FLAG_FD_CLOEXEC)
+    fd = int(libc.syscall(ctypes.c_long(number), attr, everybody, cpu, group, flags))
+    return fd if fd >= 0 else _check(-ctypes.get_errno())
+
+
+def _check(answer: int) -> int:
+    """What libbpf 1.0 answers: a descriptor or 0, or a negative errno."""
+    if answer < 0:
+        raise OSError(-answer, libbpf.error_text(answer))
+    return int(answer)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The child that attaches: warm from what an earlier start has kept (`image`), else cold with the compiler (`loader`).
+
+It sends the descriptors of maps, programs and links to its parent and exits. The kernel keeps what is attached for as
+long as somebody holds those descriptors, so nothing outlives the parent, however that ends.
+
+Run as ``python -m kmemwatch.sources.attach FD OPTIONS`` with a Unix socket at descriptor FD and JSON options. What a
+cold start alone needs is imported there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.sources import channel, image, store
+
+if TYPE_CHECKING:  # imports bcc's world
+    from kmemwatch.sources.loader import Loaded
+
+
+def main(argv: Sequence[str], directory: Path | None = store.DIRECTORY) -> int:
+    """Entry point of the child; the exit status is 0 when a manifest or an error was sent.
+
+    `directory`: where images are kept; None: nowhere.
+    """
+    connection = socket.socket(fileno=int(argv[1]))
+    without = tuple(json.loads(argv[2])["without"])
+    try:
+        started = start(without, directory)
+    except KmemwatchError as error:
+        channel.send_error(connection, error)
+    else:
+        channel.send(connection, *started)
+    return 0
+
+
+def start(without: tuple[str, ...], directory: Path | None) -> image.Started:
+    """Attach. Raises KmemwatchError, and never for what is kept in `directory`, or cannot be: that only saves time."""
+    kept = None if directory is None else _Kept(directory, without)
+    return (kept and kept.start()) or _start_cold(without, kept)
+
+
+def _start_cold(without: tuple[str, ...], kept: _Kept | None) -> image.Started:
+    from kmemwatch.sources import loader
+
+    loaded = loader.load(without)
+    manifest = loaded.manifest.to_raw()
+    if kept is not None:
+        kept.replace(loaded, manifest)
+    return image.Started(manifest, loaded.descriptors)
+
+
+class _Kept:
+    """What is kept for starts like this one. Whatever goes wrong with it, the compiler can do without."""
+
+    def __init__(self, directory: Path, without: tuple[str, ...]) -> None:
+        self._directory = directory
+        self._without = without
+        self._key: dict[str, Any] | None = None
+
+    def start(self) -> image.Started | None:
+        """None when there is nothing to start from, or it does not start."""
+        try:
+            self._key = store.key(self._without)
+            found = store.load(self._directory, self._key)
+            return None if found is None else image.start(found)
+        except Exception:  # noqa: BLE001 - a damaged file, one that is not ours, a kernel that now says no
+            return None
+
+    def replace(self, loaded: Loaded, manifest: Mapping[str, Any]) -> None:
+        """Keep what has just been attached."""
+        try:
+            taken = image.take(loaded, manifest)
+            if taken is not None and self._key is not None:
+                store.save(self._directory, self._key, taken)
+        except Exception:  # noqa: BLE001 - a /run that cannot be written to, a kernel that tells too little
+            pass
+
+
+if __name__ == "__main__":
+    status = main(sys.argv)
+    # No clean-up of bcc's: it would switch off the kprobes whose descriptors we have just given away.
+    os._exit(status)
