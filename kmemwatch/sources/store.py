@@ -3,7 +3,7 @@
 
 The kernel is going to run what stands in these files, loaded by root. So only files of our own user count, in a
 directory that is closed to everybody else; whatever is not exactly so is refused, which costs a second and nothing
-more. docs/adr/0004-warm-start.md has the reasons.
+more. docs/adr/0007-warm-start.md has the reasons.
 """
 
 from __future__ import annotations
