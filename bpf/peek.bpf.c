@@ -93,7 +93,7 @@ static __always_inline void record_memcg(u64 css, struct memcg_record *out)
 #endif
 	stats = css + OFF_mem_cgroup__vmstats;
 #ifdef VMSTATS_POINTER
-	/* Linux kernel commit 410f8e82689e ("memcg: extract memcg_vmstats from struct mem_cgroup") (in v6.0). */
+	/* Linux kernel commit 410f8e82689e ("memcg: extract memcg_vmstats from struct mem_cgroup") (in v6.1). */
 	stats = KMW_READ(u64, css, mem_cgroup__vmstats) + OFF_memcg_vmstats__state;
 #endif
 	bpf_probe_read_kernel(out->stats, STATS_COUNT * sizeof(u64), (void *)stats);

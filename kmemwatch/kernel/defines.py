@@ -103,7 +103,7 @@ def defines(facts: Facts) -> Defines:
     if facts.sizes.get("vmstats_pointer"):
         values["VMSTATS_POINTER"] = 1
     elif "memcg_vmstats__state" in facts.offsets and "mem_cgroup__vmstats" in facts.offsets:
-        # Embedded, v5.13 to v5.19: one offset leads to the array.
+        # Embedded, v5.13 to v6.0: one offset leads to the array.
         values["OFF_mem_cgroup__vmstats"] += facts.offsets["memcg_vmstats__state"]
     return Defines(values)
 

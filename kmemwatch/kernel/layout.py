@@ -36,7 +36,7 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "mem_cgroup__kmem__usage": (("mem_cgroup", "kmem.usage"),),
     "mem_cgroup__tcpmem__usage": (("mem_cgroup", "tcpmem.usage"),),
     "mem_cgroup__kmemcg_id": (("mem_cgroup", "kmemcg_id"),),
-    # A pointer since commit 410f8e82689e ("memcg: extract memcg_vmstats from struct mem_cgroup") (in v6.0); a plain
+    # A pointer since commit 410f8e82689e ("memcg: extract memcg_vmstats from struct mem_cgroup") (in v6.1); a plain
     # array before commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13).
     "mem_cgroup__vmstats": (("mem_cgroup", "vmstats"),),
     "memcg_vmstats__state": (("memcg_vmstats", "state"),),

@@ -20,6 +20,8 @@ _MAX_CACHES = 20_000
 _NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
 _U64 = (1 << 64) - 1
 _SAMPLES = 64
+_ORDER_SHIFT = 16
+POSSIBLE_NODES = Path("/sys/devices/system/node/possible")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class CacheRecord:
     name: str
     size_bytes: int
     flags: int
+    slab_bytes: int | None = None
+    """Memory of all its slabs, of which the kernel keeps count with CONFIG_SLUB_DEBUG; None without."""
 
 
 class CacheList:
@@ -41,8 +45,12 @@ class CacheList:
         self._offsets = facts.offsets
         self._first = first
         # All members that we want lie in the first bytes of the struct; `node`, a long array, ends it.
-        wanted = ("name", "size", "flags", "list")
-        self._bytes = max(self._offsets[f"kmem_cache__{member}"] for member in wanted) + 16
+        wanted = ("name", "size", "flags", "list", "node")
+        self._nodes = range(possible_nodes())
+        self._stride = facts.sizes.get("kmem_cache_node_stride", 8)
+        last = max(self._offsets[f"kmem_cache__{member}"] for member in wanted)
+        self._bytes = last + max(16, self._stride * len(self._nodes))
+        self._page_bytes = facts.page_bytes
 
     def read(self) -> list[CacheRecord]:
         """All caches. Raises OSError or KmemwatchError when the list cannot be followed."""
@@ -71,7 +79,21 @@ class CacheList:
             return None
         if not size or size % 8 or not _NAME.fullmatch(name):
             return None
-        return CacheRecord(address, name, size, flags)
+        return CacheRecord(address, name, size, flags, self._slab_bytes(raw))
+
+    def _slab_bytes(self, raw: bytes) -> int | None:
+        offsets = self._offsets
+        if not {"kmem_cache__oo", "kmem_cache_node__nr_slabs"} <= offsets.keys():
+            return None
+        (order_and_objects,) = struct.unpack_from("=I", raw, offsets["kmem_cache__oo"])
+        slabs = 0
+        for number in self._nodes:
+            (node,) = struct.unpack_from("=Q", raw, offsets["kmem_cache__node"] + number * self._stride)
+            if node:
+                slabs += self._peek.u64(node + offsets["kmem_cache_node__nr_slabs"])
+        # Objects per slab below, page order above: OO_SHIFT, a macro of mm/slub.c. tests/live compares with slabinfo.
+        order = int(order_and_objects) >> _ORDER_SHIFT
+        return slabs * self._page_bytes << order
 
 
 def first_cache(peek: Peek, facts: Facts) -> int:
@@ -149,8 +171,8 @@ def _slab_samples(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> It
 def slab_account_flag(facts: Facts, caches: Sequence[CacheRecord]) -> int | None:
     """Value of SLAB_ACCOUNT; None when it cannot be told.
 
-    An enum since Linux kernel commit cc61eb851461 ("mm/slab: use an enum to define SLAB_ cache creation flags") (in
-    v6.9), a macro before. Then it is the one flag that all of some well-known accounted caches have and no plain
+    An enum since the Linux kernel commit "mm, slab: use an enum to define SLAB_ cache creation flags" (in v6.9), a
+    macro before. Then it is the one flag that all of some well-known accounted caches have and no plain
     kmalloc cache has.
     """
     bit = facts.enums.get("_slab_flag_bits", {}).get("_SLAB_ACCOUNT")
@@ -246,6 +268,14 @@ def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
         yield peek.read(text + first - sections["code"][0], last - first + 1)
     except OSError:
         return
+
+
+def possible_nodes() -> int:
+    """Number of NUMA nodes that the kernel prepared for; 1 on kernels without NUMA."""
+    try:
+        return int(re.split(r"[-,]", POSSIBLE_NODES.read_text().strip())[-1]) + 1
+    except (OSError, ValueError):
+        return 1
 
 
 def boot_id() -> str | None:
