@@ -5,63 +5,18 @@ from __future__ import annotations
 
 import pytest
 
-from kmemwatch import state as state_module
-from kmemwatch.model import DYING, ONLINE, RELEASED, Cgroup, Event, Snapshot
+from kmemwatch.model import DYING, ONLINE, RELEASED
 from kmemwatch.sources.discover import CacheRecord
-from kmemwatch.state import State
 from tests.unit.fake_source import (
     DENTRY,
     FILP,
     KMALLOC,
-    MS,
     ROOT,
     SECOND,
-    Clock,
     FakeSource,
     Memcg,
-    make_state,
 )
-
-
-class Host:
-    """A source, its state, and what the live feed does with them."""
-
-    def __init__(self, source: FakeSource | None = None) -> None:
-        self.source = source or FakeSource()
-        self.clock = Clock()
-        self.state: State = make_state(self.source, self.clock)
-        self.events: list[Event] = []
-
-    def poll(self) -> None:
-        self.state.apply(self.source.poll(0))
-        self.events += self.state.take_events()
-
-    def snapshot(self) -> Snapshot:
-        self.poll()
-        reading = self.source.read()
-        self.poll()
-        self.source.forget(*self.state.update(reading))
-        return self.state.snapshot(reading)
-
-    def told(self) -> list[tuple[str, str | None]]:
-        return [(event.kind, event.path) for event in self.events]
-
-
-def cgroup(snapshot: Snapshot, memcg: Memcg) -> Cgroup:
-    (found,) = [cgroup for cgroup in snapshot.cgroups if cgroup.id == memcg.cgroup_id]
-    return found
-
-
-def pair(snapshot: Snapshot, memcg: Memcg, cache: int = DENTRY) -> tuple[int | None, int | None, int | None] | None:
-    """(allocated, freed, live bytes), or None when there is no such row."""
-    rows = [row for row in snapshot.pairs if (row.cgroup_id, row.cache_address) == (memcg.cgroup_id, cache)]
-    return (rows[0].allocations_total, rows[0].frees_total, rows[0].live_bytes) if rows else None
-
-
-def allocations(snapshot: Snapshot, cache: int = DENTRY) -> int | None:
-    (row,) = [row for row in snapshot.caches if row.address == cache]
-    return row.allocations_total
-
+from tests.unit.state_host import Host, allocations, cgroup, pair
 
 # Lives
 
@@ -379,123 +334,3 @@ def test_a_missing_signal_is_unknown_not_0(signal: str) -> None:
     if signal == "alloc":
         assert all(cache.allocations_total is None for cache in snapshot.caches)
         assert snapshot.pairs == ()
-
-
-# Bounds, clocks
-
-
-def test_20000_memcgs_come_and_go() -> None:
-    host = Host()
-    parent = host.source.mkdir("jobs")
-    for number in range(20_000):
-        memcg = host.source.mkdir(f"job{number}", parent)
-        host.source.alloc(memcg, objects=2)
-        host.source.free(memcg)
-        host.source.charge(memcg, 1)
-        host.source.rmdir(memcg)
-        host.source.release(memcg)
-        if number % 500 == 0:
-            assert len(host.snapshot().cgroups) <= state_module.MAX_RELEASED + 2
-            host.events.clear()
-    snapshot = host.snapshot()
-    assert snapshot.totals.cgroups_released_total == 20_000
-    assert len(snapshot.cgroups) == state_module.MAX_RELEASED + 2
-    assert len(snapshot.pairs) <= 1
-    assert (host.source.pairs, host.source.charges) == ({}, {})
-    assert allocations(snapshot) == 40_000
-    assert pair(snapshot, parent) == (0, 0, 20_000 * 192)
-    assert len(snapshot.release_delays_s) == state_module.MAX_DELAYS
-    host.source.now_ns += state_module.KEEP_RELEASED_NS + SECOND
-    snapshot = host.snapshot()
-    assert [row.path for row in snapshot.cgroups] == ["/", "/jobs"]
-    host.snapshot()
-    assert not any(sizes(host.state).values()), "something is kept for each of the dead"
-
-
-def sizes(state: State) -> dict[str, bool]:
-    """Which containers hold more than a few entries."""
-    parts = {**vars(state), **vars(state._ledger)}
-    return {name: len(value) > 10 for name, value in parts.items() if isinstance(value, dict | set)}
-
-
-def test_the_newest_released_are_kept() -> None:
-    host = Host()
-    memcgs = [host.source.mkdir(str(number)) for number in range(state_module.MAX_RELEASED + 5)]
-    for memcg in memcgs:
-        host.source.rmdir(memcg)
-        host.source.release(memcg)
-    kept = {row.id for row in host.snapshot().cgroups}
-    assert kept == {ROOT} | {memcg.cgroup_id for memcg in memcgs[5:]}
-
-
-@pytest.mark.parametrize("jump_s", [-86_400, 86_400])
-def test_setting_the_clock_changes_no_duration(jump_s: int) -> None:
-    host = Host()
-    memcg = host.source.mkdir("a")
-    host.source.rmdir(memcg)
-    host.poll()
-    host.clock.offset_ns += jump_s * SECOND
-    host.source.now_ns += 3 * SECOND
-    host.source.release(memcg)
-    host.poll()
-    host.clock.offset_ns -= 3 * jump_s * SECOND
-    snapshot = host.snapshot()
-    assert list(snapshot.release_delays_s) == pytest.approx([3], abs=0.01)
-    assert snapshot.duration_s == pytest.approx(3, abs=0.1)
-    assert cgroup(snapshot, memcg).state == RELEASED, "still shown"
-    host.source.now_ns += state_module.KEEP_RELEASED_NS
-    assert [row.id for row in host.snapshot().cgroups] == [ROOT]
-
-
-def test_times_are_those_of_the_events() -> None:
-    host = Host()
-    memcg = host.source.mkdir("a")
-    online_ns = host.source.now_ns
-    host.source.rmdir(memcg)
-    offline_ns = host.source.now_ns
-    host.source.now_ns += SECOND
-    row = cgroup(host.snapshot(), memcg)
-    assert row.online_at_ns == online_ns + host.clock.offset_ns
-    assert row.offline_at_ns == offline_ns + host.clock.offset_ns == online_ns + host.clock.offset_ns + MS
-    assert [event.at_ns for event in host.events] == [row.online_at_ns, row.offline_at_ns]
-
-
-def test_events_that_nobody_takes_are_bounded_and_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "MAX_PENDING_EVENTS", 10)
-    source = FakeSource()
-    state = make_state(source)
-    for number in range(25):
-        source.mkdir(str(number))
-    state.apply(source.poll(0))
-    reading = source.read()
-    state.update(reading)
-    assert state.snapshot(reading).lost.total == 0, "nobody wanted them"
-    assert len(state.take_events()) == 10
-    for number in range(25):
-        source.mkdir(str(number))
-    state.apply(source.poll(0))
-    assert state.snapshot(reading).lost.reasons["event_queue_full"] == 15
-    assert len(state.take_events()) == 10
-
-
-# Pins
-
-
-def test_pins_are_what_the_memcg_itself_holds() -> None:
-    host = Host()
-    parent = host.source.mkdir("parent")
-    child = host.source.mkdir("child", parent)
-    child.stats = {"NR_FILE_PAGES": 30, "NR_SHMEM": 10, "MEMCG_SWAP": 2}
-    parent.stats = {"NR_ANON_MAPPED": 7, "MEMCG_KMEM": 3}
-    assert cgroup(host.snapshot(), child).pins is None, "nothing keeps what is online"
-    host.source.rmdir(child)
-    host.source.rmdir(parent)
-    snapshot = host.snapshot()
-    page = 4096
-    assert cgroup(snapshot, child).pins == {"file": 20 * page, "shmem": 10 * page, "swap": 2 * page}
-    assert cgroup(snapshot, parent).pins == {"anon": 7 * page}
-    assert cgroup(snapshot, parent).memory_bytes == 40 * page
-    assert cgroup(snapshot, parent).kernel_bytes == 3 * page
-    assert cgroup(snapshot, child).references == 3
-    host.source.release(child)
-    assert cgroup(host.snapshot(), child).pins is None
