@@ -170,7 +170,8 @@ def _btf_facts(tracefs: Path | None) -> dict[str, Any]:
     try:
         btf = Btf()
     except UnsupportedError:
-        return {"btf": False}
+        # Without the library that reads it, what the kernel has is not known.
+        return {"btf": None if btf_module.VMLINUX.exists() else False}
     with btf:
         functions = {name: btf.function_args(name) for name in FUNCTIONS}
         tracepoints = {name: btf.tracepoint_args(name) for name in TRACEPOINTS}

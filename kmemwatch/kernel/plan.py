@@ -96,6 +96,11 @@ def _refuse_hopeless(facts: Facts) -> None:
             "/sys/kernel/btf/vmlinux: this kernel has no BTF type information",
             hint="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions ship since about 2021",
         )
+    if facts.btf is None:
+        raise UnsupportedError(
+            "/sys/kernel/btf/vmlinux: the kernel's BTF type information is there, but cannot be read",
+            hint="install the library that reads it: apt-get install libbpf1",
+        )
     if facts.lockdown == "confidentiality":
         raise UnsupportedError(
             "/sys/kernel/security/lockdown: lockdown=confidentiality forbids BPF programs to read kernel memory",

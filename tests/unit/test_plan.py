@@ -163,6 +163,7 @@ def test_a_kind_that_does_not_exist() -> None:
 
 HOPELESS: tuple[tuple[dict[str, Any], str, str], ...] = (
     ({"btf": False}, "no BTF", "CONFIG_DEBUG_INFO_BTF"),
+    ({"btf": None}, "cannot be read", "apt-get install libbpf1"),
     ({"lockdown": "confidentiality"}, "lockdown=confidentiality", "integrity"),
     ({"privileged": False}, "CAP_BPF", "sudo"),
     ({"hierarchy": None}, "memory controller is not enabled", "cgroup_disable=memory"),
