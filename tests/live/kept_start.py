@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The child, with a directory of the test's own: KMEMWATCH_TEST_KEPT names it.
+
+With KMEMWATCH_TEST_WARM it may do nothing that only a cold start needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from kmemwatch.sources import attach
+
+if __name__ == "__main__":
+    if "KMEMWATCH_TEST_WARM" in os.environ:
+        sys.modules["kmemwatch.sources.loader"] = None  # type: ignore[assignment]
+        sys.modules["bcc"] = None  # type: ignore[assignment]
+    os._exit(attach.main(sys.argv, Path(os.environ["KMEMWATCH_TEST_KEPT"])))
