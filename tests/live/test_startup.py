@@ -41,60 +41,67 @@ class Starts:
         self.file = kept / "-without-".join(["start", *sorted(without)])
         self._without = without
         self._opened: list[LiveFeed] = []
+        self.cold = self.open()._source.known
+        """What the first start found, which was cold; it is over."""
+        self.close()
+        self.image = self.file.read_bytes() if self.file.exists() else None
 
-    def open(self) -> LiveFeed:
-        """Warm if it can be."""
-        feed = LiveFeed(BpfSource(Child(self._without, module="tests.live.kept_start").wait()))
+    def open(self, warm: bool = False) -> LiveFeed:
+        """`warm`: not being warm is an error; else it is tried."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("KMEMWATCH_TEST_KEPT", str(self.kept))
+            if warm:
+                patch.setenv("KMEMWATCH_TEST_WARM", "1")
+            feed = LiveFeed(BpfSource(Child(self._without, module="tests.live.kept_start").wait()))
         self._opened.append(feed)
         return feed
-
-    def open_warm(self, monkeypatch: pytest.MonkeyPatch) -> LiveFeed:
-        """Warm, else KmemwatchError."""
-        with monkeypatch.context() as patch:
-            patch.setenv("KMEMWATCH_TEST_WARM", "1")
-            return self.open()
 
     def close(self) -> None:
         for feed in self._opened:
             feed.close()
+        self._opened.clear()
+
+    def restore(self) -> None:
+        """Back to what the first start kept."""
+        assert self.image is not None
+        self.kept.chmod(0o700)
+        self.file.unlink(missing_ok=True)
+        self.file.write_bytes(self.image)
+        self.file.chmod(0o600)
 
 
 @pytest.fixture(
+    scope="module",
     params=[
         "best",
         pytest.param("fentry", marks=pytest.mark.needs("fentry")),
         pytest.param("kprobe", marks=pytest.mark.needs("kprobes")),
-    ]
+    ],
 )
-def starts(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Starts]:
-    """One cold start is done, and what it kept is there."""
-    kept = tmp_path / "kept"
-    monkeypatch.setenv("KMEMWATCH_TEST_KEPT", str(kept))
-    made = Starts(kept, WITHOUT[request.param])
-    cold = made.open()
-    refused = [probe for probe in cold._source.known.probes if probe.status == "fallback"]
-    cold.close()
-    if refused:
-        assert not made.file.exists(), "a start that had to fall back may do better the next time"
-        pytest.skip("needs a start that falls back nowhere")
-    assert made.file.exists()
-    yield made
-    made.close()
+def after_cold(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Starts:
+    """One cold start, which takes half a minute in an emulated machine."""
+    return Starts(tmp_path_factory.mktemp("starts") / "kept", WITHOUT[request.param])
 
 
-def test_a_warm_start_knows_what_the_cold_one_knew(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> None:
-    starts.file.rename(starts.file.with_name("aside"))
-    cold = starts.open()._source.known
-    warm = starts.open_warm(monkeypatch)._source.known
-    assert warm.probes == cold.probes
-    assert warm.facts == cold.facts
-    assert (warm.stats_index, warm.slab_account) == (cold.stats_index, cold.slab_account)
+@pytest.fixture
+def starts(after_cold: Starts) -> Iterator[Starts]:
+    """A cold start is over, and what it kept is there."""
+    after_cold.restore()
+    yield after_cold
+    after_cold.close()
+
+
+def test_a_warm_start_knows_what_the_cold_one_knew(starts: Starts) -> None:
+    warm = starts.open(warm=True)._source.known
+    assert warm.probes == starts.cold.probes
+    assert warm.facts == starts.cold.facts
+    assert (warm.stats_index, warm.slab_account) == (starts.cold.stats_index, starts.cold.slab_account)
 
 
 def test_a_warm_start_counts_exactly(
-    starts: Starts, monkeypatch: pytest.MonkeyPatch, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int]
+    starts: Starts, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int]
 ) -> None:
-    feed, cgroup, number = starts.open_warm(monkeypatch), own_cgroup(), scale(1009)
+    feed, cgroup, number = starts.open(warm=True), own_cgroup(), scale(1009)
 
     def counted() -> tuple[int, int]:
         pair = pair_of(snapshot(feed), "filp", cgroup.id)
@@ -115,18 +122,18 @@ def test_a_warm_start_counts_exactly(
 
 
 def test_a_warm_start_follows_cgroups_into_death(
-    starts: Starts, monkeypatch: pytest.MonkeyPatch, own_cgroup: Callable[..., OwnCgroup], tmpfs: Path
+    starts: Starts, own_cgroup: Callable[..., OwnCgroup], tmpfs: Path, patience: Callable[[float], float]
 ) -> None:
     older = own_cgroup()
     with workload(older) as work:
         work.do(f"write {tmpfs}/older 500000")
     older.remove()
-    feed = starts.open_warm(monkeypatch)
+    feed = starts.open(warm=True)
     dead = cgroup_of(snapshot(feed), older.id)
     assert dead is not None, "it died before the start and is pinned by a file"
     assert dead.state == DYING
     younger = own_cgroup()
-    wait_for(lambda: cgroup_of(snapshot(feed), younger.id), 10)
+    wait_for(lambda: cgroup_of(snapshot(feed), younger.id), patience(10))
     younger.remove()
     events = [event.kind for event in feed.take_events() if event.cgroup_id == younger.id]
     assert events[:1] == ["online"]
@@ -156,6 +163,7 @@ def of_another_shape(file: Path) -> None:
     store.save(file.parent, store.key(tuple(file.name.split("-without-")[1:])), {"maps": "none"})
 
 
+@pytest.mark.needs("no lab")
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -169,18 +177,18 @@ def of_another_shape(file: Path) -> None:
     ids=["damaged", "another kernel's", "another shape", "readable by others", "in an open directory", "gone"],
 )
 def test_what_cannot_be_used_is_no_reason_to_fail(
-    starts: Starts, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None], patience: Callable[[float], float]
+    starts: Starts, spoil: Callable[[Path], None], patience: Callable[[float], float]
 ) -> None:
     before = set(loaded_programs())
-    good = starts.file.read_bytes()
+    assert starts.image is not None
     spoil(starts.file)
     feed = starts.open()
     assert snapshot(feed).caches
     starts.close()
     wait_for(lambda: not set(loaded_programs()) - before, patience(10))
     if starts.kept.stat().st_mode & 0o077 == 0:
-        assert len(starts.file.read_bytes()) == pytest.approx(len(good), abs=200)
-        assert snapshot(starts.open_warm(monkeypatch)).caches
+        assert len(starts.file.read_bytes()) == pytest.approx(len(starts.image), abs=200)
+        assert snapshot(starts.open(warm=True)).caches
 
 
 # In time
