@@ -177,24 +177,98 @@ static __always_inline int count_free(u64 object)
 	return 0;
 }
 
-/* Bodies: what each hook does with its arguments; plan.py says which hook gets which. */
+/*
+ * The kernel runs no program inside itself: when an interrupt hits while one of ours counts, it skips it for what the
+ * interrupt frees, and that may be everything that an RCU grace period has let go. So each hook has two programs. The
+ * first counts and notes the object; the second, which runs right after it for the same event, counts only what has
+ * no note. An interrupt inside the first finds the second free, and what it skips in the second the first has counted.
+ * What both skip is `recursion_misses` of the first less what the second has `recovered`.
+ */
+#define NOTES 8
+
+struct notes {
+	u64 next;        /* index of the next note, modulo NOTES */
+	u64 key[NOTES];  /* objects that the first program has counted and the second has not seen yet; 0: none */
+};
+
+/* One for allocations, one for frees: enum noted. Order is shared with decode.py. */
+enum noted { NOTED_ALLOC, NOTED_FREE, NOTED };
+
+BPF_PERCPU_ARRAY(noted, struct notes, NOTED);
+BPF_PERCPU_ARRAY(recovered, u64, NOTED); /* events that the second program counted */
+
+static __always_inline void note(int which, u64 key)
+{
+	struct notes *notes = noted.lookup(&which);
+	u64 index;
+
+	if (!notes)
+		return;
+	index = notes->next % NOTES;
+	notes->key[index] = key;
+	/* An interrupt here notes in the same place what it has taken back before it ends. */
+	asm volatile("" ::: "memory");
+	notes->next = index + 1;
+}
+
+/* Whether the first program has counted the event; takes its note, and later ones that nobody took, back. */
+static __always_inline int take_note(int which, u64 key)
+{
+	struct notes *notes = noted.lookup(&which);
+	u64 index;
+	int i;
+
+	if (!notes)
+		return 1;
+#pragma unroll
+	for (i = 1; i <= NOTES; i++) {
+		index = (notes->next - i) % NOTES;
+		if (notes->key[index] == key) {
+			notes->key[index] = 0;
+			notes->next = index;
+			return 1;
+		}
+	}
+	return 0;
+}
+
+static __always_inline void count_recovered(int which)
+{
+	u64 *count = recovered.lookup(&which);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+
+/* Bodies: what each hook does with its arguments; plan.py says which hook gets which. KEY: the object that the event
+ * is about, which no other event that is under way on this CPU is about. */
 
 /* kmem:kmem_cache_alloc since Linux kernel commit 2c1d697fb8ba ("mm/slab_common: drop kmem_alloc & avoid dereferencing
  * fields when not using") (in v6.1): call_site, object, cache, gfp_flags. */
 #define BODY_alloc_cache_tp(call_site, object, cache, gfp, a4) ((object) ? count_alloc(cache, gfp, 1) : 0)
 /* kmem:kmalloc, and kmem:kmem_cache_alloc before: call_site, object, bytes_req, bytes_alloc, gfp_flags. */
 #define BODY_alloc_object_tp(call_site, object, a2, a3, gfp) count_alloc_object(object, gfp)
-/* kmem_cache_alloc(cache, gfp) and its like. */
+#define KEY_alloc_cache_tp(call_site, object, a2, a3, a4) (object)
+#define KEY_alloc_object_tp(call_site, object, a2, a3, a4) (object)
+/* kmem_cache_alloc(cache, gfp), kmem_cache_alloc_lru(cache, lru, gfp) and their like, at return: the object. */
+#define BODY_alloc_return1(cache, gfp, a2, a3, object) ((object) ? count_alloc(cache, gfp, 1) : 0)
+#define BODY_alloc_return2(cache, a1, gfp, a3, object) ((object) ? count_alloc(cache, gfp, 1) : 0)
+#define KEY_alloc_return1(a0, a1, a2, a3, object) (object)
+#define KEY_alloc_return2(a0, a1, a2, a3, object) (object)
+/* The same at entry, where a failure cannot be told from success. */
 #define BODY_alloc_gfp1(cache, gfp, a2, a3, a4) count_alloc(cache, gfp, 1)
-/* kmem_cache_alloc_lru(cache, lru, gfp) and its like. */
 #define BODY_alloc_gfp2(cache, a1, gfp, a3, a4) count_alloc(cache, gfp, 1)
 /* kmem_cache_alloc_bulk(cache, gfp, size, objects): all or nothing. */
 #define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(cache, gfp, size)
 /* __kmalloc(size, gfp) at return: the object is the return value. */
 #define BODY_kmalloc_return(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
+#define KEY_kmalloc_return(a0, a1, a2, a3, object) (object)
 #define BODY_free_tp(call_site, object, a2, a3, a4) count_free(object)
 #define BODY_free_entry(cache, object, a2, a3, a4) count_free(object)
 #define BODY_kfree_entry(object, a1, a2, a3, a4) count_free(object)
+#define KEY_free_tp(call_site, object, a2, a3, a4) (object)
+#define KEY_free_entry(cache, object, a2, a3, a4) (object)
+#define KEY_kfree_entry(object, a1, a2, a3, a4) (object)
 /* kmem_cache_free_bulk(cache or NULL, size, objects) */
 #define BODY_free_bulk(cache, size, objects, a3, a4) count_free_bulk(size, objects)
 /* rcu:rcu_invoke_kfree_bulk_callback: rcu name, number, objects. */

@@ -35,3 +35,53 @@
 			    PT_REGS_PARM5(ctx));                                                                       \
 		return 0;                                                                                              \
 	}
+
+/*
+ * Pairs of programs for one hook, see alloc.bpf.c: _FIRST counts and notes, _AGAIN counts what has no note. `which` is
+ * an enum noted.
+ */
+#define KMW_FIRST(body, which, a0, a1, a2, a3, a4)                                                                     \
+	BODY_##body(a0, a1, a2, a3, a4);                                                                               \
+	note(which, KEY_##body(a0, a1, a2, a3, a4))
+
+#define KMW_AGAIN(body, which, a0, a1, a2, a3, a4)                                                                     \
+	if (!take_note(which, KEY_##body(a0, a1, a2, a3, a4))) {                                                       \
+		BODY_##body(a0, a1, a2, a3, a4);                                                                       \
+		count_recovered(which);                                                                                \
+	}
+
+#define KMW_RAW_TP_PAIR(target, body, which)                                                                           \
+	int kmw_tp_##target(struct bpf_raw_tracepoint_args *ctx)                                                       \
+	{                                                                                                              \
+		KMW_FIRST(body, which, ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3], ctx->args[4]);          \
+		return 0;                                                                                              \
+	}                                                                                                              \
+	int kmw_ag_##target(struct bpf_raw_tracepoint_args *ctx)                                                       \
+	{                                                                                                              \
+		KMW_AGAIN(body, which, ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3], ctx->args[4]);          \
+		return 0;                                                                                              \
+	}
+
+#define KMW_FENTRY_PAIR(target, body, which)                                                                           \
+	KFUNC_PROBE(target)                                                                                            \
+	{                                                                                                              \
+		KMW_FIRST(body, which, ctx[0], ctx[1], ctx[2], ctx[3], ctx[4]);                                        \
+		return 0;                                                                                              \
+	}                                                                                                              \
+	int kmw_ag_##target(unsigned long long *ctx)                                                                   \
+	{                                                                                                              \
+		KMW_AGAIN(body, which, ctx[0], ctx[1], ctx[2], ctx[3], ctx[4]);                                        \
+		return 0;                                                                                              \
+	}
+
+#define KMW_FEXIT_PAIR(target, body, nargs, which)                                                                     \
+	KRETFUNC_PROBE(target)                                                                                         \
+	{                                                                                                              \
+		KMW_FIRST(body, which, ctx[0], ctx[1], ctx[2], ctx[3], ctx[nargs]);                                    \
+		return 0;                                                                                              \
+	}                                                                                                              \
+	int kmw_ag_##target(unsigned long long *ctx)                                                                   \
+	{                                                                                                              \
+		KMW_AGAIN(body, which, ctx[0], ctx[1], ctx[2], ctx[3], ctx[nargs]);                                    \
+		return 0;                                                                                              \
+	}

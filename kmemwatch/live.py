@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from kmemwatch.model import Event, Host, Snapshot
-from kmemwatch.sources.base import Reading, Source
-from kmemwatch.sources.bpf_source import BpfSource
-from kmemwatch.sources.discover import boot_id, hostname
 from kmemwatch.sources.handover import Child
-from kmemwatch.state import State
+
+if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
+    from kmemwatch.model import Event, Snapshot
+    from kmemwatch.sources.base import Reading, Source
 
 _TICK_S = 0.1
 """Longest time that `close` has to wait for another thread's poll."""
@@ -29,7 +29,15 @@ class LiveOptions:
 
 def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
     """Attach. Raises UnsupportedError when this kernel or these privileges cannot do it."""
-    return LiveFeed(BpfSource(Child(options.without).wait()))
+    child = Child(options.without)
+    try:
+        # The child takes a while; what reads its answer is imported meanwhile.
+        import kmemwatch.state  # noqa: F401
+        from kmemwatch.sources.bpf_source import BpfSource
+
+        return LiveFeed(BpfSource(child.wait()))
+    finally:
+        child.close()
 
 
 class LiveFeed:
@@ -39,6 +47,10 @@ class LiveFeed:
     notice: str | None = None
 
     def __init__(self, source: Source) -> None:
+        from kmemwatch.model import Host
+        from kmemwatch.sources.discover import boot_id, hostname
+        from kmemwatch.state import State
+
         self._source = source
         self._lock = threading.Lock()
         self._closed = threading.Event()

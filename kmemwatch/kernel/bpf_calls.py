@@ -30,6 +30,16 @@ _PROG_NAME = slice(64, 80)
 """``bpf_prog_info.name``."""
 
 
+LOADS = {
+    "raw_tp": (PROG_RAW_TRACEPOINT, 0),
+    "test_run": (PROG_RAW_TRACEPOINT, 0),
+    "kprobe": (PROG_KPROBE, 0),
+    "fentry": (PROG_TRACING, ATTACH_FENTRY),
+    "fexit": (PROG_TRACING, ATTACH_FEXIT),
+}
+"""Kind of `plan.Hook` -> program type, expected attach type."""
+
+
 def available() -> bool:
     """This libbpf has all that is needed here."""
     return all(map(libbpf.has, ("bpf_map_create", "bpf_prog_load", "bpf_raw_tracepoint_open")))

@@ -31,6 +31,13 @@ class Hook:
     nargs: int = 0
     """FEXIT: number of arguments, which the return value follows."""
 
+    @property
+    def noted(self) -> int | None:
+        """``enum noted`` of a body that can be told to have run, so that a second program makes up for skipped runs."""
+        if self.kind not in (RAW_TP, FENTRY, FEXIT):
+            return None
+        return 0 if self.body in _NOTED_ALLOC else 1 if self.body in _NOTED_FREE else None
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -64,6 +71,11 @@ class Signal:
 class Plan:
     defines: Defines
     signals: tuple[Signal, ...]
+
+    @property
+    def hooks(self) -> tuple[Hook, ...]:
+        """Those of all candidates."""
+        return tuple(hook for signal in self.signals for option in signal.candidates for hook in option.hooks)
 
 
 def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
@@ -205,7 +217,7 @@ class _Chooser:
     def _alloc_functions(self, kind: str) -> Candidate:
         shared = self._existing(("__kmem_cache_alloc_node",))
         by_cache = [*self._existing(_CACHE_FUNCTIONS), *(shared or self._existing(_KMALLOC_CACHE_FUNCTIONS))]
-        hooks = [Hook(kind, name, self._gfp_body(name)) for name in by_cache]
+        hooks = [self._by_cache(kind, name) for name in by_cache]
         if not self._existing(("kmem_cache_alloc",)):
             raise _Reason("no function kmem_cache_alloc, or /proc/kallsyms cannot be read")
         if shared:
@@ -217,9 +229,13 @@ class _Chooser:
             return Candidate(tuple(hooks))
         return Candidate(tuple(hooks), "kmalloc of a size that is not known at compile time is not seen")
 
-    def _gfp_body(self, function: str) -> str:
+    def _by_cache(self, kind: str, function: str) -> Hook:
+        """A hook on a function whose first argument is the cache; at return where that can still see the arguments."""
         args = self._facts.function_args.get(function, ("kmem_cache *", "gfp_t"))
-        return "alloc_gfp2" if args[2:3] == ("gfp_t",) else "alloc_gfp1"
+        which = 2 if args[2:3] == ("gfp_t",) else 1
+        if kind == FENTRY:
+            return Hook(FEXIT, function, f"alloc_return{which}", len(args))
+        return Hook(kind, function, f"alloc_gfp{which}")
 
     def _free_tracepoints(self) -> Candidate:
         if self._facts.tracepoint_args.get("kmem_cache_free", ())[2:3] != ("kmem_cache *",):
@@ -284,6 +300,8 @@ class _Chooser:
         return found
 
 
+_NOTED_ALLOC = frozenset({"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return"})
+_NOTED_FREE = frozenset({"free_tp", "free_entry", "kfree_entry"})
 _CACHE_FUNCTIONS = ("kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node")
 _KMALLOC_CACHE_FUNCTIONS = (
     "kmem_cache_alloc_trace",

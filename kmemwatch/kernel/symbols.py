@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -20,10 +19,12 @@ def addresses(names: Iterable[str], path: Path = KALLSYMS) -> Mapping[str, int] 
         text = path.read_bytes()
     except OSError:
         return None
-    wanted = "|".join(re.escape(name) for name in sorted(set(names)))
-    # One search through 5 MB in C, instead of 100,000 lines in Python: start-up has 1.5 s.
-    pattern = re.compile(rf"^([0-9a-f]+) \w ({wanted})$".encode(), re.MULTILINE)
+    # The address is as wide as a pointer everywhere: "ffffffff81000000 T name". Slicing 120,000 lines takes 35 ms, a
+    # regular expression with all names three times as long; start-up has 1.5 s.
+    start = text.find(b" ") + len(" T ")
+    wanted = {name.encode(): name for name in names}
     found: dict[str, int] = {}
-    for address, name in pattern.findall(text):
-        found.setdefault(name.decode(), int(address, 16))
+    for line in text.split(b"\n"):
+        if line[start:] in wanted:
+            found.setdefault(wanted[line[start:]], int(line[: start - 3], 16))
     return found

@@ -40,6 +40,8 @@ class BpfSource:
             self._peek = Peek(handed.programs, handed.maps, manifest.stats_count)
             if manifest.first_cache:
                 self._caches = CacheList(self._peek, manifest.facts, manifest.first_cache)
+        # While hooks were attached one after the other, a second program may have counted alone.
+        self._skipped_at_start = self._skipped()
         self._closed = False
 
     def _on_event(self, raw: bytes) -> None:
@@ -98,15 +100,27 @@ class BpfSource:
     def _read_lost(self) -> dict[str, int]:
         _, sums = _sum_per_cpu(self._readers["lost"], 1)
         lost = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
-        for name, fd in self._handed.programs.items():
-            signal, attached, _ = name.partition("/")
-            misses = program_stats(fd).recursion_misses if attached else None
-            if misses is not None:
-                # An interrupt hit while the program ran, and the kernel did not run it a second time for what the
-                # interrupt did.
-                lost[f"skipped_{signal}"] = lost.get(f"skipped_{signal}", 0) + misses
+        for signal, runs in self._skipped().items():
+            lost[f"skipped_{signal}"] = max(0, runs - self._skipped_at_start.get(signal, 0))
         lost["undecodable"] = self._ring.decode_errors if self._ring else 0
         return lost
+
+    def _skipped(self) -> dict[str, int]:
+        """Signal -> runs that the kernel skipped because an interrupt hit while the program ran, less those that the
+        second program of the hook made up for."""
+        skipped: dict[str, int] = {}
+        for name, fd in self._handed.programs.items():
+            signal, attached, hook = name.partition("/")
+            misses = program_stats(fd).recursion_misses if attached and not hook.startswith("again:") else None
+            if misses is not None:
+                signal = signal.removesuffix("-bulk")
+                skipped[signal] = skipped.get(signal, 0) + misses
+        if "recovered" in self._readers:
+            _, sums = _sum_per_cpu(self._readers["recovered"], 1)
+            for signal, (recovered,) in zip(decode.NOTED_SIGNALS, sums, strict=True):
+                if signal in skipped:
+                    skipped[signal] -= recovered
+        return skipped
 
     def forget(self, pairs: Iterable[tuple[int, int]], cgroup_ids: Iterable[int]) -> None:
         """Drop counters that can never change again."""

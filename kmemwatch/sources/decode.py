@@ -31,6 +31,9 @@ PEEK_BYTES = 4096
 LOST_REASONS = ("ringbuf_full", "pair_map_full", "charge_map_full", "cgroup_unreadable", "cache_unreadable")
 """Index of the map ``lost``; ``enum lost_reason`` in bpf/maps.h."""
 
+NOTED_SIGNALS = ("alloc", "free")
+"""Index of the map ``recovered``; ``enum noted`` in bpf/alloc.bpf.c."""
+
 LIFECYCLE_KINDS = {1: "online", 2: "offline", 3: "released"}
 
 _LEAF_BYTES: Mapping[str, int] = {
@@ -40,6 +43,7 @@ _LEAF_BYTES: Mapping[str, int] = {
     "walk_out": MEMCG_RECORD_BYTES,
     "walk": WALK_STATE.size,
     "peek_out": PEEK_BYTES,
+    "recovered": 8,
 }
 
 

@@ -12,13 +12,15 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmemwatch import errors
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.kernel.facts import Facts
 from kmemwatch.sources import channel
-from kmemwatch.sources.maps import MapHandle
+
+if TYPE_CHECKING:  # imported when there is a manifest: the child starts before
+    from kmemwatch.kernel.facts import Facts
+    from kmemwatch.sources.maps import MapHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,9 @@ class Manifest:
     @staticmethod
     def from_raw(raw: Mapping[str, Any]) -> Manifest:
         """Inverse of `to_raw`, also after JSON has made lists of tuples."""
+        from kmemwatch.kernel.facts import Facts
+        from kmemwatch.sources.maps import MapHandle
+
         return Manifest(
             **{
                 **raw,

@@ -27,15 +27,6 @@ _INSTRUCTION = struct.Struct("=BBhi")
 _UNIX_MODULE = Path("/sys/module/unix/initstate")
 """Only there when AF_UNIX is a module; its cache, which leads us to all others, then comes and goes with it."""
 
-_LOADS = {
-    "raw_tp": (bpf_calls.PROG_RAW_TRACEPOINT, 0),
-    "test_run": (bpf_calls.PROG_RAW_TRACEPOINT, 0),
-    "kprobe": (bpf_calls.PROG_KPROBE, 0),
-    "fentry": (bpf_calls.PROG_TRACING, bpf_calls.ATTACH_FENTRY),
-    "fexit": (bpf_calls.PROG_TRACING, bpf_calls.ATTACH_FEXIT),
-}
-"""Kind of `plan.Hook` -> program type, expected attach type."""
-
 
 class Started(NamedTuple):
     """What goes to the parent."""
@@ -151,7 +142,7 @@ def _set_page_base(manifest: Mapping[str, Any], maps: Sequence[int]) -> None:
 
 
 def _load(program: Mapping[str, Any], maps: Sequence[int]) -> int:
-    kind, attach_type = _LOADS[program["kind"]]
+    kind, attach_type = bpf_calls.LOADS[program["kind"]]
     code = translate(binascii.a2b_base64(program["code"]), dict(enumerate(maps)))
     return bpf_calls.load_program(kind, program["name"], code, attach_type, program["function_id"])
 

@@ -4,25 +4,27 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.resources
+import importlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError
-from kmemwatch.kernel import cgroupfs, facts, plan
+from kmemwatch.kernel import bpf_calls, cgroupfs, facts, plan
+from kmemwatch.kernel.btf import Btf
 from kmemwatch.kernel.plan import Hook, Plan, Signal
 from kmemwatch.sources import decode, discover
 from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle, MapReader
 from kmemwatch.sources.peek import Peek
 
-_PER_CPU = ("lost", "pairs", "charges")
-_MMAPABLE = ("peek_out", "walk_out", "walk")
+_PER_CPU = ("lost", "pairs", "charges", "noted", "recovered")
+_SOURCES = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +56,16 @@ class Loaded:
 
 def load(without: tuple[str, ...]) -> Loaded:
     """Look, decide, compile, attach. Raises KmemwatchError."""
+    # Half of either is waiting for the kernel or for the linker.
+    early = threading.Thread(target=_import_early)
+    early.start()
     found = facts.gather()
     chosen = plan.plan(found, without)
     hierarchy = cgroupfs.find_memory()
     if hierarchy is not None:
         # Maps are charged to whoever makes them; the root memcg is charged nothing, and nobody is watched for it.
         cgroupfs.join_root(hierarchy)
+    early.join()
     bcc, include = _bcc()
     refused: dict[str, list[str]] = {}
     while True:
@@ -95,11 +101,10 @@ def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
 
 def source_text(chosen: Plan) -> str:
     """All C that the plan needs, as one text; line directives keep the compiler's messages true."""
-    root = importlib.resources.files("kmemwatch.bpf")
     names = ["compat.h", "maps.h", "hooks.h"]
     names += dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
-    parts = [f'#line 1 "bpf/{name}"\n{root.joinpath(name).read_text()}' for name in names]
-    stubs = {_stub(hook) for signal in chosen.signals for option in signal.candidates for hook in option.hooks}
+    parts = [f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names]
+    stubs = {_stub(hook) for hook in chosen.hooks}
     return "\n".join([*parts, '#line 1 "hooks of this kernel"', *sorted(stubs - {""})])
 
 
@@ -107,7 +112,14 @@ def _stub(hook: Hook) -> str:
     if hook.kind == plan.TEST_RUN:
         return ""
     nargs = f", {hook.nargs}" if hook.kind == plan.FEXIT else ""
+    if _is_pair(hook):
+        return f"KMW_{hook.kind.upper()}_PAIR({hook.target}, {hook.body}{nargs}, {hook.noted})"
     return f"KMW_{hook.kind.upper()}({hook.target}, {hook.body}{nargs})"
+
+
+def _is_pair(hook: Hook) -> bool:
+    """Two programs for this hook. bcc attaches one function to one target only, so libbpf has to do the second."""
+    return hook.noted is not None and bpf_calls.available()
 
 
 class _Attempt:
@@ -118,6 +130,7 @@ class _Attempt:
         self._plan = chosen
         self._programs: dict[str, LoadedProgram] = {}
         self._links: list[int] = []
+        self._btf: Btf | None = None
         self._stderr = _StderrCapture()
         self._bpf = self._compile(bcc, include)
         self._maps = self._map_handles()
@@ -175,6 +188,8 @@ class _Attempt:
         names = ["lost"]
         sources = {signal.source for signal in self._plan.signals if signal.candidates}
         names += ["pairs", "page_base"] if "alloc.bpf.c" in sources else []
+        # Of no use to the parent but as a part of what it keeps for the next start.
+        names += ["noted", "recovered"] if any(map(_is_pair, self._plan.hooks)) else []
         names += ["charges"] if "charge.bpf.c" in sources else []
         names += ["events"] if "lifecycle.bpf.c" in sources else []
         names += ["peek_out", "walk_out", "walk"] if "peek.bpf.c" in sources else []
@@ -199,15 +214,41 @@ class _Attempt:
         for hook in candidate.hooks:
             try:
                 with self._stderr:
-                    function, links = self._attach_hook(hook)
+                    self._attach_programs(signal.name, hook)
             except Exception as error:  # bcc raises bare Exception
                 reason = self._stderr.reason() or str(error)
                 raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {reason}") from error
-            name = hook.target if hook.kind == plan.TEST_RUN else f"{signal.name}/{hook.kind}:{hook.target}"
-            program, code = self._bpf.funcs[function].fd, self._bpf.dump_func(function)
-            self._programs[name] = LoadedProgram(name, hook.kind, hook.target, program, code)
-            self._links += links
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
+
+    def _attach_programs(self, signal: str, hook: Hook) -> None:
+        # The kernel runs the programs of a tracepoint in the order in which they came, those of fentry the other way.
+        before = _is_pair(hook) and hook.kind != plan.RAW_TP
+        if before:
+            self._attach_again(signal, hook)
+        function, links = self._attach_hook(hook)
+        name = hook.target if hook.kind == plan.TEST_RUN else f"{signal}/{hook.kind}:{hook.target}"
+        self._keep(name, hook, self._bpf.funcs[function].fd, self._bpf.dump_func(function), links)
+        if _is_pair(hook) and not before:
+            self._attach_again(signal, hook)
+
+    def _attach_again(self, signal: str, hook: Hook) -> None:
+        """The second program of a hook, which counts what the first was skipped for."""
+        code = self._bpf.dump_func(b"kmw_ag_" + hook.target.encode())
+        kind, attach_type = bpf_calls.LOADS[hook.kind]
+        program = bpf_calls.load_program(kind, f"kmw_ag_{hook.target}"[:15], code, attach_type, self._function_id(hook))
+        link = bpf_calls.attach_tracepoint(program, hook.target if hook.kind == plan.RAW_TP else None)
+        self._keep(f"{signal}/again:{hook.target}", hook, program, code, [link])
+
+    def _keep(self, name: str, hook: Hook, program: int, code: bytes, links: list[int]) -> None:
+        self._programs[name] = LoadedProgram(name, hook.kind, hook.target, program, code)
+        self._links += links
+
+    def _function_id(self, hook: Hook) -> int:
+        if hook.kind == plan.RAW_TP:
+            return 0
+        if self._btf is None:
+            self._btf = Btf()
+        return self._btf.function_id(hook.target) or 0
 
     def _attach_hook(self, hook: Hook) -> tuple[bytes, list[int]]:
         """(function of the C code, descriptors that keep it attached)."""
@@ -269,6 +310,13 @@ def _join(*reasons: str | None) -> str | None:
     return "; ".join(reason for reason in reasons if reason) or None
 
 
+def _import_early() -> None:
+    try:
+        import bcc  # noqa: F401
+    except Exception:  # noqa: BLE001 - `_bcc` meets it again, and says so
+        pass
+
+
 def _bcc() -> tuple[Any, Path]:
     """(the module, the directory with our headers)."""
     try:
@@ -278,7 +326,7 @@ def _bcc() -> tuple[Any, Path]:
             f"{sys.executable}: cannot import bcc: {error}",
             hint="install it: apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)",
         ) from error
-    include = Path(str(importlib.resources.files("kmemwatch.bpf"))) / "include"
+    include = _SOURCES / "include"
     if not include.is_dir():
         raise KmemwatchError(f"{include}: not installed", hint="install kmemwatch again: make setup")
     return bcc, include

@@ -92,7 +92,7 @@ def test_debian_6_1() -> None:
     functions = "kmem_cache_alloc+kmem_cache_alloc_lru+kmem_cache_alloc_node+__kmem_cache_alloc_node"
     assert names(chosen) == {
         "pins": ("test_run:walk+peek",),
-        "alloc": (ALLOC_TP, f"fentry:{functions}", f"kprobe:{functions}"),
+        "alloc": (ALLOC_TP, f"fexit:{functions}", f"kprobe:{functions}"),
         "alloc-bulk": ("fexit:kmem_cache_alloc_bulk", "kprobe:kmem_cache_alloc_bulk"),
         "free": (FREE_TP, *FREE_FUNCTIONS),
         "free-bulk": FREE_BULK,
@@ -107,8 +107,8 @@ def test_debian_6_12_and_7_2(name: str) -> None:
     chosen = plan(recorded_facts(name))
     found = names(chosen)
     assert found["alloc"][0] == ALLOC_TP
-    assert found["alloc"][1].startswith("fentry:kmem_cache_alloc_noprof+kmem_cache_alloc_lru_noprof+")
-    assert "fexit:__kmalloc_noprof" in found["alloc"][1]
+    assert found["alloc"][1].startswith("fexit:kmem_cache_alloc_noprof+kmem_cache_alloc_lru_noprof+")
+    assert "+__kmalloc_noprof" in found["alloc"][1]
     assert found["alloc-bulk"] == ("fexit:kmem_cache_alloc_bulk_noprof", "kprobe:kmem_cache_alloc_bulk_noprof")
     assert found["free"] == (FREE_TP, *FREE_FUNCTIONS)
     assert found["lifecycle"] == LIFE
@@ -197,7 +197,7 @@ def test_symbols_that_cannot_be_read_are_taken_from_btf(name: str) -> None:
 def test_a_tracepoint_that_is_missing_gives_way_to_functions() -> None:
     facts = recorded_facts("debian-7.2")
     for gone, signal_name, instead in (
-        ("kmalloc", "alloc", "fentry:"),
+        ("kmalloc", "alloc", "fexit:"),
         ("kfree", "free", FREE_FUNCTIONS[0]),
         ("mod_memcg_state", "charge", CHARGE_FUNCTIONS[0]),
     ):
