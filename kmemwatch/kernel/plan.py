@@ -171,8 +171,9 @@ class _Chooser:
     def free(self) -> Iterator[Candidate | str]:
         yield self._try(RAW_TP, self._free_tracepoints)
         both = ("kmem_cache_free", "free_entry"), ("kfree", "kfree_entry")
-        for kind in (FENTRY, KPROBE):
-            yield self._try(kind, partial(self._functions, kind, *both))
+        yield self._try(FENTRY, partial(self._functions, FENTRY, *both))
+        limits = "frees in an interrupt that hits the probe itself are not seen, and not counted as lost"
+        yield self._try(KPROBE, partial(self._functions, KPROBE, *both, limits=limits))
 
     def free_bulk(self) -> Iterator[Candidate | str]:
         # Kprobes first: the verifier lets no fentry program read an argument of type void ** (seen up to v6.12).
@@ -256,9 +257,9 @@ class _Chooser:
             )
         )
 
-    def _functions(self, kind: str, *hooks: tuple[str, str]) -> Candidate:
+    def _functions(self, kind: str, *hooks: tuple[str, str], limits: str | None = None) -> Candidate:
         """A candidate of (function, body) pairs."""
-        return Candidate(tuple(self._hook(kind, function, body) for function, body in hooks))
+        return Candidate(tuple(self._hook(kind, function, body) for function, body in hooks), limits)
 
     def _tracepoints(self, *hooks: tuple[str, str], limits: str | None = None) -> Candidate:
         """A candidate of (tracepoint, body) pairs."""

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,23 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import Pair
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, snapshot, wait_for, workload
+from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, settled, snapshot, workload
 
 TRIES = 5
 """An interrupt that hits while a program runs makes the kernel skip a run, which kmemwatch counts as lost: such a run
 of the workload proves nothing and is repeated."""
+
+
+def frees_are_exact(feed: LiveFeed) -> bool:
+    """A kprobe is not hit again while it is being handled, so what an interrupt frees meanwhile is missed, uncounted;
+    `doctor` says so. Any other way of attaching makes up for it."""
+    return not any(
+        probe.signal == "free" and (probe.attachment or "").startswith("kprobe") for probe in snapshot(feed).probes
+    )
+
+
+def lost_now(feed: LiveFeed) -> int | None:
+    return snapshot(feed).lost.total
 
 
 def counts(row: Pair | None) -> tuple[int, int]:
@@ -56,17 +69,25 @@ def test_allocations_and_frees_equal_the_workloads_own_count(
     with workload(cgroup) as work:
 
         def attempt() -> None:
-            before = counts(pair_of(snapshot(feed), "filp", cgroup.id))
+            lost, before = lost_now(feed), counts(pair_of(snapshot(feed), "filp", cgroup.id))
+
+            def done() -> tuple[int, int]:
+                after = counts(pair_of(snapshot(feed), "filp", cgroup.id))
+                return after[0] - before[0], after[1] - before[1]
+
             work.do(f"eventfd {number}")
             # struct file is freed after a grace period on kernels before v6.7.
-            wait_for(
-                lambda: counts(pair_of(snapshot(feed), "filp", cgroup.id))[1] - before[1] >= number, patience(30), 0.3
-            )
-            after = counts(pair_of(snapshot(feed), "filp", cgroup.id))
-            result["filp"] = (after[0] - before[0], after[1] - before[1])
+            limit = time.monotonic() + patience(15)
+            while done() != (number, number) and lost_now(feed) == lost and time.monotonic() < limit:
+                time.sleep(0.3)
+            result["filp"] = done()
 
         without_loss(feed, attempt)
-    assert result["filp"] == (number, number)
+    if frees_are_exact(feed):
+        assert result["filp"] == (number, number)
+    else:
+        assert result["filp"][0] == number
+        assert 0 < result["filp"][1] <= number
 
 
 def test_files_on_tmpfs_come_and_go_in_both_their_caches(
@@ -98,14 +119,21 @@ def test_files_on_tmpfs_come_and_go_in_both_their_caches(
             assert size is not None
             assert live.live_bytes == number * size
             work.do(f"unlink {number} {tmpfs}")
-            wait_for(lambda: all(now()[cache][1] - before[cache][1] >= number for cache in caches), patience(60), 0.5)
-            final = now()
-            gone.update({cache: final[cache][1] - before[cache][1] for cache in caches})
+            limit = time.monotonic() + patience(20)
+            while time.monotonic() < limit:
+                final = now()
+                gone.update({cache: final[cache][1] - before[cache][1] for cache in caches})
+                if all(gone[cache] >= number for cache in caches):
+                    return
+                time.sleep(0.5)
 
         without_loss(feed, attempt)
     # unlink looks each name up again only if its dentry is gone, which on tmpfs it is not.
     assert made == {"shmem_inode_cache": number, "dentry": number}
-    assert gone == {"shmem_inode_cache": number, "dentry": number}
+    if frees_are_exact(feed):
+        assert gone == {"shmem_inode_cache": number, "dentry": number}
+    else:
+        assert all(0 < gone[cache] <= number for cache in caches)
 
 
 def test_pipes_are_counted_in_kmalloc(
@@ -113,6 +141,7 @@ def test_pipes_are_counted_in_kmalloc(
 ) -> None:
     """kmalloc objects are found through their page, which no argument of a hook names."""
     cgroup, number = own_cgroup(), 211
+    gone: list[int] = []
     with workload(cgroup) as work:
 
         def attempt() -> None:
@@ -131,15 +160,20 @@ def test_pipes_are_counted_in_kmalloc(
             grown = {name: after[name][0] - before.get(name, (0, 0))[0] for name in after}
             assert sorted(count for count in grown.values() if count >= number) == [number, number], grown
             work.do("close")
-            wait_for(
-                lambda: (
-                    sorted(n[1] - before.get(c, (0, 0))[1] for c, n in kmalloc().items() if grown[c] >= number)
-                    == [number, number]
-                ),
-                patience(20),
-            )
+            freed = partial(_freed, kmalloc, before, [name for name in grown if grown[name] >= number])
+            gone[:] = settled(freed, [number, number], patience(20 if exact else 2))
 
+        exact = frees_are_exact(feed)
         without_loss(feed, attempt)
+    if exact:
+        assert gone == [number, number]
+
+
+def _freed(
+    kmalloc: Callable[[], dict[str, tuple[int, int]]], before: dict[str, tuple[int, int]], names: list[str]
+) -> list[int]:
+    now = kmalloc()
+    return [now[name][1] - before.get(name, (0, 0))[1] for name in names]
 
 
 @pytest.mark.needs("bpftrace")
