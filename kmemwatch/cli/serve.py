@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from contextlib import ExitStack
 
 import click
@@ -16,6 +17,8 @@ MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
 MAX_SERIES = 20_000
 MIN_SERIES = 1_000
 _CHECK_S = 1.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+"""mallopt(3)."""
 
 
 @click.command(short_help="Serve.")
@@ -38,6 +41,7 @@ def command(
     from kmemwatch.exporter.publisher import Publisher
     from kmemwatch.exporter.server import Server, listen, url_of
 
+    _keep_memory_low()
     # First what is quick to fail: a port in use must not cost the time to attach.
     check_telemetry_path(telemetry_path)
     with until_stopped(), ExitStack() as stack:
@@ -55,6 +59,16 @@ def command(
         while True:
             publisher.wait(_CHECK_S)
             server.check()
+
+
+def _keep_memory_low() -> None:
+    """Give freed memory back at once, and have one heap for all threads: Python lets only one of them run anyway."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:  # not glibc
+        return
+    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 64 << 10), (_M_TRIM_THRESHOLD, 64 << 10)):
+        mallopt(parameter, value)
 
 
 def _log(message: str) -> None:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel import libbpf
 
-_BATCH = 8192
-"""Entries per system call. More than any hash bucket has, else the kernel answers ENOSPC."""
+_BATCH = 2048
+"""Entries per system call. More than any hash bucket has, else the kernel answers ENOSPC; few enough that the buffer
+for the values of 64 CPUs is 3 MB."""
 
 
 @dataclass(frozen=True, slots=True)
