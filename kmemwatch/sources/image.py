@@ -24,6 +24,7 @@ _LOAD_64 = 0x18
 _MAP_FD = 1
 """``BPF_PSEUDO_MAP_FD``."""
 _INSTRUCTION = struct.Struct("=BBhi")
+_TRACING = ("fentry", "fexit")
 _UNIX_MODULE = Path("/sys/module/unix/initstate")
 """Only there when AF_UNIX is a module; its cache, which leads us to all others, then comes and goes with it."""
 
@@ -79,13 +80,13 @@ def take(loaded: Loaded, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _programs(programs: Sequence[LoadedProgram], places: Mapping[int, int]) -> Iterator[dict[str, Any]]:
-    ids = _function_ids([program.target for program in programs if program.kind in ("fentry", "fexit")])
+    ids = _function_ids([program.target for program in programs if program.kind in _TRACING])
     for program in programs:
         yield {
             "kind": program.kind,
             "target": program.target,
             "name": bpf_calls.program_name(program.fd),
-            "function_id": ids.get(program.target, 0),
+            "function_id": ids[program.target] if program.kind in _TRACING else 0,
             # Numbers of maps where descriptors were.
             "code": binascii.b2a_base64(translate(program.code, places), newline=False).decode(),
         }
