@@ -66,6 +66,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "BTF": lambda: Path("/sys/kernel/btf/vmlinux").exists(),
     "kprobes": lambda: Path("/sys/bus/event_source/devices/kprobe").exists(),
     "fentry": _fentry,
+    # The verifier of 5.10 refuses fentry on kfree.
+    "first choices": lambda: GUEST != "5.10",
     "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",

@@ -49,7 +49,7 @@ KERNELS = (
         suites=("bullseye", "bullseye-security"),
         package=r"linux-image-5\.10\.0-\d+-amd64",
         # The cache is an argument of the tracepoint since 6.1, memcg has tracepoints since 6.13.
-        lacks=frozenset({"memcg tracepoints", "cache in tracepoints"}),
+        lacks=frozenset({"memcg tracepoints", "cache in tracepoints", "first choices"}),
     ),
     LabKernel(
         name="6.1",
