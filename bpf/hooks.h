@@ -28,6 +28,25 @@
 		return 0;                                                                                              \
 	}
 
+/*
+ * The same for a function whose first argument has a type that the verifier does not let through, such as kfree(const
+ * void *): copied from the context instead of loaded.
+ */
+#define KMW_COPY_ARG0(ctx)                                                                                             \
+	({                                                                                                             \
+		u64 _arg = 0;                                                                                          \
+		bpf_probe_read_kernel(&_arg, sizeof(_arg), (void *)(ctx));                                             \
+		_arg;                                                                                                  \
+	})
+
+#define KMW_FENTRY_COPY(target, body)                                                                                  \
+	KFUNC_PROBE(target)                                                                                            \
+	{                                                                                                              \
+		u64 first = KMW_COPY_ARG0(ctx);                                                                        \
+		BODY_##body(first, 0, 0, 0, 0);                                                                        \
+		return 0;                                                                                              \
+	}
+
 #define KMW_KPROBE(target, body)                                                                                       \
 	int kmw_kp_##target(struct pt_regs *ctx)                                                                       \
 	{                                                                                                              \
@@ -71,6 +90,20 @@
 	int kmw_ag_##target(unsigned long long *ctx)                                                                   \
 	{                                                                                                              \
 		KMW_AGAIN(body, which, ctx[0], ctx[1], ctx[2], ctx[3], ctx[4]);                                        \
+		return 0;                                                                                              \
+	}
+
+#define KMW_FENTRY_COPY_PAIR(target, body, which)                                                                      \
+	KFUNC_PROBE(target)                                                                                            \
+	{                                                                                                              \
+		u64 first = KMW_COPY_ARG0(ctx);                                                                        \
+		KMW_FIRST(body, which, first, 0, 0, 0, 0);                                                             \
+		return 0;                                                                                              \
+	}                                                                                                              \
+	int kmw_ag_##target(unsigned long long *ctx)                                                                   \
+	{                                                                                                              \
+		u64 first = KMW_COPY_ARG0(ctx);                                                                        \
+		KMW_AGAIN(body, which, first, 0, 0, 0, 0);                                                             \
 		return 0;                                                                                              \
 	}
 

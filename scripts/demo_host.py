@@ -123,9 +123,7 @@ def main(recording: str) -> int:
     pods = slice_of("kubepods.slice", "kubepods-burstable.slice", "kubepods-burstable-podb2c1.slice")
     kept = make_zombies(jobs)
     works = services(system, pods)
-    recorder = subprocess.Popen(
-        [sys.executable, "-m", "kmemwatch", "record", recording, "--interval", str(INTERVAL_S)]
-    )
+    recorder = subprocess.Popen([sys.executable, "-m", "kmemwatch", "record", recording, "--interval", str(INTERVAL_S)])
     time.sleep(25)  # compiling takes its time in an emulated machine
     end = time.monotonic() + SECONDS
     threads = [

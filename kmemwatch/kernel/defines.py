@@ -12,8 +12,9 @@ MAX_PAIRS = 65_536
 """(cache, memcg) pairs that are counted at once; the pairs of released memcgs are removed."""
 MAX_CGROUPS = 65_536
 """Memcgs whose charges are counted at once: the kernel has 65,535 memcg ids."""
-RING_BYTES = 4 << 20
-"""Lifecycle events: 10,000 onlines and their ends, about two seconds of the fastest churn that was measured."""
+RING_BYTES = 2 << 20
+"""Lifecycle events: the whole lives of 4,900 memcgs, which is a second of 5,000 that come and go per second. The kernel
+lets it be mapped twice, and both count as memory of the process."""
 WALK_BATCH = 32
 WALK_STEPS = 96
 """Edges per run of the walk: a leaf takes three."""

@@ -112,9 +112,12 @@ def _stub(hook: Hook) -> str:
     if hook.kind == plan.TEST_RUN:
         return ""
     nargs = f", {hook.nargs}" if hook.kind == plan.FEXIT else ""
+    macro = f"KMW_{hook.kind.upper()}"
+    if hook.kind == plan.FENTRY and hook.body == "kfree_entry":
+        macro += "_COPY"  # its argument is const void *, which fentry refuses to load
     if _is_pair(hook):
-        return f"KMW_{hook.kind.upper()}_PAIR({hook.target}, {hook.body}{nargs}, {hook.noted})"
-    return f"KMW_{hook.kind.upper()}({hook.target}, {hook.body}{nargs})"
+        return f"{macro}_PAIR({hook.target}, {hook.body}{nargs}, {hook.noted})"
+    return f"{macro}({hook.target}, {hook.body}{nargs})"
 
 
 def _is_pair(hook: Hook) -> bool:
