@@ -43,7 +43,7 @@ class Units:
         """What keeps a dying memcg: kind -> bytes. `local`: its statistics less those of its children.
 
         With objcg, slab and other kernel memory moves to the parent when the memcg goes offline: it cannot be the pin,
-        although the memcg's statistics still show what it once had. None when nothing can be told.
+        although the memcg's statistics still show what it once had. None when nothing can be told, or not yet.
         """
         if self.index is None:
             return None
@@ -60,6 +60,11 @@ class Units:
             "swap": self.stat(local, "MEMCG_SWAP", page),
             "sock": record.tcpmem_pages * page if self.cgroup_version == 1 else self.stat(local, "MEMCG_SOCK", page),
         }
+        resident = sum(found[kind] or 0 for kind in ("shmem", "anon", "file"))
+        if resident > record.memory_pages * page:
+            # The page counter is exact, statistics are up to two seconds older: right after a death they still show
+            # what has been freed since.
+            return None
         if self.era != OBJCG:
             found["slab"] = self.slab_bytes(local)
         return {kind: size for kind, size in found.items() if size}
