@@ -23,6 +23,7 @@ NOT_IN_SMOKE = (
     f"{LIVE}/test_startup.py",
     f"{LIVE}/test_caches.py",
     f"{LIVE}/test_walk.py",
+    f"{LIVE}/test_namespaces.py",
     f"{LIVE}/test_churn.py::test_memory",
     f"{LIVE}/test_churn.py::test_odd",
     f"{LIVE}/test_exit.py::test_a_signal_ends_it_and_detaches[top-",
