@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import click
@@ -110,3 +111,24 @@ def open_feed(
     from kmemwatch.live import LiveOptions, open_live
 
     return open_live(LiveOptions(without=without))
+
+
+@dataclass(frozen=True, slots=True)
+class TopOptions:
+    """The command line of `top`."""
+
+    delay_s: float
+    iterations: int | None
+    batch: bool
+    output: str
+    view: str
+    sort: str | None
+    filter_: str | None
+    cgroup: str | None
+    connect: str | None
+    replay: str | None
+    without: tuple[str, ...]
+
+    def open(self, *, realtime: bool) -> Feed:
+        """The feed that was asked for. Raises KmemwatchError."""
+        return open_feed(self.connect, self.replay, self.without, realtime=realtime)

@@ -15,7 +15,7 @@ from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.tui.poller import Poller
 
 if TYPE_CHECKING:
-    from kmemwatch.cli.top import TopOptions
+    from kmemwatch.cli.options import TopOptions
     from kmemwatch.model import Snapshot
 
 END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -7,40 +7,17 @@ import os
 import shutil
 import sys
 from contextlib import closing
-from dataclasses import dataclass
 
 import click
 
-from kmemwatch.cli.options import Seconds, cgroup_option, check_source, filter_option, open_feed, source_options
+from kmemwatch.cli.options import Seconds, TopOptions, cgroup_option, check_source, filter_option, source_options
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feed import Feed
 
 VIEW_NAMES = ("cgroups", "caches", "zombies", "ids", "recharges")
 OUTPUTS = ("table", "json", "csv", "ndjson")
 DELAY_S, ONCE_DELAY_S = 3.0, 1.0
 MIN_DELAY_S, MAX_DELAY_S = 0.1, 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class TopOptions:
-    """The command line of `top`."""
-
-    delay_s: float
-    iterations: int | None
-    batch: bool
-    output: str
-    view: str
-    sort: str | None
-    filter_: str | None
-    cgroup: str | None
-    connect: str | None
-    replay: str | None
-    without: tuple[str, ...]
-
-    def open(self, *, realtime: bool) -> Feed:
-        """The feed that was asked for. Raises KmemwatchError."""
-        return open_feed(self.connect, self.replay, self.without, realtime=realtime)
 
 
 @click.command(short_help="Live view.")
