@@ -98,7 +98,7 @@ class Ledger:
 
     def charges(self, cgroup_id: int) -> tuple[int | None, int | None]:
         """Bytes (charged, uncharged) by a memcg itself since the start; None without the signal."""
-        if not any(probe.signal == "charge" and probe.attachment for probe in self._known.probes):
+        if not self._known.gives("charge"):
             return None, None
         charged, uncharged = self._total_charges(cgroup_id)
         page = self._known.facts.page_bytes
@@ -121,11 +121,8 @@ class Ledger:
             totals[address]  # caches that nothing happened in are rows, too
         return self._cache_rows(totals, caches), self._pair_rows(counts, caches)
 
-    def _signal(self, name: str) -> bool:
-        return any(probe.signal == name and probe.attachment for probe in self._known.probes)
-
     def _cache_rows(self, totals: Mapping[int, list[int]], caches: Mapping[int, CacheRecord]) -> tuple[Cache, ...]:
-        allocs, frees = self._signal("alloc"), self._signal("free")
+        allocs, frees = self._known.gives("alloc"), self._known.gives("free")
         rows = []
         for address, (objects, freed) in totals.items():
             cache = caches.get(address)
@@ -149,7 +146,7 @@ class Ledger:
         self, counts: Mapping[tuple[int, int], PairCounts], caches: Mapping[int, CacheRecord]
     ) -> tuple[Pair, ...]:
         live = self._live_objects(counts, caches)
-        allocs, frees = self._signal("alloc"), self._signal("free")
+        allocs, frees = self._known.gives("alloc"), self._known.gives("free")
         rows = []
         for key in sorted(counts.keys() | live.keys()):
             address, cgroup_id = key

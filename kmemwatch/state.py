@@ -256,7 +256,7 @@ class State:
         caches, pairs = self._ledger.rows(reading)
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
-        events = any(probe.signal == "lifecycle" and probe.attachment for probe in self._known.probes)
+        events = self._known.gives("lifecycle")
         return Snapshot(
             taken_at_ns=reading.at_monotonic_ns + self._offset_ns(),
             monotonic_ns=reading.at_monotonic_ns,

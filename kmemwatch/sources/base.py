@@ -57,6 +57,10 @@ class Known:
     slab_account: int | None
     attached_at_monotonic_ns: int
 
+    def gives(self, signal: str) -> bool:
+        """Something is attached for `signal`."""
+        return any(probe.signal == signal and probe.attachment for probe in self.probes)
+
 
 class Source(Protocol):
     """Used from one thread at a time."""

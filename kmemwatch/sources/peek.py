@@ -42,10 +42,6 @@ class Peek:
         """One unsigned 64-bit number. Raises OSError."""
         return int(struct.unpack("=Q", self.read(address, 8))[0])
 
-    def u32(self, address: int) -> int:
-        """One unsigned 32-bit number. Raises OSError."""
-        return int(struct.unpack("=I", self.read(address, 4))[0])
-
     def string(self, address: int, size: int = 64) -> str:
         """A NUL-terminated string of up to `size` bytes. Raises OSError."""
         # It may end shortly before a page that is not there: never read over the end of a page in one go.
