@@ -68,6 +68,9 @@ class Guest:
     cpus: int = 2
     memory_mb: int = 2048
     boot_limit_s: float = 180
+    icount: bool = False
+    """Every instruction takes 1 ns of the guest's time, and waiting takes none: its clocks count instructions. Needs
+    `cpus` to be 1; what happens is then nearly the same in every run."""
 
     def run(self, command: str, limit_s: float, env: Mapping[str, str] | None = None) -> GuestResult:
         """Run `command` with sh, in the working tree, as root; raises one of the LabErrors."""
@@ -111,7 +114,10 @@ class Guest:
             f"kmw.tree={TREE}",
             *(["kmw.cgroup_v1"] if self.cgroup_v1 else []),
         ]
-        machine = ["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]
+        accel = "tcg,thread=single" if self.icount else "tcg,thread=multi"
+        machine = ["-machine", "q35", "-accel", accel, "-cpu", "max,la57=off"]
+        if self.icount:
+            machine += ["-icount", "shift=0,sleep=off"]
         size = ["-smp", str(self.cpus), "-m", str(self.memory_mb)]
         boot = ["-kernel", str(self.files.vmlinuz), "-initrd", str(self.shared / "initramfs")]
         quiet = ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-net", "none"]
