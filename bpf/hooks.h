@@ -55,6 +55,14 @@
 		return 0;                                                                                              \
 	}
 
+/* The fifth argument of the body is the return value; the others are gone by then. */
+#define KMW_KRETPROBE(target, body)                                                                                    \
+	int kmw_kr_##target(struct pt_regs *ctx)                                                                       \
+	{                                                                                                              \
+		BODY_##body(0ULL, 0ULL, 0ULL, 0ULL, PT_REGS_RC(ctx));                                                  \
+		return 0;                                                                                              \
+	}
+
 /*
  * Pairs of programs for one hook, see alloc.bpf.c: _FIRST counts and notes, _AGAIN counts what has no note. `which` is
  * an enum noted.

@@ -1,38 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Signal lifecycle: one event when a memcg goes online, goes offline, is released. Rare, so streamed. */
 
-enum lifecycle_kind {
-	LIFECYCLE_ONLINE = 1,
-	LIFECYCLE_OFFLINE,
-	LIFECYCLE_RELEASED,
-};
-
-struct lifecycle_event {
-	u64 at_ns;       /* CLOCK_MONOTONIC */
-	u64 cgroup_id;   /* kernfs id */
-	u64 parent_id;   /* kernfs id; 0: unknown */
-	u32 kind;        /* enum lifecycle_kind */
-	u32 pid;         /* process (tgid) that did it; a kernel worker for offline and released */
-	char comm[16];
-};
-
-struct online_event {
-	struct lifecycle_event event;
-	char name[256];  /* kernfs_node.name: last component of the path, at most NAME_MAX bytes and a NUL */
-};
-
-BPF_RINGBUF_OUTPUT(events, RING_PAGES);
-
-static __always_inline void fill_event(struct lifecycle_event *event, u32 kind, u64 cgroup_id, u64 parent_css)
-{
-	event->at_ns = bpf_ktime_get_ns();
-	event->cgroup_id = cgroup_id;
-	event->parent_id = css_cgroup_id(parent_css);
-	event->kind = kind;
-	event->pid = bpf_get_current_pid_tgid() >> 32;
-	bpf_get_current_comm(event->comm, sizeof(event->comm));
-}
-
 static __always_inline int send_online(u64 cgroup, u64 parent_css)
 {
 	u64 kn = KMW_READ(u64, cgroup, cgroup__kn);
@@ -43,7 +11,7 @@ static __always_inline int send_online(u64 cgroup, u64 parent_css)
 		count_lost(LOST_RINGBUF_FULL, 1);
 		return 0;
 	}
-	fill_event(&online->event, LIFECYCLE_ONLINE, KMW_READ(u64, kn, kernfs_node__id), parent_css);
+	fill_event(&online->event, EVENT_ONLINE, KMW_READ(u64, kn, kernfs_node__id), parent_css);
 	if (bpf_probe_read_kernel_str(online->name, sizeof(online->name), (void *)name) < 0)
 		online->name[0] = 0;
 	events.ringbuf_submit(online, 0);
@@ -69,8 +37,8 @@ static __always_inline int send_end(u32 kind, u64 cgroup, u64 parent_css)
 
 /* mem_cgroup_css_online(css), _offline, _released */
 #define BODY_css_online(css, a1, a2, a3, a4) send_online(CSS_CGROUP(css), CSS_PARENT(css))
-#define BODY_css_offline(css, a1, a2, a3, a4) send_end(LIFECYCLE_OFFLINE, CSS_CGROUP(css), CSS_PARENT(css))
-#define BODY_css_released(css, a1, a2, a3, a4) send_end(LIFECYCLE_RELEASED, CSS_CGROUP(css), CSS_PARENT(css))
+#define BODY_css_offline(css, a1, a2, a3, a4) send_end(EVENT_OFFLINE, CSS_CGROUP(css), CSS_PARENT(css))
+#define BODY_css_released(css, a1, a2, a3, a4) send_end(EVENT_RELEASED, CSS_CGROUP(css), CSS_PARENT(css))
 
 /*
  * cgroup:cgroup_mkdir, _rmdir, _release tell of every hierarchy; the memory controller's has MEMORY_HIERARCHY_ID. On
@@ -94,6 +62,6 @@ static __always_inline int cgroup_has_memory(u64 cgroup)
 #define BODY_cgroup_mkdir(cgroup, path, a2, a3, a4)                                                                    \
 	(in_memory_hierarchy(cgroup) && cgroup_has_memory(cgroup) ? send_online(cgroup, CGROUP_PARENT(cgroup)) : 0)
 #define BODY_cgroup_rmdir(cgroup, path, a2, a3, a4)                                                                    \
-	(in_memory_hierarchy(cgroup) ? send_end(LIFECYCLE_OFFLINE, cgroup, CGROUP_PARENT(cgroup)) : 0)
+	(in_memory_hierarchy(cgroup) ? send_end(EVENT_OFFLINE, cgroup, CGROUP_PARENT(cgroup)) : 0)
 #define BODY_cgroup_release(cgroup, path, a2, a3, a4)                                                                  \
-	(in_memory_hierarchy(cgroup) ? send_end(LIFECYCLE_RELEASED, cgroup, CGROUP_PARENT(cgroup)) : 0)
+	(in_memory_hierarchy(cgroup) ? send_end(EVENT_RELEASED, cgroup, CGROUP_PARENT(cgroup)) : 0)

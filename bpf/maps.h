@@ -11,6 +11,8 @@ enum lost_reason {
 	LOST_CHARGES_FULL,  /* charges and uncharges whose cgroup found the map full */
 	LOST_NO_CGROUP,     /* objects, charges and lifecycle events whose memcg could not be read */
 	LOST_NO_CACHE,      /* objects whose slab could not be read */
+	LOST_RECHARGES_FULL, /* recharges whose (cache, from, to) found the map full */
+	LOST_RECHARGING,    /* recharge checks that were to be followed to their end, and could not be */
 	LOST_REASONS,
 };
 
@@ -22,4 +24,55 @@ static __always_inline void count_lost(int reason, u64 times)
 
 	if (count)
 		__sync_fetch_and_add(count, times);
+}
+
+/* Events. Rare, so streamed. decode.py has the same kinds. */
+enum event_kind {
+	EVENT_ONLINE = 1,
+	EVENT_OFFLINE,
+	EVENT_RELEASED,
+	EVENT_ID_GIVEN,
+	EVENT_ID_FREED,
+	EVENT_CACHE_CREATED,
+	EVENT_CACHE_DESTROYED,
+	EVENT_RECHARGE,         /* the first between two memcgs in a cache */
+	EVENT_RECHARGE_FAILED,
+};
+
+struct lifecycle_event {
+	u64 at_ns;       /* CLOCK_MONOTONIC */
+	u64 cgroup_id;   /* kernfs id; 0: not told */
+	u64 parent_id;   /* kernfs id; 0: unknown */
+	u32 kind;        /* enum event_kind */
+	u32 pid;         /* process (tgid) that did it; a kernel worker for offline and released */
+	char comm[16];
+};
+
+struct online_event {
+	struct lifecycle_event event;
+	char name[256];  /* kernfs_node.name: last component of the path, at most NAME_MAX bytes and a NUL */
+};
+
+/* EVENT_ID_GIVEN and those after it. What does not apply is 0, or -1. */
+struct slab_event {
+	struct lifecycle_event event;
+	u64 cache;       /* address of the struct kmem_cache */
+	u64 root_cache;  /* address; 0: it is a root cache itself */
+	u64 from_id;     /* kernfs id of the memcg that lost a slab; 0: it was charged to nobody */
+	u64 pages;       /* of that slab */
+	s32 kmemcg_id;
+	u32 from_online; /* 1: it was online then */
+	char name[128];  /* kmem_cache.name; longer ones are cut */
+};
+
+BPF_RINGBUF_OUTPUT(events, RING_PAGES);
+
+static __always_inline void fill_event(struct lifecycle_event *event, u32 kind, u64 cgroup_id, u64 parent_css)
+{
+	event->at_ns = bpf_ktime_get_ns();
+	event->cgroup_id = cgroup_id;
+	event->parent_id = css_cgroup_id(parent_css);
+	event->kind = kind;
+	event->pid = bpf_get_current_pid_tgid() >> 32;
+	bpf_get_current_comm(event->comm, sizeof(event->comm));
 }

@@ -45,6 +45,10 @@ struct memcg_record {
 	u64 tcpmem_pages;
 	u32 online;        /* 1: the cgroup still has this css; 0: it went offline */
 	s32 kmemcg_id;
+	s32 kmem_cache_id;      /* the kmemcg_id that it was given; -1 where the kernel does not keep that */
+	u32 kmem_cache_id_held; /* 1: and has not given back */
+	s32 memcg_id;           /* mem_cgroup.id.id */
+	u32 unused;
 	u64 stats[STATS_MAX]; /* memcg_vmstats.state, children included; units as memory.stat counts inside the kernel */
 	char name[256];    /* kernfs_node.name: last component of the path, NAME_MAX and a NUL */
 };
@@ -76,6 +80,16 @@ static __always_inline void record_memcg(u64 css, struct memcg_record *out)
 	bpf_probe_read_kernel(&css_now, sizeof(css_now), (void *)(cgroup + OFF_cgroup__subsys + 8 * MEMORY_CGRP_ID));
 	out->online = css_now == css;
 	out->kmemcg_id = KMW_READ(s32, css, mem_cgroup__kmemcg_id);
+	out->kmem_cache_id = -1;
+	out->kmem_cache_id_held = 0;
+	out->memcg_id = 0;
+#ifdef OFF_mem_cgroup__kmem_cache_id
+	out->kmem_cache_id = KMW_READ(s32, css, mem_cgroup__kmem_cache_id);
+	out->kmem_cache_id_held = KMW_READ(u8, css, mem_cgroup__kmem_cache_id_held);
+#endif
+#ifdef OFF_mem_cgroup__id
+	out->memcg_id = KMW_READ(s32, css, mem_cgroup__id);
+#endif
 	out->references = 0;
 #ifdef OFF_percpu_ref_data__count
 	/* Linux kernel commit 2b0d3d3e4fcf ("percpu_ref: reduce memory footprint of percpu_ref in fast path") (v5.10). */

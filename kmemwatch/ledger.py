@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from kmemwatch.kernel.era import OBJCG
+from kmemwatch.kernel.era import OBJCG, RECHARGE
 from kmemwatch.model import Cache, Pair
 from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
 from kmemwatch.sources.discover import CacheRecord
@@ -127,16 +127,18 @@ class Ledger:
         for address, (objects, freed) in totals.items():
             cache = caches.get(address)
             size = cache.size_bytes if cache else None
+            child = cache is not None and cache.root is not None
             rows.append(
                 Cache(
                     name=cache.name if cache else f"{address:#x}",
                     address=address,
                     object_bytes=size,
-                    root=None,
-                    kmemcg_id=None,
-                    allocations_total=objects if allocs else None,
-                    allocated_bytes_total=objects * size if allocs and size is not None else None,
-                    frees_total=freed if frees else None,
+                    root=_root_name(cache, caches),
+                    kmemcg_id=cache.kmemcg_id if cache else None,
+                    # What happens in a child is counted at its root.
+                    allocations_total=objects if allocs and not child else None,
+                    allocated_bytes_total=objects * size if allocs and size is not None and not child else None,
+                    frees_total=freed if frees and not child else None,
                     slab_bytes=cache.slab_bytes if cache else None,
                 )
             )
@@ -147,6 +149,8 @@ class Ledger:
     ) -> tuple[Pair, ...]:
         live = self._live_objects(counts, caches)
         allocs, frees = self._known.gives("alloc"), self._known.gives("free")
+        # With the patch set objects go with their slab from one memcg to another.
+        knows_live = allocs and frees and self._era != RECHARGE
         rows = []
         for key in sorted(counts.keys() | live.keys()):
             address, cgroup_id = key
@@ -165,7 +169,7 @@ class Ledger:
                     allocations_total=value.objects if allocs else None,
                     allocated_bytes_total=value.objects * size if allocs and size is not None else None,
                     frees_total=value.freed_objects if frees and charged else None,
-                    live_bytes=left * size if allocs and frees and left is not None and size is not None else None,
+                    live_bytes=left * size if knows_live and left is not None and size is not None else None,
                 )
             )
         return tuple(sorted(rows, key=lambda row: (row.cgroup_id, row.cache, row.cache_address or 0)))
@@ -197,3 +201,11 @@ class Ledger:
         if cache.flags & self._known.slab_account:
             return counts.objects
         return counts.account_objects if self._known.facts.gfp_account is not None else None
+
+
+def _root_name(cache: CacheRecord | None, caches: Mapping[int, CacheRecord]) -> str | None:
+    """Name of the root cache of a child."""
+    if cache is None or cache.root is None:
+        return None
+    root = caches.get(cache.root)
+    return root.name if root is not None else f"{cache.root:#x}"

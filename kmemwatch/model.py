@@ -24,6 +24,8 @@ FALLBACK = "fallback"
 """Attached, but a better candidate failed; `Probe.why` says how."""
 MISSING = "missing"
 """Nothing is attached; `Probe.why` says what this kernel lacks."""
+ABSENT = "absent"
+"""Nothing is attached because this kernel does nothing that the signal could tell of; `Probe.why` says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,17 @@ class Probe:
     attachment: str | None
     """How, for example ``raw_tp:kmem_cache_alloc``; several hooks are joined by ``+``."""
     status: str
-    """ATTACHED, FALLBACK or MISSING."""
+    """ATTACHED, FALLBACK, MISSING or ABSENT."""
     why: str | None
-    """Reason for FALLBACK or MISSING, and what an attached probe cannot see; one line."""
+    """Reason for all but ATTACHED, and what an attached probe cannot see; one line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """One ``struct kmem_cache``."""
+    """One ``struct kmem_cache``.
+
+    What happens in a child cache is counted at its root cache: the totals of a child are None.
+    """
 
     name: str
     address: int | None
@@ -80,6 +85,18 @@ class Cache:
 
 
 @dataclass(frozen=True, slots=True)
+class ChildSlabs:
+    """Slabs of one child cache that are charged to one memcg."""
+
+    cache: str
+    cache_address: int
+    kmemcg_id: int
+    """Of the cache; on a kernel with the patch set the present owner of the id may be another memcg."""
+    slab_bytes: int
+    """Whole slabs, free objects in them included."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cgroup:
     """One memory cgroup, from its birth to the moment the kernel frees it."""
 
@@ -94,6 +111,8 @@ class Cgroup:
     state: str
     """ONLINE, DYING or RELEASED."""
     kmemcg_id: int | None
+    """The one that it was given when it went online, kept after death; on objcg kernels, where nothing is bound to
+    it, what the memcg has now."""
     online_at_ns: int | None
     """CLOCK_REALTIME; None when it was born before kmemwatch looked."""
     offline_at_ns: int | None
@@ -117,6 +136,9 @@ class Cgroup:
     """css reference count of a dying memcg (``percpu_ref_data.count``); what is left at 0 bytes."""
     released_at_ns: int | None = None
     """CLOCK_REALTIME; only in RELEASED."""
+    child_slabs: tuple[ChildSlabs, ...] | None = None
+    """What child caches still hold of a dying memcg, largest first; None while online, and on kernels without child
+    caches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,43 +157,89 @@ class Pair:
     """Charged and not yet freed since the start; negative when older objects went away."""
 
 
+FROM_NONE = "none"
+"""`from_state` of a slab that was charged to nobody; else ONLINE or DYING."""
+FROM_STATES = (ONLINE, DYING, FROM_NONE)
+
+
 @dataclass(frozen=True, slots=True)
 class RechargePair:
+    """Slabs of one cache that moved from one memcg to another."""
+
     cache: str
+    """The child cache."""
     from_cgroup_id: int | None
     """None: the slab was charged to nobody."""
+    from_state: str
+    """Of the memcg that lost the slab, when it did: ONLINE, DYING or FROM_NONE."""
     to_cgroup_id: int
+    recharges_total: int
+    recharged_bytes_total: int
+    kmemcg_id: int | None = None
+    """Of the cache."""
+
+
+@dataclass(frozen=True, slots=True)
+class RechargeTotal:
+    """All recharges in the child caches of one root cache, those between memcgs that are long gone included."""
+
+    cache: str
+    """The root cache."""
+    from_state: str
+    """As in `RechargePair`."""
     recharges_total: int
     recharged_bytes_total: int
 
 
 @dataclass(frozen=True, slots=True)
 class Recharges:
+    """What ``__memcg_kmem_recharge_slab`` did; None on kernels without it."""
+
     checks_total: int | None = None
+    """Calls: one for each object allocated from a child cache."""
     recharges_total: int | None = None
     recharged_bytes_total: int | None = None
     failures_total: int | None = None
+    """Slabs that should have moved, but could not be charged: the allocation failed."""
+    lost_races_total: int | None = None
+    """Slabs that another task had moved meanwhile."""
     pairs: tuple[RechargePair, ...] | None = None
+    """Until one of the two memcgs is released; sorted by (to, from, cache)."""
+    totals: tuple[RechargeTotal, ...] | None = None
+    """Sorted by (cache, from_state); only grows."""
 
 
 @dataclass(frozen=True, slots=True)
 class KmemcgId:
     kmemcg_id: int
     cgroup_id: int | None
+    """Present owner; None when it was given back and nobody has it."""
     since_ns: int | None
-    """CLOCK_REALTIME."""
+    """CLOCK_REALTIME when the owner got it, or the last one gave it back; None when that was before we looked."""
     previous_owners: tuple[int, ...]
-    """cgroup ids, oldest first."""
+    """cgroup ids, oldest first; the latest 16 that we saw."""
     caches: int | None
     """Child caches with this id."""
+    slab_bytes: int | None = None
+    """Memory of all slabs of these caches, whoever they are charged to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ids:
+    """kmemcg_ids, on kernels where child caches belong to them; elsewhere only `meaning` and the peak are known."""
+
     in_use: int | None = None
+    """Ids that belong to a memcg, be it dead."""
     peak_online_memcgs: int | None = None
+    """The most memcgs below the root that were online at once since the start."""
     reuses_total: int | None = None
+    """Ids given to a memcg after another one had them."""
     map: tuple[KmemcgId, ...] | None = None
+    """Every id that has an owner or child caches; sorted by id."""
+    given_total: int | None = None
+    freed_total: int | None = None
+    meaning: str | None = None
+    """What a kmemcg_id is on this kernel; one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +331,9 @@ EVENT_KINDS = (
     "released",
     "cache_created",
     "cache_destroyed",
+    "id_given",
     "id_reused",
+    "id_freed",
     "recharge",
     "recharge_failed",
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kmemwatch.kernel.era import OBJCG
+from kmemwatch.model import ChildSlabs
 from kmemwatch.sources.decode import MemcgRecord
 
 
@@ -39,8 +40,11 @@ class Units:
             return record.kmem_pages * self.page_bytes
         return self.stat(record.stats, "MEMCG_KMEM", self.page_bytes)
 
-    def pins(self, record: MemcgRecord, local: Sequence[int]) -> dict[str, int] | None:
-        """What keeps a dying memcg: kind -> bytes. `local`: its statistics less those of its children.
+    def pins(
+        self, record: MemcgRecord, local: Sequence[int], slabs: Sequence[ChildSlabs] | None = None
+    ) -> dict[str, int] | None:
+        """What keeps a dying memcg: kind -> bytes. `local`: its statistics less those of its children; `slabs`: those
+        of child caches that are charged to it, where that is known: exact, unlike the statistics.
 
         With objcg, slab and other kernel memory moves to the parent when the memcg goes offline: it cannot be the pin,
         although the memcg's statistics still show what it once had. None when nothing can be told, or not yet.
@@ -65,7 +69,9 @@ class Units:
             # The page counter is exact, statistics are up to two seconds older: right after a death they still show
             # what has been freed since.
             return None
-        if self.era != OBJCG:
+        if slabs is not None:
+            found["slab"] = sum(cache.slab_bytes for cache in slabs)
+        elif self.era != OBJCG:
             found["slab"] = self.slab_bytes(local)
         return {kind: size for kind, size in found.items() if size}
 

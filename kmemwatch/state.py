@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kmemwatch import pins
+from kmemwatch.children import Children
 from kmemwatch.kernel.era import era, has_patchset
 from kmemwatch.ledger import Ledger
 from kmemwatch.model import (
@@ -19,17 +20,16 @@ from kmemwatch.model import (
     ONLINE,
     RELEASED,
     Cgroup,
+    ChildSlabs,
     Event,
     Host,
-    Ids,
     Kernel,
     Lost,
-    Recharges,
     Snapshot,
     Totals,
 )
-from kmemwatch.sources.base import Known, Reading
-from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord
+from kmemwatch.sources.base import Forget, Known, Reading
+from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.units import NS_PER_S
 
 KEEP_RELEASED_NS = 60 * NS_PER_S
@@ -85,18 +85,25 @@ class State:
         )
         self._memcgs: dict[int, _Memcg] = {}
         self._ledger = Ledger(known, self._kernel.era)
+        self._children = Children(known, self._kernel.patchset)
+        self._newest: int | None = None
+        """cgroup id of the memcg that went online last."""
         self._events: deque[Event] = deque()
         self._events_dropped = 0
         self._events_taken = False
         self._delays: deque[float] = deque(maxlen=MAX_DELAYS)
         self._counts = {"online": 0, "offline": 0, "released": 0}
+        self._online = 0
         self._peak_online: int | None = None
 
     # Events
 
-    def apply(self, events: Iterable[LifecycleEvent]) -> None:
+    def apply(self, events: Iterable[LifecycleEvent | SlabEvent]) -> None:
         """Fold in what the ring buffer gave, oldest first."""
         for event in events:
+            if isinstance(event, SlabEvent):
+                self._tell(self._children.apply(event, self._newest))
+                continue
             memcg = self._memcgs.get(event.cgroup_id)
             if event.kind == "online":
                 memcg = self._on_online(event)
@@ -105,7 +112,8 @@ class State:
             memcg.seen_at_monotonic_ns = event.at_monotonic_ns
             at_ns = event.at_monotonic_ns + self._offset_ns()
             if event.kind == "offline":
-                memcg.state, memcg.offline_at_ns = DYING, at_ns
+                self._set_state(memcg, DYING)
+                memcg.offline_at_ns = at_ns
                 memcg.offline_monotonic_ns = event.at_monotonic_ns
             elif event.kind == "released":
                 self._on_released(memcg, event.at_monotonic_ns, at_ns)
@@ -125,9 +133,29 @@ class State:
             return True
         return not memcg.release_told and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
 
+    def _tell(self, event: Event) -> None:
+        """Note an event that `children` made."""
+        memcg = self._memcgs.get(event.cgroup_id or 0)
+        path = memcg.path if memcg is not None else None
+        self._note(replace(event, at_ns=event.at_ns + self._offset_ns(), path=path))
+
+    def _set_state(self, memcg: _Memcg, state: str) -> None:
+        """Every change goes through here, as the peak of those online must not miss one."""
+        self._online += (state == ONLINE) - (memcg.state == ONLINE)
+        memcg.state = state
+        if self._peak_online is not None:
+            self._peak_online = max(self._peak_online, self._online)
+
+    def _add(self, memcg: _Memcg) -> _Memcg:
+        state, memcg.state = memcg.state, RELEASED
+        self._memcgs[memcg.cgroup_id] = memcg
+        self._set_state(memcg, state)
+        return memcg
+
     def _on_online(self, event: LifecycleEvent) -> _Memcg:
-        memcg = self._memcgs.setdefault(event.cgroup_id, _Memcg(event.cgroup_id, ONLINE))
-        memcg.state = ONLINE  # again, when the controller was off for a while
+        memcg = self._memcgs.get(event.cgroup_id) or self._add(_Memcg(event.cgroup_id, ONLINE))
+        self._newest = event.cgroup_id
+        self._set_state(memcg, ONLINE)  # again, when the controller was off for a while
         memcg.name = event.name
         memcg.parent_id = event.parent_id
         memcg.path = self._path(memcg)
@@ -139,8 +167,12 @@ class State:
     def _on_released(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
         if memcg.offline_monotonic_ns is not None:
             self._delays.append(max(0, at_monotonic_ns - memcg.offline_monotonic_ns) / NS_PER_S)
-        memcg.state, memcg.released_at_ns, memcg.released_monotonic_ns = RELEASED, at_ns, at_monotonic_ns
+        self._end(memcg, at_monotonic_ns, at_ns)
         memcg.release_told = True
+
+    def _end(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
+        self._set_state(memcg, RELEASED)
+        memcg.released_at_ns, memcg.released_monotonic_ns = at_ns, at_monotonic_ns
 
     def _note(self, event: Event) -> None:
         if len(self._events) >= MAX_PENDING_EVENTS:
@@ -166,14 +198,24 @@ class State:
 
     # Readings
 
-    def update(self, reading: Reading) -> tuple[list[tuple[int, int]], list[int]]:
-        """Fold in one reading; (pairs, cgroup ids) whose counters are final and can be forgotten by the source."""
+    def update(self, reading: Reading) -> Forget:
+        """Fold in one reading; what is final in it and can be forgotten by the source."""
+        began_ns = reading.at_monotonic_ns
+        self._children.begin(reading)
         if reading.memcgs is not None:
-            self._reconcile(reading.memcgs, reading.at_monotonic_ns)
-        gone = self._expire(reading.at_monotonic_ns)
+            self._reconcile(reading.memcgs, began_ns, self._children.slabs(reading))
+        for event in self._children.untold(reading):
+            self._tell(event)
+        gone = self._expire(began_ns)
         ancestors = {memcg.cgroup_id: self._living_ancestor(memcg) for memcg in self._memcgs.values()}
-        released = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == RELEASED} | gone
-        return self._ledger.update(reading, self._present_ids(reading), released, ancestors)
+        # Who was released after the reading began may have counted since it was read.
+        released = {
+            memcg.cgroup_id
+            for memcg in self._memcgs.values()
+            if memcg.state == RELEASED and memcg.released_monotonic_ns <= began_ns
+        } | gone
+        pairs, cgroup_ids = self._ledger.update(reading, self._present_ids(reading), released, ancestors)
+        return Forget(pairs, cgroup_ids, self._children.finish(reading, released, gone))
 
     def _present_ids(self, reading: Reading) -> set[int] | None:
         """Ids that still count; None without a walk."""
@@ -184,7 +226,12 @@ class State:
         }
         return young | {record.cgroup_id for record in reading.memcgs}
 
-    def _reconcile(self, records: Iterable[MemcgRecord], began_ns: int) -> None:
+    def _reconcile(
+        self,
+        records: Iterable[MemcgRecord],
+        began_ns: int,
+        child_slabs: Mapping[int, tuple[ChildSlabs, ...]] | None,
+    ) -> None:
         records = list(records)
         by_css = {record.css: record for record in records}
         local = pins.local_stats(records)
@@ -192,34 +239,36 @@ class State:
         for record in records:
             memcg = self._memcgs.get(record.cgroup_id)
             if memcg is None:
-                memcg = self._memcgs[record.cgroup_id] = _Memcg(record.cgroup_id, ONLINE, found_dying=not record.online)
+                state = ONLINE if record.online else DYING
+                memcg = self._add(_Memcg(record.cgroup_id, state, found_dying=not record.online))
             memcg.record = record
             memcg.name = record.name
             parent = by_css.get(record.parent_css)
             memcg.parent_id = parent.cgroup_id if parent is not None else None
             memcg.path = self._path(memcg)
             if memcg.seen_at_monotonic_ns < began_ns:
-                memcg.state = ONLINE if record.online else DYING
-            memcg.figures = self._figures(record, local[record.css], memcg.state)
+                self._set_state(memcg, ONLINE if record.online else DYING)
+            slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id, ())
+            memcg.figures = self._figures(record, local[record.css], memcg.state, slabs)
         seen = {record.cgroup_id for record in records}
         for memcg in self._memcgs.values():
             if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
                 # Its event was lost, or nothing sends any.
-                memcg.state, memcg.released_at_ns, memcg.released_monotonic_ns = RELEASED, now_ns, began_ns
-        self._count_online()
+                self._end(memcg, began_ns, now_ns)
+        self._peak_online = max(self._peak_online or 0, self._online)
 
-    def _count_online(self) -> None:
-        online = sum(memcg.state == ONLINE for memcg in self._memcgs.values())
-        self._peak_online = max(self._peak_online or 0, online)
-
-    def _figures(self, record: MemcgRecord, local: list[int], state: str) -> dict[str, object]:
+    def _figures(
+        self, record: MemcgRecord, local: list[int], state: str, slabs: tuple[ChildSlabs, ...] | None
+    ) -> dict[str, object]:
+        dying = state == DYING
         return {
-            "kmemcg_id": record.kmemcg_id,
+            "kmemcg_id": record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
             "memory_bytes": record.memory_pages * self._units.page_bytes,
             "kernel_bytes": self._units.kernel_bytes(record),
             "slab_bytes": self._units.slab_bytes(record.stats),
-            "pins": self._units.pins(record, local) if state == DYING else None,
-            "references": record.references if state == DYING and self._counts_references else None,
+            "pins": self._units.pins(record, local, slabs) if dying else None,
+            "references": record.references if dying and self._counts_references else None,
+            "child_slabs": slabs if dying else None,
         }
 
     @property
@@ -256,6 +305,7 @@ class State:
         caches, pairs = self._ledger.rows(reading)
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
+        peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
         events = self._known.gives("lifecycle")
         return Snapshot(
             taken_at_ns=reading.at_monotonic_ns + self._offset_ns(),
@@ -267,8 +317,8 @@ class State:
             caches=caches,
             cgroups=tuple(self._cgroup(self._memcgs[cgroup_id]) for cgroup_id in sorted(self._memcgs)),
             pairs=pairs,
-            recharges=Recharges(),
-            ids=Ids(peak_online_memcgs=self._peak_online),
+            recharges=self._children.recharges(),
+            ids=self._children.ids(reading, peak, self._offset_ns()),
             lost=self._lost(reading.lost),
             totals=Totals(
                 online_cgroups=states.count(ONLINE) if walked else None,
@@ -306,10 +356,12 @@ class State:
         events |= {reason for reason in reasons if reason.startswith("skipped_")}
         return Lost(
             events_total=sum(reasons.get(reason, 0) for reason in events),
-            map_full_total=sum(reasons.get(reason, 0) for reason in ("pair_map_full", "charge_map_full")),
-            unresolved_total=sum(reasons.get(reason, 0) for reason in ("cgroup_unreadable", "cache_unreadable")),
+            map_full_total=sum(reasons.get(reason, 0) for reason in _MAP_FULL),
+            unresolved_total=sum(reasons.get(reason, 0) for reason in _UNRESOLVED),
             reasons=reasons,
         )
 
 
-_FIGURES = ("kmemcg_id", "memory_bytes", "kernel_bytes", "slab_bytes", "pins", "references")
+_FIGURES = ("kmemcg_id", "memory_bytes", "kernel_bytes", "slab_bytes", "pins", "references", "child_slabs")
+_MAP_FULL = ("pair_map_full", "charge_map_full", "recharge_map_full")
+_UNRESOLVED = ("cgroup_unreadable", "cache_unreadable", "recharge_unfollowed")

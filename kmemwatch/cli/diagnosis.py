@@ -11,7 +11,7 @@ from kmemwatch import __version__
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import Plan
-from kmemwatch.model import FALLBACK, MISSING, Probe
+from kmemwatch.model import ABSENT, FALLBACK, MISSING, Probe
 
 WIDTH = 80
 
@@ -23,8 +23,13 @@ GIVES = {
     "free-bulk": "objects freed many at a time, as by kfree_rcu()",
     "charge": "kernel memory charged and uncharged, per cgroup",
     "lifecycle": "when cgroups go online, go offline, are released",
+    "caches": "when child caches are created and destroyed",
+    "ids": "when a kmemcg_id is given, freed, reused",
+    "recharge": "slabs that move from one cgroup to another",
 }
 """Signal -> what is lost without it."""
+
+_STATUS = {MISSING: "missing", ABSENT: "absent"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +69,7 @@ def _verdict(found: Diagnosis) -> list[str]:
         return _wrapped(f"kmemwatch cannot run here: {found.error}")
     probes = found.probes or ()
     missing = [probe.signal for probe in probes if probe.status == MISSING]
-    partly = [probe.signal for probe in probes if probe.status != MISSING and probe.why]
+    partly = [probe.signal for probe in probes if probe.attachment and probe.why]
     if not missing and not partly:
         return ["kmemwatch works here, and every signal is complete."]
     parts = [f"without {', '.join(missing)}" if missing else "", f"in part {', '.join(partly)}" if partly else ""]
@@ -74,7 +79,7 @@ def _verdict(found: Diagnosis) -> list[str]:
 def _signals(found: Diagnosis) -> Iterator[str]:
     if found.probes is not None:
         for probe in found.probes:
-            status = "missing" if probe.status == MISSING else "partly" if probe.why else "works"
+            status = _STATUS.get(probe.status, "partly" if probe.why else "works")
             tried = "not the best way: " if probe.status == FALLBACK else ""
             reasons = [f"{tried}{probe.why}"] if probe.why and probe.attachment else (probe.why or "").split("; ")
             yield from _signal(status, probe.signal, probe.attachment, [reason for reason in reasons if reason])
@@ -82,7 +87,8 @@ def _signals(found: Diagnosis) -> Iterator[str]:
         for signal in found.plan.signals:
             best = signal.candidates[0] if signal.candidates else None
             reasons = list(signal.skipped) if best is None else [best.limits] if best.limits else []
-            yield from _signal("planned" if best else "missing", signal.name, best.name if best else None, reasons)
+            status = "planned" if best else "missing" if signal.applies else "absent"
+            yield from _signal(status, signal.name, best.name if best else None, reasons)
     else:
         for name in GIVES:
             yield from _signal("missing", name, None, [])

@@ -18,7 +18,7 @@ from kmemwatch.kernel import facts as facts_module
 from kmemwatch.kernel import plan as plan_module
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import Plan
-from kmemwatch.model import ATTACHED, FALLBACK, MISSING, Probe
+from kmemwatch.model import Probe
 from kmemwatch.sources.handover import Child, ProbeResult
 
 
@@ -70,8 +70,7 @@ def _plan_for_root(found: Facts, without: tuple[str, ...]) -> Plan | None:
 
 
 def _probe(result: ProbeResult) -> Probe:
-    status = MISSING if result.attachment is None else FALLBACK if result.fell_back else ATTACHED
-    return Probe(result.signal, result.attachment, status, result.why)
+    return Probe(result.signal, result.attachment, result.status, result.why)
 
 
 def to_json(found: Diagnosis) -> str:

@@ -8,16 +8,19 @@ import json
 from kmemwatch.codec.reader import Reader
 from kmemwatch.errors import UsageError
 from kmemwatch.model import (
+    ABSENT,
     ATTACHED,
     DYING,
     EVENT_KINDS,
     FALLBACK,
+    FROM_STATES,
     MISSING,
     ONLINE,
     RELEASED,
     SCHEMA_VERSION,
     Cache,
     Cgroup,
+    ChildSlabs,
     Event,
     Host,
     Ids,
@@ -29,6 +32,7 @@ from kmemwatch.model import (
     Probe,
     RechargePair,
     Recharges,
+    RechargeTotal,
     Snapshot,
     Totals,
 )
@@ -119,7 +123,7 @@ def _probe(probe: Reader) -> Probe:
     return Probe(
         signal=probe.text("signal"),
         attachment=probe.opt_text("attachment"),
-        status=probe.choice("status", (ATTACHED, FALLBACK, MISSING)),
+        status=probe.choice("status", (ATTACHED, FALLBACK, MISSING, ABSENT)),
         why=probe.opt_text("why"),
     )
 
@@ -155,6 +159,16 @@ def _cgroup(cgroup: Reader) -> Cgroup:
         uncharged_bytes_total=cgroup.opt_whole("uncharged_bytes_total"),
         pins=cgroup.opt_counts("pins"),
         references=cgroup.opt_whole("references", minimum=None),
+        child_slabs=cgroup.later("child_slabs", lambda key: cgroup.opt_each(key, _child_slabs)),
+    )
+
+
+def _child_slabs(slabs: Reader) -> ChildSlabs:
+    return ChildSlabs(
+        cache=slabs.text("cache"),
+        cache_address=slabs.address("cache_address"),
+        kmemcg_id=slabs.whole("kmemcg_id", minimum=None),
+        slab_bytes=slabs.whole("slab_bytes"),
     )
 
 
@@ -176,7 +190,9 @@ def _recharges(recharges: Reader) -> Recharges:
         recharges_total=recharges.opt_whole("recharges_total"),
         recharged_bytes_total=recharges.opt_whole("recharged_bytes_total"),
         failures_total=recharges.opt_whole("failures_total"),
+        lost_races_total=recharges.later("lost_races_total", recharges.opt_whole),
         pairs=recharges.opt_each("pairs", _recharge_pair),
+        totals=recharges.later("totals", lambda key: recharges.opt_each(key, _recharge_total)),
     )
 
 
@@ -184,9 +200,20 @@ def _recharge_pair(pair: Reader) -> RechargePair:
     return RechargePair(
         cache=pair.text("cache"),
         from_cgroup_id=pair.opt_whole("from_cgroup_id"),
+        from_state=pair.choice("from_state", FROM_STATES),
         to_cgroup_id=pair.whole("to_cgroup_id"),
         recharges_total=pair.whole("recharges_total"),
         recharged_bytes_total=pair.whole("recharged_bytes_total"),
+        kmemcg_id=pair.opt_whole("kmemcg_id", minimum=None),
+    )
+
+
+def _recharge_total(total: Reader) -> RechargeTotal:
+    return RechargeTotal(
+        cache=total.text("cache"),
+        from_state=total.choice("from_state", FROM_STATES),
+        recharges_total=total.whole("recharges_total"),
+        recharged_bytes_total=total.whole("recharged_bytes_total"),
     )
 
 
@@ -196,6 +223,9 @@ def _ids(ids: Reader) -> Ids:
         peak_online_memcgs=ids.opt_whole("peak_online_memcgs"),
         reuses_total=ids.opt_whole("reuses_total"),
         map=ids.opt_each("map", _kmemcg_id),
+        given_total=ids.later("given_total", ids.opt_whole),
+        freed_total=ids.later("freed_total", ids.opt_whole),
+        meaning=ids.later("meaning", ids.opt_text),
     )
 
 
@@ -206,6 +236,7 @@ def _kmemcg_id(entry: Reader) -> KmemcgId:
         since_ns=entry.opt_time("since"),
         previous_owners=entry.wholes("previous_owners"),
         caches=entry.opt_whole("caches"),
+        slab_bytes=entry.later("slab_bytes", entry.opt_whole),
     )
 
 

@@ -11,6 +11,7 @@ from kmemwatch.model import (
     SCHEMA_VERSION,
     Cache,
     Cgroup,
+    ChildSlabs,
     Event,
     Ids,
     KmemcgId,
@@ -20,6 +21,7 @@ from kmemwatch.model import (
     Probe,
     RechargePair,
     Recharges,
+    RechargeTotal,
     Snapshot,
     Totals,
 )
@@ -143,6 +145,16 @@ def _cgroup(cgroup: Cgroup) -> Json:
         "uncharged_bytes_total": cgroup.uncharged_bytes_total,
         "pins": None if cgroup.pins is None else _counts(cgroup.pins),
         "references": cgroup.references,
+        "child_slabs": None if cgroup.child_slabs is None else [_child_slabs(slabs) for slabs in cgroup.child_slabs],
+    }
+
+
+def _child_slabs(slabs: ChildSlabs) -> Json:
+    return {
+        "cache": printable(slabs.cache),
+        "cache_address": _address(slabs.cache_address),
+        "kmemcg_id": slabs.kmemcg_id,
+        "slab_bytes": slabs.slab_bytes,
     }
 
 
@@ -164,7 +176,9 @@ def _recharges(recharges: Recharges) -> Json:
         "recharges_total": recharges.recharges_total,
         "recharged_bytes_total": recharges.recharged_bytes_total,
         "failures_total": recharges.failures_total,
+        "lost_races_total": recharges.lost_races_total,
         "pairs": None if recharges.pairs is None else [_recharge_pair(pair) for pair in recharges.pairs],
+        "totals": None if recharges.totals is None else [_recharge_total(total) for total in recharges.totals],
     }
 
 
@@ -172,9 +186,20 @@ def _recharge_pair(pair: RechargePair) -> Json:
     return {
         "cache": printable(pair.cache),
         "from_cgroup_id": pair.from_cgroup_id,
+        "from_state": pair.from_state,
         "to_cgroup_id": pair.to_cgroup_id,
         "recharges_total": pair.recharges_total,
         "recharged_bytes_total": pair.recharged_bytes_total,
+        "kmemcg_id": pair.kmemcg_id,
+    }
+
+
+def _recharge_total(total: RechargeTotal) -> Json:
+    return {
+        "cache": printable(total.cache),
+        "from_state": total.from_state,
+        "recharges_total": total.recharges_total,
+        "recharged_bytes_total": total.recharged_bytes_total,
     }
 
 
@@ -184,6 +209,9 @@ def _ids(ids: Ids) -> Json:
         "peak_online_memcgs": ids.peak_online_memcgs,
         "reuses_total": ids.reuses_total,
         "map": None if ids.map is None else [_kmemcg_id(entry) for entry in ids.map],
+        "given_total": ids.given_total,
+        "freed_total": ids.freed_total,
+        "meaning": _text(ids.meaning),
     }
 
 
@@ -194,6 +222,7 @@ def _kmemcg_id(entry: KmemcgId) -> Json:
         "since": _time(entry.since_ns),
         "previous_owners": list(entry.previous_owners),
         "caches": entry.caches,
+        "slab_bytes": entry.slab_bytes,
     }
 
 

@@ -56,6 +56,10 @@ class Reader:
             return None
         return self.whole(key, minimum)
 
+    def later(self, key: str, read: Callable[[str], T | None]) -> T | None:
+        """What `read` makes of `key`; None where it is missing, as in documents older than the field."""
+        return read(key) if key in self._data else None
+
     def number(self, key: str) -> float:
         """A finite number that is not negative."""
         return self._finite(key, self._data.get(key, _MISSING))
@@ -122,6 +126,13 @@ class Reader:
     def opt_time(self, key: str) -> int | None:
         """RFC 3339 or null."""
         return None if self._data.get(key, _MISSING) is None else self.time(key)
+
+    def address(self, key: str) -> int:
+        """``0xffff...``."""
+        value = self.opt_address(key)
+        if value is None:
+            self.fail(key, "an address such as 0xffff888100042a00", value)
+        return value
 
     def opt_address(self, key: str) -> int | None:
         """``0xffff...`` or null."""

@@ -18,7 +18,7 @@ from kmemwatch.fields.base import (
     TIME,
     Field,
 )
-from kmemwatch.model import Cache, Cgroup, KmemcgId, Pair, RechargePair
+from kmemwatch.model import Cache, Cgroup, KmemcgId, Pair, RechargePair, RechargeTotal
 from kmemwatch.rates import AllocRates, CgroupRates
 from kmemwatch.units import UNKNOWN, printable
 
@@ -255,14 +255,13 @@ KMEMCG_ID: tuple[Field[KmemcgId], ...] = (
     ),
 )
 
-RECHARGE: tuple[Field[RechargePair], ...] = (
-    Field("cache", "CACHE", TEXT, "Slab cache whose slabs were moved.", lambda p: p.cache, min_width=16),
+RECHARGE_TOTAL: tuple[Field[RechargeTotal], ...] = (
     Field(
         "recharges_total",
         "RECHARGES",
         COUNT,
         "Slabs moved from one memcg to another since kmemwatch was attached.",
-        lambda p: p.recharges_total,
+        lambda t: t.recharges_total,
         "kmemwatch_recharges_total",
         COUNTER,
     ),
@@ -271,9 +270,27 @@ RECHARGE: tuple[Field[RechargePair], ...] = (
         "BYTES",
         BYTES,
         "Bytes of the slabs moved from one memcg to another since kmemwatch was attached.",
-        lambda p: p.recharged_bytes_total,
+        lambda t: t.recharged_bytes_total,
         "kmemwatch_recharged_bytes_total",
         COUNTER,
+    ),
+)
+
+RECHARGE: tuple[Field[RechargePair], ...] = (
+    Field("cache", "CACHE", TEXT, "Slab cache whose slabs were moved.", lambda p: p.cache, min_width=16),
+    Field(
+        "recharges_total",
+        "RECHARGES",
+        COUNT,
+        "Slabs moved from one memcg to another since kmemwatch was attached.",
+        lambda p: p.recharges_total,
+    ),
+    Field(
+        "recharged_bytes_total",
+        "BYTES",
+        BYTES,
+        "Bytes of the slabs moved from one memcg to another since kmemwatch was attached.",
+        lambda p: p.recharged_bytes_total,
     ),
 )
 

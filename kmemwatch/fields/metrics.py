@@ -9,8 +9,8 @@ from typing import Any
 from kmemwatch import __version__
 from kmemwatch.fields import derived
 from kmemwatch.fields.base import BYTES, COUNT, COUNTER, GAUGE, HISTOGRAM, INFO, SECONDS, Field, MetricTable, label
-from kmemwatch.fields.measures import CACHE, CGROUP, PAIR, RECHARGE
-from kmemwatch.model import MISSING, MapFill, Pair, Probe, RechargePair, Snapshot
+from kmemwatch.fields.measures import CACHE, CGROUP, PAIR, RECHARGE_TOTAL
+from kmemwatch.model import ABSENT, MISSING, MapFill, Pair, Probe, Snapshot
 
 
 def _exported(fields: tuple[Field[Any], ...]) -> tuple[Field[Any], ...]:
@@ -79,6 +79,12 @@ SNAPSHOT: tuple[Field[Snapshot], ...] = (
         "Slabs that could not be moved to another memcg.",
         lambda s: s.recharges.failures_total,
     ),
+    _count(
+        "kmemwatch_recharge_lost_races_total",
+        COUNTER,
+        "Slabs that another task had moved meanwhile.",
+        lambda s: s.recharges.lost_races_total,
+    ),
     _count("kmemwatch_kmemcg_ids_in_use", GAUGE, "kmemcg_ids that belong to a memcg.", lambda s: s.ids.in_use),
     _count(
         "kmemwatch_kmemcg_id_reuses_total",
@@ -86,6 +92,8 @@ SNAPSHOT: tuple[Field[Snapshot], ...] = (
         "kmemcg_ids given to a memcg after another one had them.",
         lambda s: s.ids.reuses_total,
     ),
+    _count("kmemwatch_kmemcg_ids_given_total", COUNTER, "kmemcg_ids given to a memcg.", lambda s: s.ids.given_total),
+    _count("kmemwatch_kmemcg_ids_freed_total", COUNTER, "kmemcg_ids given back.", lambda s: s.ids.freed_total),
     _count(
         "kmemwatch_caches_per_root_max",
         GAUGE,
@@ -121,15 +129,6 @@ def _pairs(snapshot: Snapshot) -> Iterable[tuple[Pair, str | None, str]]:
     paths = {c.id: c.path for c in snapshot.cgroups}
     roots = _roots(snapshot)
     return ((p, paths.get(p.cgroup_id), roots.get((p.cache, p.cache_address), p.cache)) for p in snapshot.pairs)
-
-
-def _recharges(snapshot: Snapshot) -> Iterable[tuple[RechargePair, str, str]]:
-    known = derived.states(snapshot)
-    roots = {name: root for (name, _), root in _roots(snapshot).items()}
-    return (
-        (p, derived.state_of(p.from_cgroup_id, known), roots.get(p.cache, p.cache))
-        for p in snapshot.recharges.pairs or ()
-    )
 
 
 def _first(item: tuple[Any, ...]) -> Any:
@@ -175,7 +174,7 @@ METRICS: tuple[MetricTable[Any], ...] = (
         (_KERNEL,),
     ),
     MetricTable(
-        lambda s: s.probes,
+        lambda s: (p for p in s.probes if p.status != ABSENT),
         {"signal": lambda p: label(p.signal), "attachment": lambda p: label(p.attachment or "none")},
         (_PROBE,),
     ),
@@ -209,8 +208,8 @@ METRICS: tuple[MetricTable[Any], ...] = (
         tuple(f.of(_first) for f in _exported(PAIR)),
     ),
     MetricTable(
-        _recharges,
-        {"cache": lambda item: label(item[2]), "from_state": lambda item: label(item[1])},
-        tuple(f.of(_first) for f in _exported(RECHARGE)),
+        lambda s: s.recharges.totals or (),
+        {"cache": lambda t: label(t.cache), "from_state": lambda t: label(t.from_state)},
+        RECHARGE_TOTAL,
     ),
 )

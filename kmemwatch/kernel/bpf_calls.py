@@ -34,6 +34,7 @@ LOADS = {
     "raw_tp": (PROG_RAW_TRACEPOINT, 0),
     "test_run": (PROG_RAW_TRACEPOINT, 0),
     "kprobe": (PROG_KPROBE, 0),
+    "kretprobe": (PROG_KPROBE, 0),
     "fentry": (PROG_TRACING, ATTACH_FENTRY),
     "fexit": (PROG_TRACING, ATTACH_FEXIT),
 }
@@ -84,12 +85,13 @@ def attach_tracepoint(program_fd: int, name: str | None) -> int:
     return _check(libbpf.library().bpf_raw_tracepoint_open(name_bytes, program_fd))
 
 
-def attach_kprobe(program_fd: int, function: str) -> int:
-    """Descriptor that keeps a program attached to the entry of `function`, through the kprobe PMU."""
+def attach_kprobe(program_fd: int, function: str, at_return: bool = False) -> int:
+    """Descriptor that keeps a program attached to the entry or the return of `function`, through the kprobe PMU."""
     target = ctypes.create_string_buffer(function.encode())
     pmu = int(_KPROBE_PMU.read_text())
     # type, size, config (bit 0: at return), period, sample_type, read_format, flags, wakeup, bp_type, name, offset
-    attr = _PERF_ATTR.pack(pmu, _PERF_ATTR.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(target), 0)
+    config, target_at = int(at_return), ctypes.addressof(target)
+    attr = _PERF_ATTR.pack(pmu, _PERF_ATTR.size, config, 1, 0, 0, 0, 1, 0, target_at, 0)
     fd = _perf_event_open(attr)
     try:
         fcntl.ioctl(fd, _PERF_EVENT_IOC_SET_BPF, program_fd)

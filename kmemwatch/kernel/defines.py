@@ -12,6 +12,10 @@ MAX_PAIRS = 65_536
 """(cache, memcg) pairs that are counted at once; the pairs of released memcgs are removed."""
 MAX_CGROUPS = 65_536
 """Memcgs whose charges are counted at once: the kernel has 65,535 memcg ids."""
+MAX_RECHARGES = 16_384
+"""(child cache, from memcg, to memcg) that slabs moved between; those of released memcgs are removed."""
+MAX_RECHARGING = 1024
+"""Tasks that are in the middle of a recharge at once."""
 RING_BYTES = 2 << 20
 """Lifecycle events: the whole lives of 4,900 memcgs, which is a second of 5,000 that come and go per second. The kernel
 lets it be mapped twice, and both count as memory of the process."""
@@ -24,8 +28,18 @@ _CURRENT = ("task_struct__cgroups", "task_struct__active_memcg", "css_set__subsy
 _CSS_ID = ("cgroup_subsys_state__cgroup", "cgroup__kn", "kernfs_node__id")
 _SLAB = ("page__compound_head", "slab__slab_cache", "slab__obj_exts", "obj_cgroup__memcg", "kmem_cache__size")
 
+_FIND_SLAB = (*_CURRENT, *_CSS_ID, *_SLAB, "SLAB_MARK", "PAGE_STRUCT_BYTES", "OBJ_EXT_BYTES")
+_CHILD_CACHES = (
+    *_CSS_ID,
+    "kmem_cache__name",
+    "kmem_cache__memcg_params__root_cache",
+    "kmem_cache__memcg_params__id",
+)
+
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "alloc.bpf.c": (*_CURRENT, *_CSS_ID, *_SLAB, "SLAB_MARK", "PAGE_STRUCT_BYTES", "OBJ_EXT_BYTES"),
+    "alloc.bpf.c": _FIND_SLAB,
+    "recharge.bpf.c": (*_FIND_SLAB, *_CHILD_CACHES, "cgroup__subsys"),
+    "caches.bpf.c": _CHILD_CACHES,
     "charge.bpf.c": _CSS_ID,
     "lifecycle.bpf.c": (
         *_CSS_ID,
@@ -81,6 +95,8 @@ def defines(facts: Facts) -> Defines:
     values |= {
         "MAX_PAIRS": MAX_PAIRS,
         "MAX_CGROUPS": MAX_CGROUPS,
+        "MAX_RECHARGES": MAX_RECHARGES,
+        "MAX_RECHARGING": MAX_RECHARGING,
         "RING_PAGES": RING_BYTES // facts.page_bytes,
         "WALK_BATCH": WALK_BATCH,
         "WALK_STEPS": WALK_STEPS,
@@ -101,6 +117,8 @@ def defines(facts: Facts) -> Defines:
     values |= {name: int(value) for name, value in optional.items() if value is not None}  # type: ignore[call-overload]
     if facts.current_task_btf:
         values["HAVE_CURRENT_TASK_BTF"] = 1
+    if "kmem_cache__memcg_params__root_cache" in facts.offsets:
+        values["CHILD_CACHES"] = 1
     if facts.sizes.get("vmstats_pointer"):
         values["VMSTATS_POINTER"] = 1
     elif "memcg_vmstats__state" in facts.offsets and "mem_cgroup__vmstats" in facts.offsets:

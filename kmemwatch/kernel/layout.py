@@ -47,6 +47,12 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     # The first element of either array. The nodes share an array with the barns of sheaves by v7.2.
     "kmem_cache__node": (("kmem_cache", "per_node.node"), ("kmem_cache", "node")),
     "kmem_cache__oo": (("kmem_cache", "oo"),),
+    # Only where memcgs have child caches.
+    "kmem_cache__memcg_params__root_cache": (("kmem_cache", "memcg_params.root_cache"),),
+    "kmem_cache__memcg_params__id": (("kmem_cache", "memcg_params.id"),),
+    "mem_cgroup__kmem_cache_id": (("mem_cgroup", "kmem_cache_id"),),
+    "mem_cgroup__kmem_cache_id_held": (("mem_cgroup", "kmem_cache_id_held"),),
+    "mem_cgroup__id": (("mem_cgroup", "id.id"),),
     "kmem_cache_node__partial": (("kmem_cache_node", "partial"),),
     "kmem_cache_node__nr_slabs": (("kmem_cache_node", "nr_slabs"),),
     "page__flags": (("page", "flags"),),

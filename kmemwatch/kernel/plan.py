@@ -7,7 +7,7 @@ keeps the first that the kernel accepts, whole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,15 +15,15 @@ from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.kernel.defines import Defines, defines
 from kmemwatch.kernel.facts import Facts
 
-RAW_TP, FENTRY, FEXIT, KPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "test_run"
+RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "kretprobe", "test_run"
 KINDS = (RAW_TP, FENTRY, KPROBE)
-"""Those that can be left out; FENTRY stands for FEXIT as well."""
+"""Those that can be left out; FENTRY stands for FEXIT as well, KPROBE for KRETPROBE."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hook:
     kind: str
-    """RAW_TP, FENTRY, FEXIT, KPROBE, or TEST_RUN: attached to nothing, run by user space."""
+    """RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, or TEST_RUN: attached to nothing, run by user space."""
     target: str
     """Tracepoint or function."""
     body: str
@@ -65,6 +65,8 @@ class Signal:
     """Why other ways were left out, one line each."""
     refused: tuple[str, ...] = ()
     """Candidates that this kernel did not take, best first, with its reason; filled while loading."""
+    applies: bool = True
+    """False: there is nothing on this kernel that the signal could tell of; `skipped` says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,9 @@ def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
             chooser.signal("free-bulk", "alloc.bpf.c", chooser.free_bulk()),
             chooser.signal("charge", "charge.bpf.c", chooser.charge()),
             chooser.signal("lifecycle", "lifecycle.bpf.c", chooser.lifecycle()),
+            chooser.child_signal("caches", "caches.bpf.c", chooser.caches()),
+            chooser.child_signal("ids", "caches.bpf.c", chooser.ids()),
+            chooser.child_signal("recharge", "recharge.bpf.c", chooser.recharge()),
         ),
     )
 
@@ -154,6 +159,13 @@ class _Chooser:
             tuple(option for option in found if isinstance(option, str)),
         )
 
+    def child_signal(self, name: str, source: str, options: Iterator[Candidate | str]) -> Signal:
+        """A signal of kernels where memcgs have child caches."""
+        needed = RECHARGE_FUNCTION if name == "recharge" else "memcg_create_kmem_cache"
+        if needed not in self._known:
+            return Signal(name, source, (), (_WITHOUT_CHILD_CACHES[name],), applies=False)
+        return self.signal(name, source, options)
+
     # The signals
 
     def pins(self) -> Iterator[Candidate | str]:
@@ -199,6 +211,31 @@ class _Chooser:
         tracepoints = [(event, event) for event in ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")]
         limits = "tells rmdir, which is shortly before a memcg goes offline; enabling the controller later is not seen"
         yield self._try(RAW_TP, partial(self._tracepoints, *tracepoints, limits=limits))
+
+    def caches(self) -> Iterator[Candidate | str]:
+        released = ("slab_kmem_cache_release", "cache_released")
+        for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
+            created = (at_return, "memcg_create_kmem_cache", "child_created")
+            yield self._try(entry, partial(self._mixed, created, (entry, *released)))
+
+    def ids(self) -> Iterator[Candidate | str]:
+        for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
+            given = (at_return, "memcg_alloc_cache_id", "id_given")
+            yield self._try(entry, partial(self._mixed, given, (entry, "memcg_free_cache_id", "id_freed")))
+
+    def recharge(self) -> Iterator[Candidate | str]:
+        for entry, at_return, bodies in (
+            (FENTRY, FEXIT, ("recharge_entry", "recharge_return")),
+            (KPROBE, KRETPROBE, ("recharge_kprobe", "recharge_kretprobe")),
+        ):
+            hooks = (
+                (entry, "memcg_charge_kmem", "recharge_charge"),
+                (entry, "memcg_uncharge_kmem", "recharge_uncharge"),
+                # Last what begins, so that it is followed to its end from the first one on.
+                (at_return, RECHARGE_FUNCTION, bodies[1]),
+                (entry, RECHARGE_FUNCTION, bodies[0]),
+            )
+            yield self._try(entry, partial(self._mixed, *hooks))
 
     # Their parts
 
@@ -257,6 +294,10 @@ class _Chooser:
             )
         )
 
+    def _mixed(self, *hooks: tuple[str, str, str]) -> Candidate:
+        """A candidate of (kind, function, body) triples."""
+        return Candidate(tuple(self._hook(kind, function, body) for kind, function, body in hooks))
+
     def _functions(self, kind: str, *hooks: tuple[str, str], limits: str | None = None) -> Candidate:
         """A candidate of (function, body) pairs."""
         return Candidate(tuple(self._hook(kind, function, body) for function, body in hooks), limits)
@@ -294,12 +335,25 @@ class _Chooser:
 
     def _existing(self, functions: Sequence[str]) -> list[str]:
         """Those that this kernel has under this name or, since v6.10, with ``_noprof``."""
-        known = self._facts.function_args if self._facts.symbols is None else self._facts.symbols
+        known = self._known
         found = []
         for name in functions:
             found += [alias for alias in (name, f"{name}_noprof") if alias in known][:1]
         return found
 
+    @property
+    def _known(self) -> Mapping[str, object]:
+        """Functions of this kernel, of those that the facts ask for."""
+        return self._facts.function_args if self._facts.symbols is None else self._facts.symbols
+
+
+RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
+
+_WITHOUT_CHILD_CACHES = {
+    "caches": "memcgs have no child caches on this kernel; which caches there are is read from the list of caches",
+    "ids": "no cache belongs to a kmemcg_id on this kernel",
+    "recharge": f"no function {RECHARGE_FUNCTION}: this kernel does not have the patch set, and no slab ever moves",
+}
 
 _NOTED_ALLOC = frozenset({"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return"})
 _NOTED_FREE = frozenset({"free_tp", "free_entry", "kfree_entry"})

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.model import MapFill, Probe
-from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord
+from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheRecord
 
 
@@ -31,6 +31,40 @@ class ChargeCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class RechargeKey:
+    """Whose slabs went to whom."""
+
+    cache: int
+    """Address of the child cache."""
+    from_id: int
+    """cgroup id; 0: they were charged to nobody."""
+    to_id: int
+    from_state: str
+    """When they moved, as in `model.RechargePair`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RechargeCounts:
+    """Everything about recharges since the start."""
+
+    checks: int
+    failures: int
+    lost_races: int
+    moves: Mapping[RechargeKey, tuple[int, int]]
+    """Key -> recharges, pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Counters that can never change again; the source may drop them."""
+
+    pairs: Sequence[tuple[int, int]] = ()
+    """(cache address, cgroup id)."""
+    cgroup_ids: Sequence[int] = ()
+    recharges: Sequence[RechargeKey] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """Everything that is read at one time. None: this kernel cannot give it."""
 
@@ -42,6 +76,9 @@ class Reading:
     """(cache address, cgroup id) -> counts; cgroup id 0 is nobody."""
     charges: Mapping[int, ChargeCounts] | None
     """cgroup id -> counts."""
+    recharges: RechargeCounts | None = None
+    child_slabs: Mapping[tuple[int, int], int] | None = None
+    """(address of a child cache, cgroup id) -> pages of its slabs that are charged to that memcg; id 0 is nobody."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """Reason -> events."""
     maps: tuple[MapFill, ...] = ()
@@ -67,13 +104,13 @@ class Source(Protocol):
 
     known: Known
 
-    def poll(self, timeout_s: float) -> list[LifecycleEvent]:
+    def poll(self, timeout_s: float) -> list[LifecycleEvent | SlabEvent]:
         """Events since the last call; waits up to `timeout_s` for the first."""
 
     def read(self) -> Reading:
         """Totals of now."""
 
-    def forget(self, pairs: Iterable[tuple[int, int]], cgroup_ids: Iterable[int]) -> None:
+    def forget(self, final: Forget) -> None:
         """Drop counters that can never change again, so that maps do not fill with the dead."""
 
     def close(self) -> None:

@@ -8,10 +8,18 @@ import time
 from collections.abc import Iterable
 
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.model import ATTACHED, FALLBACK, MISSING, MapFill, Probe
+from kmemwatch.model import MapFill, Probe
 from kmemwatch.sources import decode
-from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
-from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord
+from kmemwatch.sources.base import (
+    ChargeCounts,
+    Forget,
+    Known,
+    PairCounts,
+    Reading,
+    RechargeCounts,
+    RechargeKey,
+)
+from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheList, CacheRecord
 from kmemwatch.sources.handover import Handed, ProbeResult
 from kmemwatch.sources.maps import MapReader, Ring, program_stats
@@ -31,7 +39,7 @@ class BpfSource:
             slab_account=manifest.slab_account,
             attached_at_monotonic_ns=time.monotonic_ns(),
         )
-        self._events: list[LifecycleEvent] = []
+        self._events: list[LifecycleEvent | SlabEvent] = []
         self._readers = {name: MapReader(handle) for name, handle in handed.maps.items() if handle.key_bytes}
         self._ring = Ring(handed.maps["events"].fd, self._on_event) if "events" in handed.maps else None
         self._peek: Peek | None = None
@@ -45,9 +53,9 @@ class BpfSource:
         self._closed = False
 
     def _on_event(self, raw: bytes) -> None:
-        self._events.append(decode.lifecycle_event(raw))
+        self._events.append(decode.event(raw))
 
-    def poll(self, timeout_s: float) -> list[LifecycleEvent]:
+    def poll(self, timeout_s: float) -> list[LifecycleEvent | SlabEvent]:
         """Events since the last call; waits up to `timeout_s` for the first."""
         if self._ring is None:
             time.sleep(timeout_s)
@@ -67,6 +75,7 @@ class BpfSource:
                 caches=self._read_caches(),
                 pairs=self._read_pairs(),
                 charges=self._read_charges(),
+                recharges=self._read_recharges(),
                 lost=self._read_lost(),
                 maps=self._fill,
             )
@@ -97,6 +106,19 @@ class BpfSource:
         ids = (row[0] for row in struct.iter_unpack("=Q", keys))
         return dict(zip(ids, (ChargeCounts(*row) for row in sums), strict=True))
 
+    def _read_recharges(self) -> RechargeCounts | None:
+        reader = self._readers.get("recharges")
+        if reader is None or not self.known.gives("recharge"):
+            return None
+        _, counts = _sum_per_cpu(self._readers["recharge_counts"], 1)
+        keys, sums = _sum_per_cpu(reader, 2)
+        self._fill += (MapFill("recharges", len(sums), reader.handle.max_entries),)
+        moves = {}
+        for (cache, from_id, to_id, state), row in zip(decode.RECHARGE_KEY.iter_unpack(keys), sums, strict=True):
+            moves[RechargeKey(cache, from_id, to_id, decode.RECHARGE_FROM[state])] = (row[0], row[1])
+        checks, failures, lost_races = (row[0] for row in counts)
+        return RechargeCounts(checks, failures, lost_races, moves)
+
     def _read_lost(self) -> dict[str, int]:
         _, sums = _sum_per_cpu(self._readers["lost"], 1)
         lost = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
@@ -122,16 +144,24 @@ class BpfSource:
                     skipped[signal] -= recovered
         return skipped
 
-    def forget(self, pairs: Iterable[tuple[int, int]], cgroup_ids: Iterable[int]) -> None:
+    def forget(self, final: Forget) -> None:
         """Drop counters that can never change again."""
-        reader = self._readers.get("pairs")
+        self._delete("pairs", (decode.PAIR_KEY.pack(*key) for key in final.pairs))
+        self._delete("charges", (struct.pack("=Q", cgroup_id) for cgroup_id in final.cgroup_ids))
+        states = {state: number for number, state in enumerate(decode.RECHARGE_FROM)}
+        self._delete(
+            "recharges",
+            (
+                decode.RECHARGE_KEY.pack(key.cache, key.from_id, key.to_id, states[key.from_state])
+                for key in final.recharges
+            ),
+        )
+
+    def _delete(self, name: str, keys: Iterable[bytes]) -> None:
+        reader = self._readers.get(name)
         if reader is not None:
-            for key in pairs:
-                reader.delete(decode.PAIR_KEY.pack(*key))
-        reader = self._readers.get("charges")
-        if reader is not None:
-            for cgroup_id in cgroup_ids:
-                reader.delete(struct.pack("=Q", cgroup_id))
+            for key in keys:
+                reader.delete(key)
 
     def close(self) -> None:
         """Detach; harmless when called twice."""
@@ -158,8 +188,7 @@ def _sum_per_cpu(reader: MapReader, columns: int) -> tuple[bytes, list[tuple[int
 
 
 def _probe(result: ProbeResult, learn_error: str | None) -> Probe:
-    status = MISSING if result.attachment is None else FALLBACK if result.fell_back else ATTACHED
     why = result.why
     if learn_error and result.signal in ("alloc", "free"):
         why = "; ".join(filter(None, [why, f"caches are not known by name: {learn_error}"]))
-    return Probe(result.signal, result.attachment, status, why)
+    return Probe(result.signal, result.attachment, result.status, why)

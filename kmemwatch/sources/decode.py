@@ -23,18 +23,47 @@ LIFECYCLE_EVENT = struct.Struct("=QQQII16s")
 """``struct lifecycle_event``."""
 NAME_BYTES = 256
 ONLINE_EVENT_BYTES = LIFECYCLE_EVENT.size + NAME_BYTES
-MEMCG_HEAD = struct.Struct("=9QIi")
+CACHE_NAME_BYTES = 128
+"""That of a child cache has the name of its cgroup in it."""
+SLAB_EVENT = struct.Struct(f"=4QiI{CACHE_NAME_BYTES}s")
+"""``struct slab_event`` after its ``event``: cache, root cache, from id, pages, kmemcg_id, from online, name."""
+SLAB_EVENT_BYTES = LIFECYCLE_EVENT.size + SLAB_EVENT.size
+RECHARGE_KEY = struct.Struct("=4Q")
+"""``struct recharge_key``: cache address, from id, to id, ``enum recharge_from``."""
+RECHARGE_VALUE = struct.Struct("=QQ")
+"""``struct recharge_value``: recharges, pages."""
+RECHARGE_COUNTS = ("checks", "failures", "lost_races")
+"""Index of the map ``recharge_counts``; ``enum recharge_count`` in bpf/recharge.bpf.c."""
+RECHARGE_FROM = ("none", "online", "dying")
+"""``enum recharge_from``, in `model.RechargePair.from_state`'s words."""
+MEMCG_HEAD = struct.Struct("=9QI4i4x")
 MEMCG_RECORD_BYTES = MEMCG_HEAD.size + 8 * STATS_MAX + NAME_BYTES
 WALK_STATE = struct.Struct("=6Q")
 PEEK_BYTES = 4096
 
-LOST_REASONS = ("ringbuf_full", "pair_map_full", "charge_map_full", "cgroup_unreadable", "cache_unreadable")
+LOST_REASONS = (
+    "ringbuf_full",
+    "pair_map_full",
+    "charge_map_full",
+    "cgroup_unreadable",
+    "cache_unreadable",
+    "recharge_map_full",
+    "recharge_unfollowed",
+)
 """Index of the map ``lost``; ``enum lost_reason`` in bpf/maps.h."""
 
 NOTED_SIGNALS = ("alloc", "free")
 """Index of the map ``recovered``; ``enum noted`` in bpf/alloc.bpf.c."""
 
 LIFECYCLE_KINDS = {1: "online", 2: "offline", 3: "released"}
+SLAB_KINDS = {
+    4: "id_given",
+    5: "id_freed",
+    6: "cache_created",
+    7: "cache_destroyed",
+    8: "recharge",
+    9: "recharge_failed",
+}
 
 _LEAF_BYTES: Mapping[str, int] = {
     "lost": 8,
@@ -44,6 +73,8 @@ _LEAF_BYTES: Mapping[str, int] = {
     "walk": WALK_STATE.size,
     "peek_out": PEEK_BYTES,
     "recovered": 8,
+    "recharge_counts": 8,
+    "recharges": RECHARGE_VALUE.size,
 }
 
 
@@ -68,6 +99,28 @@ class LifecycleEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class SlabEvent:
+    """Something about a cache, a kmemcg_id or a slab; see `SLAB_KINDS`."""
+
+    kind: str
+    at_monotonic_ns: int
+    cgroup_id: int | None
+    """The memcg that got the id, the cache or the slab; None when the hook is not told."""
+    pid: int
+    comm: str
+    kmemcg_id: int
+    """-1: none."""
+    cache: int | None = None
+    """Address."""
+    root_cache: int | None = None
+    """Address; None for a root cache."""
+    cache_name: str | None = None
+    from_id: int | None = None
+    """cgroup id of the memcg that lost a slab; None: it was charged to nobody."""
+    pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MemcgRecord:
     """One memcg as the walk found it. Units as in the kernel; 0 where the kernel lacks the field."""
 
@@ -82,9 +135,16 @@ class MemcgRecord:
     tcpmem_pages: int
     online: bool
     kmemcg_id: int
+    """Of this moment: from its death on that of its parent, on most kernels."""
     stats: tuple[int, ...]
     """``memcg_vmstats.state``, signed."""
     name: str
+    kmem_cache_id: int = -1
+    """The kmemcg_id that it was given when it went online; -1 where the kernel does not keep that."""
+    kmem_cache_id_held: bool = False
+    """It has not given that back."""
+    memcg_id: int = 0
+    """``mem_cgroup.id.id``; 0 from its death on, unless swap still speaks of it."""
 
 
 def text(raw: bytes) -> str:
@@ -92,8 +152,34 @@ def text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
 
 
-def lifecycle_event(raw: bytes) -> LifecycleEvent:
+def event(raw: bytes) -> LifecycleEvent | SlabEvent:
     """Decode one record of the ring buffer. Raises ValueError when it has another size or kind than ours."""
+    return slab_event(raw) if len(raw) == SLAB_EVENT_BYTES else lifecycle_event(raw)
+
+
+def slab_event(raw: bytes) -> SlabEvent:
+    """Decode a ``struct slab_event``. Raises ValueError for a kind that is not ours."""
+    at_ns, cgroup_id, _, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw)
+    if kind not in SLAB_KINDS:
+        raise ValueError(f"slab event of kind {kind}")
+    cache, root, from_id, pages, kmemcg_id, _, name = SLAB_EVENT.unpack_from(raw, LIFECYCLE_EVENT.size)
+    return SlabEvent(
+        kind=SLAB_KINDS[kind],
+        at_monotonic_ns=at_ns,
+        cgroup_id=cgroup_id or None,
+        pid=pid,
+        comm=text(comm),
+        kmemcg_id=kmemcg_id,
+        cache=cache or None,
+        root_cache=root or None,
+        cache_name=text(name) or None,
+        from_id=from_id or None,
+        pages=pages,
+    )
+
+
+def lifecycle_event(raw: bytes) -> LifecycleEvent:
+    """Decode one about a memcg. Raises ValueError when it has another size or kind than ours."""
     if len(raw) not in (LIFECYCLE_EVENT.size, ONLINE_EVENT_BYTES):
         raise ValueError(f"lifecycle event of {len(raw)} bytes")
     at_ns, cgroup_id, parent_id, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw)
@@ -108,7 +194,8 @@ def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
     fields = MEMCG_HEAD.unpack_from(raw, offset)
     stats = struct.unpack_from(f"={stats_count}q", raw, offset + MEMCG_HEAD.size)
     name_at = offset + MEMCG_HEAD.size + 8 * STATS_MAX
-    css, parent_css, serial_nr, cgroup_id, references, memory, swap, kmem, tcpmem, online, kmemcg_id = fields
+    css, parent_css, serial_nr, cgroup_id, references, memory, swap, kmem, tcpmem, online = fields[:10]
+    kmemcg_id, kmem_cache_id, held, memcg_id = fields[10:]
     return MemcgRecord(
         css=css,
         parent_css=parent_css,
@@ -121,6 +208,9 @@ def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
         tcpmem_pages=tcpmem,
         online=bool(online),
         kmemcg_id=kmemcg_id,
+        kmem_cache_id=kmem_cache_id,
+        kmem_cache_id_held=bool(held),
+        memcg_id=memcg_id,
         stats=stats,
         name=text(raw[name_at : name_at + NAME_BYTES]),
     )

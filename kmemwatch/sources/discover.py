@@ -13,10 +13,12 @@ from pathlib import Path
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.facts import Facts
+from kmemwatch.sources import decode
 from kmemwatch.sources.peek import Peek
 
 IOMEM = Path("/proc/iomem")
-_MAX_CACHES = 20_000
+_MAX_CACHES = 1_000_000
+"""On kernels with child caches there are dozens for each memcg."""
 _NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
 _U64 = (1 << 64) - 1
 _SAMPLES = 64
@@ -34,6 +36,10 @@ class CacheRecord:
     flags: int
     slab_bytes: int | None = None
     """Memory of all its slabs, of which the kernel keeps count with CONFIG_SLUB_DEBUG; None without."""
+    root: int | None = None
+    """Address of the root cache; None for a root cache itself, and on kernels without child caches."""
+    kmemcg_id: int | None = None
+    """Of a child cache."""
 
 
 class CacheList:
@@ -49,6 +55,9 @@ class CacheList:
         self._nodes = range(possible_nodes())
         self._stride = facts.sizes.get("kmem_cache_node_stride", 8)
         last = max(self._offsets[f"kmem_cache__{member}"] for member in wanted)
+        self._child = "kmem_cache__memcg_params__root_cache" in self._offsets
+        if self._child:
+            last = max(last, *(self._offsets[f"kmem_cache__memcg_params__{member}"] for member in ("root_cache", "id")))
         self._bytes = last + max(16, self._stride * len(self._nodes))
         self._page_bytes = facts.page_bytes
 
@@ -74,12 +83,23 @@ class CacheList:
         (flags,) = struct.unpack_from("=I", raw, offsets["kmem_cache__flags"])
         (name_at,) = struct.unpack_from("=Q", raw, offsets["kmem_cache__name"])
         try:
-            name = self._peek.string(name_at)
+            name = self._peek.string(name_at, decode.CACHE_NAME_BYTES)
         except OSError:
             return None
         if not size or size % 8 or not _NAME.fullmatch(name):
             return None
-        return CacheRecord(address, name, size, flags, self._slab_bytes(raw))
+        root, kmemcg_id = self._parent(raw)
+        return CacheRecord(address, name, size, flags, self._slab_bytes(raw), root, kmemcg_id)
+
+    def _parent(self, raw: bytes) -> tuple[int | None, int | None]:
+        """(root cache, kmemcg_id) of a child cache."""
+        if not self._child:
+            return None, None
+        (root,) = struct.unpack_from("=Q", raw, self._offsets["kmem_cache__memcg_params__root_cache"])
+        if not root:
+            return None, None
+        (kmemcg_id,) = struct.unpack_from("=i", raw, self._offsets["kmem_cache__memcg_params__id"])
+        return root, kmemcg_id
 
     def _slab_bytes(self, raw: bytes) -> int | None:
         offsets = self._offsets

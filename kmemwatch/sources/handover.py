@@ -30,6 +30,17 @@ class ProbeResult:
     """Candidate that is attached; None when none is."""
     fell_back: bool
     why: str | None
+    applies: bool = True
+    """`plan.Signal.applies`"""
+
+    @property
+    def status(self) -> str:
+        """As in `model.Probe`."""
+        from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING
+
+        if self.attachment is None:
+            return MISSING if self.applies else ABSENT
+        return FALLBACK if self.fell_back else ATTACHED
 
 
 @dataclass(frozen=True, slots=True)

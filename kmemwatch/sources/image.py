@@ -149,6 +149,6 @@ def _load(program: Mapping[str, Any], maps: Sequence[int]) -> int:
 
 
 def _attach(program: Mapping[str, Any], fd: int) -> int:
-    if program["kind"] == "kprobe":
-        return bpf_calls.attach_kprobe(fd, program["target"])
+    if program["kind"] in ("kprobe", "kretprobe"):
+        return bpf_calls.attach_kprobe(fd, program["target"], program["kind"] == "kretprobe")
     return bpf_calls.attach_tracepoint(fd, program["target"] if program["kind"] == "raw_tp" else None)

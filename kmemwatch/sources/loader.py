@@ -23,7 +23,12 @@ from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle, MapReader
 from kmemwatch.sources.peek import Peek
 
-_PER_CPU = ("lost", "pairs", "charges", "noted", "recovered")
+_PER_CPU = ("lost", "pairs", "charges", "noted", "recovered", "recharge_counts", "recharges")
+_HEADERS = {
+    "slab.h": {"alloc.bpf.c", "recharge.bpf.c"},
+    "slab_events.h": {"caches.bpf.c", "recharge.bpf.c"},
+}
+"""Header of bpf/ that not every kernel can have -> files that need it."""
 _SOURCES = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
 
 
@@ -102,7 +107,9 @@ def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
 def source_text(chosen: Plan) -> str:
     """All C that the plan needs, as one text; line directives keep the compiler's messages true."""
     names = ["compat.h", "maps.h", "hooks.h"]
-    names += dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
+    sources = dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
+    names += [header for header, users in _HEADERS.items() if users & sources.keys()]
+    names += sources
     parts = [f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names]
     stubs = {_stub(hook) for hook in chosen.hooks}
     return "\n".join([*parts, '#line 1 "hooks of this kernel"', *sorted(stubs - {""})])
@@ -188,13 +195,16 @@ class _Attempt:
 
     def _map_handles(self) -> dict[str, MapHandle]:
         handles = {}
-        names = ["lost"]
+        names = ["lost", "events"]
         sources = {signal.source for signal in self._plan.signals if signal.candidates}
-        names += ["pairs", "page_base"] if "alloc.bpf.c" in sources else []
+        names += ["page_base"] if _HEADERS["slab.h"] & sources else []
+        names += ["pairs"] if "alloc.bpf.c" in sources else []
         # Of no use to the parent but as a part of what it keeps for the next start.
         names += ["noted", "recovered"] if any(map(_is_pair, self._plan.hooks)) else []
         names += ["charges"] if "charge.bpf.c" in sources else []
-        names += ["events"] if "lifecycle.bpf.c" in sources else []
+        # `recharging` and what goes with it are of no use to the parent either.
+        recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
+        names += recharge if "recharge.bpf.c" in sources else ()
         names += ["peek_out", "walk_out", "walk"] if "peek.bpf.c" in sources else []
         for name in names:
             table = self._bpf[name]
@@ -212,7 +222,8 @@ class _Attempt:
 
     def _attach_signal(self, signal: Signal) -> ProbeResult:
         if not signal.candidates:
-            return ProbeResult(signal.name, None, False, _join(*signal.skipped) or "no way is known for this kernel")
+            why = _join(*signal.skipped) or "no way is known for this kernel"
+            return ProbeResult(signal.name, None, False, why, signal.applies)
         candidate = signal.candidates[0]
         for hook in candidate.hooks:
             try:
@@ -265,10 +276,11 @@ class _Attempt:
             bpf.load_func(name, bpf.RAW_TRACEPOINT)
             bpf.attach_raw_tracepoint(target, name)
             return name, [bpf.raw_tracepoint_fds.pop(target)]
-        if hook.kind == plan.KPROBE:
-            name = b"kmw_kp_" + target
+        if hook.kind in (plan.KPROBE, plan.KRETPROBE):
+            name = (b"kmw_kp_" if hook.kind == plan.KPROBE else b"kmw_kr_") + target
             bpf.load_func(name, bpf.KPROBE)
-            bpf.attach_kprobe(event=target, fn_name=name)
+            attach = bpf.attach_kprobe if hook.kind == plan.KPROBE else bpf.attach_kretprobe
+            attach(event=target, fn_name=name)
             return name, [fd for fds in bpf.kprobe_fds.values() for fd in _values(fds) if fd not in self._links]
         name = self._function(b"kfunc__" if hook.kind == plan.FENTRY else b"kretfunc__", target)
         attach = bpf.attach_kfunc if hook.kind == plan.FENTRY else bpf.attach_kretfunc

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.model import ATTACHED, MISSING, Host, Probe
-from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
-from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord
+from kmemwatch.sources.base import ChargeCounts, Forget, Known, PairCounts, Reading
+from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheRecord
 from kmemwatch.state import State
 
@@ -78,7 +78,7 @@ class FakeSource:
         self.losing_events = False
         self.closed = 0
         self.reads = 0
-        self._events: list[LifecycleEvent] = []
+        self._events: list[LifecycleEvent | SlabEvent] = []
         self._next_id = 100
         self._arrived = threading.Event()
 
@@ -130,7 +130,7 @@ class FakeSource:
 
     # Source
 
-    def poll(self, timeout_s: float) -> list[LifecycleEvent]:
+    def poll(self, timeout_s: float) -> list[LifecycleEvent | SlabEvent]:
         if not self._events and timeout_s:
             self._arrived.wait(timeout_s)
         self._arrived.clear()
@@ -187,10 +187,10 @@ class FakeSource:
             name=memcg.name,
         )
 
-    def forget(self, pairs: Iterable[tuple[int, int]], cgroup_ids: Iterable[int]) -> None:
-        for key in pairs:
-            self.pairs.pop(key, None)
-        for cgroup_id in cgroup_ids:
+    def forget(self, final: Forget) -> None:
+        for pair in final.pairs:
+            self.pairs.pop(pair, None)
+        for cgroup_id in final.cgroup_ids:
             self.charges.pop(cgroup_id, None)
 
     def close(self) -> None:

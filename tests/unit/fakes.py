@@ -30,6 +30,7 @@ from kmemwatch.model import (
     Probe,
     RechargePair,
     Recharges,
+    RechargeTotal,
     Snapshot,
     Totals,
 )
@@ -219,20 +220,23 @@ def lossy(seconds: int = 0) -> Snapshot:
 def patched(seconds: int = 0) -> Snapshot:
     """A kernel with the patch set: child caches, ids, recharges."""
     known = sample(seconds)
-    child = Cache("dentry(3)", 0xFFFF_8880_0200_0000, 192, "dentry", 3, 1000, 192000, 900)
+    child = Cache("dentry(3)", 0xFFFF_8880_0200_0000, 192, "dentry", 3, None, None, None, 31 << 12)
     return replace(
         known,
         kernel=Kernel("recharge", True, 1, "none"),
         caches=(*known.caches, child),
-        recharges=Recharges(90_017, 41, 41 * 4096, 2, (
-            RechargePair("dentry", 4001, 2101, 31, 31 * 4096),
-            RechargePair("filp", None, 2102, 10, 10 * 4096),
+        recharges=Recharges(90_017, 41, 41 * 4096, 2, pairs=(
+            RechargePair("dentry(3)", 4001, "dying", 2101, 31, 31 * 4096, 3),
+            RechargePair("filp(4)", None, "none", 2102, 10, 10 * 4096, 4),
+        ), lost_races_total=1, totals=(
+            RechargeTotal("dentry", "dying", 31, 31 * 4096),
+            RechargeTotal("filp", "none", 10, 10 * 4096),
         )),
         ids=Ids(3, 12, 5, (
-            KmemcgId(0, 1101, START_NS, (), 12),
-            KmemcgId(3, 2101, START_NS + 10**9, (811, 4005, 4001), 31),
-            KmemcgId(4, None, None, (2900,), 2),
-        )),
+            KmemcgId(0, 1101, START_NS, (), 12, 12 << 20),
+            KmemcgId(3, 2101, START_NS + 10**9, (811, 4005, 4001), 31, 31 << 20),
+            KmemcgId(4, None, None, (2900,), 2, None),
+        ), 17, 14, "index of a memcg's child caches"),
     )  # fmt: skip
 
 

@@ -9,15 +9,18 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kmemwatch.model import (
+    ABSENT,
     ATTACHED,
     DYING,
     EVENT_KINDS,
     FALLBACK,
+    FROM_STATES,
     MISSING,
     ONLINE,
     RELEASED,
     Cache,
     Cgroup,
+    ChildSlabs,
     Event,
     Host,
     Ids,
@@ -29,6 +32,7 @@ from kmemwatch.model import (
     Probe,
     RechargePair,
     Recharges,
+    RechargeTotal,
     Snapshot,
     Totals,
 )
@@ -57,7 +61,7 @@ def tuples(of: st.SearchStrategy[Any], size: int = 3) -> st.SearchStrategy[tuple
 
 hosts = st.builds(Host, names, names, names, maybe_names)
 kernels = st.builds(Kernel, maybe_names, st.none() | st.booleans(), maybe_counts, maybe_names)
-probes = st.builds(Probe, names, maybe_names, st.sampled_from((ATTACHED, FALLBACK, MISSING)), maybe_names)
+probes = st.builds(Probe, names, maybe_names, st.sampled_from((ATTACHED, FALLBACK, MISSING, ABSENT)), maybe_names)
 caches = st.builds(
     Cache, names, addresses, maybe_counts, maybe_names, maybe_numbers, maybe_counts, maybe_counts, maybe_counts
 )
@@ -77,14 +81,19 @@ cgroups = st.builds(
     pins=st.none() | tallies,
     references=maybe_numbers,
     released_at_ns=maybe_times,
+    child_slabs=st.none() | tuples(st.builds(ChildSlabs, names, counts, numbers, counts)),
 )
 pairs = st.builds(Pair, names, addresses, counts, maybe_counts, maybe_counts, maybe_counts, maybe_numbers)
-recharge_pairs = st.builds(RechargePair, names, maybe_counts, counts, counts, counts)
+from_states = st.sampled_from(FROM_STATES)
+recharge_pairs = st.builds(RechargePair, names, maybe_counts, from_states, counts, counts, counts, maybe_numbers)
 recharges = st.builds(
-    Recharges, maybe_counts, maybe_counts, maybe_counts, maybe_counts, st.none() | tuples(recharge_pairs)
+    Recharges,
+    *[maybe_counts] * 5,
+    st.none() | tuples(recharge_pairs),
+    st.none() | tuples(st.builds(RechargeTotal, names, from_states, counts, counts)),
 )
-kmemcg_ids = st.builds(KmemcgId, numbers, maybe_counts, maybe_times, tuples(counts), maybe_counts)
-ids = st.builds(Ids, maybe_counts, maybe_counts, maybe_counts, st.none() | tuples(kmemcg_ids))
+kmemcg_ids = st.builds(KmemcgId, numbers, maybe_counts, maybe_times, tuples(counts), maybe_counts, maybe_counts)
+ids = st.builds(Ids, *[maybe_counts] * 3, st.none() | tuples(kmemcg_ids), maybe_counts, maybe_counts, maybe_names)
 losses = st.builds(Lost, maybe_counts, maybe_counts, maybe_counts, tallies)
 totals = st.builds(Totals, *[maybe_counts] * 6)
 map_fills = st.builds(MapFill, names, counts, counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import fields, is_dataclass
 from importlib import resources
 from typing import Any
@@ -129,10 +130,35 @@ def test_what_is_malformed_is_named(wrong: object) -> None:
         assert "\n" not in str(caught.value)
 
 
+LATER = re.compile(
+    r"recharges\.(lost_races_total|totals)|cgroups\[\d+\]\.child_slabs"
+    r"|ids\.(given_total|freed_total|meaning|map\[\d+\]\.slab_bytes)"
+)
+"""Fields that documents of the first release do not have."""
+
+
+def test_documents_of_the_first_release_can_still_be_read() -> None:
+    document = snapshot_to_dict(fakes.patched())
+    for cgroup in document["cgroups"]:
+        del cgroup["child_slabs"]
+    for key in ("lost_races_total", "totals"):
+        del document["recharges"][key]
+    for key in ("given_total", "freed_total", "meaning"):
+        del document["ids"][key]
+    for entry in document["ids"]["map"]:
+        del entry["slab_bytes"]
+    read = snapshot_from_dict(document)
+    assert (read.recharges.lost_races_total, read.recharges.totals) == (None, None)
+    assert (read.ids.given_total, read.ids.freed_total, read.ids.meaning) == (None, None, None)
+    assert read.caches == fakes.patched().caches
+
+
 def test_what_is_missing_is_named() -> None:
     good = snapshot_to_dict(fakes.patched())
     for path in _places(good):
         if isinstance(path[-1], int) or path[-2:-1] in (("pins",), ("reasons",)):
+            continue
+        if LATER.fullmatch(_named(path)):
             continue
         bad = copy.deepcopy(good)
         parent = bad

@@ -75,7 +75,7 @@ def test_an_event_of_another_kind() -> None:
 def test_memcg_record(
     heads: list[int], online: int, kmemcg_id: int, stats: list[int], name: bytes, count: int, index: int
 ) -> None:
-    raw = decode.MEMCG_HEAD.pack(*heads, online, kmemcg_id)
+    raw = decode.MEMCG_HEAD.pack(*heads, online, kmemcg_id, 7, 1, 9)
     raw += struct.pack(f"={STATS_MAX}q", *stats) + name.ljust(decode.NAME_BYTES, b"\0")
     assert len(raw) == decode.MEMCG_RECORD_BYTES
     record = decode.memcg_record(bytes(index * len(raw)) + raw, index * len(raw), count)
@@ -83,6 +83,7 @@ def test_memcg_record(
     assert found == tuple(heads[:5])
     assert (record.memory_pages, record.swap_pages, record.kmem_pages, record.tcpmem_pages) == tuple(heads[5:])
     assert (record.online, record.kmemcg_id, record.stats) == (bool(online), kmemcg_id, tuple(stats[:count]))
+    assert (record.kmem_cache_id, record.kmem_cache_id_held, record.memcg_id) == (7, True, 9)
     assert record.name.encode("utf-8", "surrogateescape") == name
 
 

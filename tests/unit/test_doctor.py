@@ -20,7 +20,7 @@ from kmemwatch.cli.diagnosis import WIDTH, Diagnosis, report
 from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import plan
-from kmemwatch.model import ATTACHED, FALLBACK, MISSING, Probe
+from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING, Probe
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_plan import LOCKED, RECORDED, damaged_facts
 
@@ -33,7 +33,7 @@ def attached(facts: Facts, **changes: Any) -> Diagnosis:
     probes = tuple(
         Probe(found.name, found.candidates[0].name, ATTACHED, found.candidates[0].limits)
         if found.candidates
-        else Probe(found.name, None, MISSING, "; ".join(found.skipped))
+        else Probe(found.name, None, MISSING if found.applies else ABSENT, "; ".join(found.skipped))
         for found in chosen.signals
     )
     found = Diagnosis(facts, True, chosen, None, probes, None, True, True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from kmemwatch.model import DYING, ONLINE, RELEASED
+from kmemwatch.sources.base import Forget
 from kmemwatch.sources.discover import CacheRecord
 from tests.unit.fake_source import (
     DENTRY,
@@ -140,8 +141,7 @@ def test_a_birth_that_the_walk_has_not_seen_stays() -> None:
     memcg = host.source.mkdir("young")
     host.source.alloc(memcg, objects=3)
     host.poll()
-    pairs, ids = host.state.update(reading)
-    assert (pairs, ids) == ([], [])
+    assert host.state.update(reading) == Forget([], [], [])
     assert cgroup(host.state.snapshot(reading), memcg).state == ONLINE
     snapshot = host.snapshot()
     assert pair(snapshot, memcg) == (3, 0, 3 * 192)
