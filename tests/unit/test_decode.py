@@ -16,7 +16,7 @@ from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel import libbpf
 from kmemwatch.kernel.defines import STATS_MAX
 from kmemwatch.sources import decode
-from kmemwatch.sources.decode import LifecycleEvent
+from kmemwatch.sources.decode import LifecycleEvent, SlabEvent
 from kmemwatch.sources.maps import Ring
 
 u64 = st.integers(0, 2**64 - 1)
@@ -43,13 +43,40 @@ def test_lifecycle_event(
         assert event.name.encode("utf-8", "surrogateescape") == name, "every byte of a name survives"
 
 
+@given(
+    st.sampled_from(sorted(decode.SLAB_KINDS)),
+    st.tuples(u64, u64, u64, u64, u64, u64),
+    st.integers(-(2**31), 2**31 - 1),
+    u32,
+    st.binary(max_size=decode.CACHE_NAME_BYTES - 1).map(lambda name: name.replace(b"\0", b"?")),
+)
+def test_slab_event(kind: int, numbers: tuple[int, ...], kmemcg_id: int, pid: int, name: bytes) -> None:
+    at, cgroup, cache, root, from_id, pages = numbers
+    raw = decode.LIFECYCLE_EVENT.pack(at, cgroup, 0, kind, pid, b"kworker")
+    raw += decode.SLAB_EVENT.pack(cache, root, from_id, pages, kmemcg_id, 1, name)
+    assert len(raw) == decode.SLAB_EVENT_BYTES
+    found = decode.event(raw)
+    assert isinstance(found, SlabEvent)
+    assert (found.kind, found.at_monotonic_ns, found.pid) == (decode.SLAB_KINDS[kind], at, pid)
+    assert (found.cgroup_id or 0, found.cache or 0, found.root_cache or 0, found.from_id or 0) == (
+        cgroup, cache, root, from_id,
+    )  # fmt: skip
+    assert (found.pages, found.kmemcg_id) == (pages, kmemcg_id)
+    assert (found.cache_name or "").encode("utf-8", "surrogateescape") == name
+
+
+def test_a_slab_event_of_another_kind() -> None:
+    with pytest.raises(ValueError, match="slab event of kind 3"):
+        decode.event(decode.LIFECYCLE_EVENT.pack(1, 2, 0, 3, 4, b"") + bytes(decode.SLAB_EVENT.size))
+
+
 @given(st.binary(max_size=2 * decode.ONLINE_EVENT_BYTES))
 def test_arbitrary_bytes_are_an_event_or_a_value_error(raw: bytes) -> None:
     try:
-        event = decode.lifecycle_event(raw)
+        event = decode.event(raw)
     except ValueError:
         return
-    assert isinstance(event, LifecycleEvent)
+    assert isinstance(event, LifecycleEvent | SlabEvent)
 
 
 @pytest.mark.parametrize("size", [0, 1, decode.LIFECYCLE_EVENT.size - 1, decode.ONLINE_EVENT_BYTES + 8])
