@@ -91,7 +91,14 @@ FUNCTIONS = (
     "bpf_trampoline_link_prog",
 )
 
-DATA_SYMBOLS = ("slab_caches", "page_offset_base", "vmemmap_base", "mem_cgroup_stats_index", "_text")
+DATA_SYMBOLS = (
+    "slab_caches",
+    "page_offset_base",
+    "vmemmap_base",
+    "mem_cgroup_stats_index",
+    "__per_cpu_offset",
+    "_text",
+)
 
 
 @dataclass(frozen=True, slots=True)

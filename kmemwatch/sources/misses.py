@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Calls that a kprobe did not see: where the kernel counts them, which it tells nobody about.
+
+A kprobe that is hit while another one is being handled on the same CPU, in an interrupt for example, is left out, and
+so is a return for which no instance was free. Both are counted in the kernel's own record of the probe, which the perf
+event that we hold leads to. Everything on the way is verified: misses that cannot be told stay unknown.
+
+Not counted there is what comes later: `KprobeMisses.hits` has the calls that were handed to the program, and before
+Linux kernel commit "bpf: Count missed stats in trace_call_bpf" (in v6.7) it is not told when the program did not run
+because another one, or a system call on a map, was at work on that CPU.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.sources.maps import possible_cpus
+from kmemwatch.sources.peek import Peek
+
+_RETURN = "kretprobe"
+_KINDS = ("kprobe", _RETURN)
+_ENTRY_BYTES = 16
+"""A probe sits behind what the compiler puts first: on x86 ``endbr64``, 4 bytes."""
+_TOO_MANY = 1 << 48
+"""No counter comes this far, and the pointers around it are higher on most machines."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    address: int
+    """Of its ``struct trace_kprobe``."""
+    at_return: bool
+
+
+class _NotTheProbeError(Exception):
+    """What was found is not the probe that was looked for."""
+
+
+class KprobeMisses:
+    """The kernel's own counters of our kprobes. Only valid while their perf events are open."""
+
+    def __init__(self, peek: Peek, facts: Facts, links: Mapping[str, int]) -> None:
+        """`links`: ``signal/kind:function`` -> descriptor that keeps it attached; those of other kinds are ignored.
+
+        Never raises: `why` has the reason when this kernel does not tell.
+        """
+        self.why: str | None = None
+        """Why misses are unknown; None when they are known."""
+        self._peek = peek
+        self._offsets = facts.offsets
+        self._symbols = facts.symbols or {}
+        self._probes: dict[str, _Probe] = {}
+        try:
+            for name, fd in links.items():
+                kind, _, function = name.partition("/")[2].partition(":")
+                if kind in _KINDS:
+                    self._probes[name] = self._find(fd, function, kind == _RETURN)
+        except KeyError as error:
+            self.why = f"BTF has no {error.args[0].replace('__', '.')}"
+        except (OSError, _NotTheProbeError) as error:
+            self.why = f"{name}: {error}"
+
+    def read(self) -> Mapping[str, int] | None:
+        """Calls that each kprobe has missed since it was made; None when that is unknown. Raises OSError.
+
+        The kernel does not lock these counters: of two misses at the very same time on two CPUs, one may be counted.
+        """
+        if self.why is not None:
+            return None
+        return {name: self._missed(probe) for name, probe in self._probes.items()}
+
+    def hits(self) -> Mapping[str, int] | None:
+        """Calls (returns, for a kretprobe) that each kprobe has seen since it was made, exactly; its program ran as
+        often, or less. None when that is unknown: the kernel hides its data symbols. Raises OSError."""
+        table = self._symbols.get("__per_cpu_offset", 0)
+        if self.why is not None or not table or "trace_kprobe__nhit" not in self._offsets:
+            return None
+        number = possible_cpus()
+        cpus = struct.unpack(f"={number}Q", self._peek.read(table, 8 * number))
+        return {name: self._hit(probe, cpus) for name, probe in self._probes.items()}
+
+    def _find(self, fd: int, function: str, at_return: bool) -> _Probe:
+        """Raises KeyError for a member that this kernel lacks, OSError, _NotTheProbeError."""
+        event = self._pointer(self._file(fd), "file__private_data")
+        call = self._pointer(event, "perf_event__tp_event")
+        head = call - self._offsets["trace_probe_event__call"] + self._offsets["trace_probe_event__probes"]
+        node = self._peek.u64(head)
+        # Probes of several events can be joined, but those that come with a perf event are alone.
+        if self._peek.u64(node) != head or self._peek.u64(node + 8) != head:
+            raise _NotTheProbeError(f"the list of probes at {head:#x} is not a list of one")
+        probe = _Probe(node - self._offsets["trace_probe__list"] - self._offsets["trace_kprobe__tp"], at_return)
+        self._verify(probe, function)
+        return probe
+
+    def _file(self, fd: int) -> int:
+        """Address of the ``struct file`` that a descriptor of ours stands for."""
+        table = self._pointer(self._pointer(self._peek.u64(0), "task_struct__files"), "files_struct__fdt")
+        return self._peek.u64(self._pointer(table, "fdtable__fd") + 8 * fd)
+
+    def _pointer(self, address: int, member: str) -> int:
+        return self._peek.u64(address + self._offsets[member])
+
+    def _verify(self, probe: _Probe, function: str) -> None:
+        for member in ("trace_kprobe__symbol", "trace_kprobe__rp__kp__symbol_name"):
+            name = self._peek.string(self._pointer(probe.address, member), len(function) + 1)
+            if name != function:
+                raise _NotTheProbeError(f"what lies at {probe.address:#x} is a probe of {name!r}")
+        at, known = self._pointer(probe.address, "trace_kprobe__rp__kp__addr"), self._symbols.get(function, 0)
+        if known and not known <= at < known + _ENTRY_BYTES:
+            raise _NotTheProbeError(f"it sits at {at:#x}, and the function at {known:#x}")
+        if bool(self._pointer(probe.address, "trace_kprobe__rp__handler")) != probe.at_return:
+            raise _NotTheProbeError("entry and return are not told apart")
+        missed = self._missed(probe)
+        if missed >= _TOO_MANY:
+            raise _NotTheProbeError(f"{missed:#x} is no number of misses")
+
+    def _missed(self, probe: _Probe) -> int:
+        missed = self._pointer(probe.address, "trace_kprobe__rp__kp__nmissed")
+        if probe.at_return:
+            raw = self._peek.read(probe.address + self._offsets["trace_kprobe__rp__nmissed"], 4)
+            missed += struct.unpack("=I", raw)[0]
+        return missed
+
+    def _hit(self, probe: _Probe, cpus: tuple[int, ...]) -> int:
+        base = self._pointer(probe.address, "trace_kprobe__nhit")
+        return sum(self._peek.u64((base + offset) % (1 << 64)) for offset in cpus)
