@@ -7,17 +7,19 @@ A counter that went down was restarted, so its rate is unknown and never negativ
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from kmemwatch.model import MISSING, Cache, Cgroup, Pair, Snapshot
+from kmemwatch.model import MISSING, Cache, Cgroup, Pair, RechargePair, Snapshot
 from kmemwatch.units import NS_PER_S
 
 CacheKey = tuple[str, int | None]
 """(name, address): names alone are not unique."""
 PairKey = tuple[int, str, int | None]
 """(cgroup id, cache name, cache address)."""
+MoveKey = tuple[str, int | None, str, int]
+"""(child cache, from id, its state, to id)."""
 
 _START_TOLERANCE_S = 1.0
 """Two snapshots of one run agree on when it began up to rounding; of two runs they do not."""
@@ -60,6 +62,10 @@ class Rates:
     """Change of `Cache.slab_bytes`, negative when it shrinks; absent where unknown."""
     top_cgroups: Mapping[CacheKey, int] = field(default_factory=lambda: MappingProxyType({}))
     """Cache -> id of the cgroup that allocated the most bytes in it; absent when nobody did."""
+    moves_per_s: Mapping[MoveKey, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Recharges of each `RechargePair`; absent where unknown."""
+    checks_per_s: float | None = None
+    recharges_per_s: float | None = None
 
 
 NO_RATES = Rates()
@@ -81,7 +87,23 @@ def rates(before: Snapshot | None, after: Snapshot) -> Rates:
         pairs,
         _cache_growth(before.caches, after.caches, interval_s),
         top_cgroups,
+        _move_rates(before.recharges.pairs or (), after.recharges.pairs or (), interval_s),
+        per_second(before.recharges.checks_total, after.recharges.checks_total, interval_s),
+        per_second(before.recharges.recharges_total, after.recharges.recharges_total, interval_s),
     )
+
+
+def move_key(pair: RechargePair) -> MoveKey:
+    """What tells a pair from all others."""
+    return pair.cache, pair.from_cgroup_id, pair.from_state, pair.to_cgroup_id
+
+
+def _move_rates(
+    before: Iterable[RechargePair], after: Iterable[RechargePair], interval_s: float
+) -> dict[MoveKey, float]:
+    old = {move_key(pair): pair.recharges_total for pair in before}
+    found = {move_key(pair): per_second(old.get(move_key(pair), 0), pair.recharges_total, interval_s) for pair in after}
+    return {key: rate for key, rate in found.items() if rate is not None}
 
 
 def same_run(before: Snapshot, after: Snapshot) -> bool:

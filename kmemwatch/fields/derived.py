@@ -6,14 +6,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from kmemwatch.model import DYING, ONLINE, RELEASED, Cgroup, Lost, Snapshot
+from kmemwatch.model import DYING, ONLINE, Cgroup, Lost, Snapshot
 from kmemwatch.units import NS_PER_S
 
 PER_MEMCG_ERAS = ("recharge", "per-memcg")
 """Kernels where each memcg has child caches, so that a kmemcg_id -> cache map exists."""
-
-UNCHARGED = "none"
-"""`from_state` of a slab that was charged to nobody."""
 
 
 def dying_for(cgroup: Cgroup, snapshot: Snapshot) -> tuple[float, bool]:
@@ -80,10 +77,5 @@ def caches_per_root(snapshot: Snapshot) -> dict[str, int] | None:
 
 
 def states(snapshot: Snapshot) -> Mapping[int, str]:
-    """cgroup id -> state; ids that are not in the snapshot any more are RELEASED, see `state_of`."""
+    """cgroup id -> state."""
     return {c.id: c.state for c in snapshot.cgroups}
-
-
-def state_of(cgroup_id: int | None, known: Mapping[int, str]) -> str:
-    """State of a former owner of a slab; `UNCHARGED` when there was none."""
-    return UNCHARGED if cgroup_id is None else known.get(cgroup_id, RELEASED)

@@ -247,6 +247,13 @@ KMEMCG_ID: tuple[Field[KmemcgId], ...] = (
     Field("since", "SINCE", TIME, "Since when it has it.", lambda i: i.since_ns),
     Field("child_caches", "CACHES", COUNT, "Child caches with this id.", lambda i: i.caches),
     Field(
+        "slab_bytes",
+        "SIZE",
+        BYTES,
+        "Memory of all slabs of these caches, whoever they are charged to.",
+        lambda i: i.slab_bytes,
+    ),
+    Field(
         "reuses",
         "REUSES",
         COUNT,
@@ -278,6 +285,15 @@ RECHARGE_TOTAL: tuple[Field[RechargeTotal], ...] = (
 
 RECHARGE: tuple[Field[RechargePair], ...] = (
     Field("cache", "CACHE", TEXT, "Slab cache whose slabs were moved.", lambda p: p.cache, min_width=16),
+    Field("kmemcg_id", "ID", ID, "kmemcg_id that the cache belongs to.", lambda p: p.kmemcg_id),
+    Field(
+        "from_state",
+        "STATE",
+        TEXT,
+        "State of that memcg when the slab moved; none: it was charged to nobody.",
+        lambda p: p.from_state,
+        min_width=8,
+    ),
     Field(
         "recharges_total",
         "RECHARGES",

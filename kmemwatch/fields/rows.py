@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kmemwatch.fields import derived
-from kmemwatch.model import RELEASED, Cache, Cgroup, KmemcgId, Pair, RechargePair, Snapshot
+from kmemwatch.model import RELEASED, Cache, Cgroup, ChildSlabs, KmemcgId, Pair, RechargePair, Snapshot
 from kmemwatch.rates import (
     NO_ALLOC,
     NO_RATES,
@@ -18,6 +18,7 @@ from kmemwatch.rates import (
     CgroupRates,
     Rates,
     add,
+    move_key,
     rates,
 )
 from kmemwatch.units import UNKNOWN
@@ -39,6 +40,8 @@ class CacheRow:
     """None when nobody allocated or nobody knows."""
 
     slab_growth_bytes_per_s: float | None = None
+    copies: int | None = None
+    """Its child caches; None on kernels that have none."""
 
     @property
     def growth_bytes_per_s(self) -> float | None:
@@ -70,14 +73,25 @@ class IdRow:
     id: KmemcgId
     cgroup: str
     """`-` when the id belongs to nobody now."""
+    state: str | None
+    """Of that cgroup; None when the id belongs to nobody."""
+    previous: str
+    """Who had it before; `-` when we saw nobody."""
 
 
 @dataclass(frozen=True, slots=True)
 class RechargeRow:
     pair: RechargePair
     source: str
-    source_state: str
     target: str
+    recharges_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SlabsRow:
+    slabs: ChildSlabs
+    owner: str
+    """Who has the kmemcg_id of that cache now, and will take the slabs over; `-` when nobody has it."""
 
 
 @dataclass(frozen=True)
@@ -144,19 +158,38 @@ def zombie_rows(shown: Frame) -> list[ZombieRow] | None:
 
 
 def cache_rows(shown: Frame) -> list[CacheRow]:
-    """Caches; with a scope, what the cgroups in it do in them."""
+    """Root caches, child caches included in them; with a scope, what the cgroups in it do in them."""
     found = shown.rates
     if shown.scope_ids is not None:
         return _scoped_cache_rows(shown)
-    tops = found.top_cgroups
+    copies = derived.caches_per_root(shown.snapshot)
+    children = _children(shown) if copies else {}
     rows = []
     for cache in shown.snapshot.caches:
+        if cache.root is not None:
+            continue
         key = (cache.name, cache.address)
-        top = tops.get(key)
+        top = found.top_cgroups.get(key)
         name = None if top is None else shown.name(top)
         growth = found.cache_growth_bytes_per_s.get(key)
-        rows.append(CacheRow(cache, found.caches.get(key, UNKNOWN_ALLOC), name, growth))
+        below = children.get(cache.name, (0, 0.0))
+        if cache.slab_bytes is not None:
+            cache = replace(cache, slab_bytes=cache.slab_bytes + below[0])
+        growth = None if growth is None else growth + below[1]
+        number = None if copies is None else copies.get(cache.name, 0)
+        rows.append(CacheRow(cache, found.caches.get(key, UNKNOWN_ALLOC), name, growth, number))
     return rows
+
+
+def _children(shown: Frame) -> dict[str, tuple[int, float]]:
+    """Root cache -> bytes of all slabs of its children, their growth in bytes per second."""
+    found: dict[str, tuple[int, float]] = {}
+    growth = shown.rates.cache_growth_bytes_per_s
+    for cache in shown.snapshot.caches:
+        if cache.root is not None:
+            size, grown = found.get(cache.root, (0, 0.0))
+            found[cache.root] = size + (cache.slab_bytes or 0), grown + growth.get((cache.name, cache.address), 0.0)
+    return found
 
 
 def _scoped_cache_rows(shown: Frame) -> list[CacheRow]:
@@ -216,8 +249,14 @@ def id_rows(shown: Frame) -> list[IdRow] | None:
     """The kmemcg_id map; None when this kernel has none or nobody knows it."""
     if shown.snapshot.ids.map is None:
         return None
+    known = derived.states(shown.snapshot)
     return [
-        IdRow(i, "-" if i.cgroup_id is None else shown.name(i.cgroup_id))
+        IdRow(
+            i,
+            "-" if i.cgroup_id is None else shown.name(i.cgroup_id),
+            None if i.cgroup_id is None else known.get(i.cgroup_id),
+            shown.name(i.previous_owners[-1]) if i.previous_owners else "-",
+        )
         for i in shown.snapshot.ids.map
         if shown.has(i.cgroup_id)
     ]
@@ -227,14 +266,26 @@ def recharge_rows(shown: Frame) -> list[RechargeRow] | None:
     """Who took slabs over from whom; None when this kernel does not recharge or nobody knows."""
     if shown.snapshot.recharges.pairs is None:
         return None
-    known = derived.states(shown.snapshot)
     return [
         RechargeRow(
             p,
             "(nobody)" if p.from_cgroup_id is None else shown.name(p.from_cgroup_id),
-            derived.state_of(p.from_cgroup_id, known),
             shown.name(p.to_cgroup_id),
+            shown.rates.moves_per_s.get(move_key(p)),
         )
         for p in shown.snapshot.recharges.pairs
         if shown.has(p.from_cgroup_id) or shown.has(p.to_cgroup_id)
     ]
+
+
+def slabs_rows(shown: Frame, cgroup_id: int) -> list[SlabsRow] | None:
+    """What child caches hold of a dying memcg; None when that is not known."""
+    cgroup = next((c for c in shown.snapshot.cgroups if c.id == cgroup_id), None)
+    if cgroup is None or cgroup.child_slabs is None:
+        return None
+    owners = {i.kmemcg_id: i.cgroup_id for i in shown.snapshot.ids.map or ()}
+    found = []
+    for slabs in cgroup.child_slabs:
+        owner = owners.get(slabs.kmemcg_id)
+        found.append(SlabsRow(slabs, "-" if owner is None else shown.name(owner)))
+    return found

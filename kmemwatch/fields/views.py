@@ -3,90 +3,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from kmemwatch.fields import rows
-from kmemwatch.fields.base import BYTES_PER_S, SECONDS, TEXT, Field
-from kmemwatch.fields.derived import PER_MEMCG_ERAS, dying
+from kmemwatch.fields.base import BYTES, BYTES_PER_S, COUNT, ID, SECONDS, TEXT, Field
+from kmemwatch.fields.derived import dying
+from kmemwatch.fields.idviews import IDS, RECHARGES
 from kmemwatch.fields.measures import (
     ALLOC_RATES,
     CACHE,
     CGROUP,
     CGROUP_RATES,
-    KMEMCG_ID,
     NOTHING,
     PAIR,
-    RECHARGE,
     by_key,
     cgroup_name,
 )
-from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, IdRow, PairRow, RechargeRow, ZombieRow
-from kmemwatch.model import MISSING, Cgroup, Snapshot
+from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, PairRow, SlabsRow, ZombieRow
+from kmemwatch.fields.view import View, why_missing
+from kmemwatch.model import Cgroup, Snapshot
 from kmemwatch.units import UNKNOWN, bytes_human, printable, seconds_human
-
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class View(Generic[R]):
-    name: str
-    """``--view NAME``."""
-    letter: str
-    """Key that opens it."""
-    help: str
-    """One sentence: what question it answers."""
-    columns: tuple[Field[R], ...]
-    """On the screen, from left to right; the first is the name and takes the room that is left."""
-    extra: tuple[Field[R], ...]
-    """Only in files and details."""
-    sort: str
-    """Key of the field it is sorted by unless told otherwise."""
-    rows: Callable[[Frame], Sequence[R] | None]
-    """None: this kernel, or this source, does not have them; `missing` says why."""
-    missing: Callable[[Snapshot], str]
-    label: Callable[[R], str]
-    """Printable name, what a filter is matched against."""
-    identity: Callable[[R], Hashable]
-    """Keeps the cursor on the same thing over refreshes."""
-    empty: str
-    """What an empty list means, in words."""
-    note: Callable[[Frame], str | None] = lambda _: None
-    """One line that qualifies what is shown."""
-
-    @property
-    def fields(self) -> tuple[Field[R], ...]:
-        """All of them: on the screen and in files."""
-        return self.columns + self.extra
-
-    def field(self, key: str) -> Field[R] | None:
-        """The field of that key, or of that column title, whatever its case."""
-        wanted = key.strip().casefold()
-        for field in self.fields:
-            if wanted in (field.key.casefold(), field.title.casefold()):
-                return field
-        return None
-
-
-def why_missing(snapshot: Snapshot, signals: Sequence[str]) -> str | None:
-    """Reason that the probes give for a signal that is not measured."""
-    for probe in snapshot.probes:
-        if probe.signal in signals and probe.status == MISSING:
-            return probe.why
-    return None
 
 
 def _cgroup_text(cgroup: Cgroup) -> str:
     return cgroup_name(cgroup.id, cgroup.path)
 
 
+__all__ = [
+    "CACHES",
+    "CGROUPS",
+    "IDS",
+    "RECHARGES",
+    "VIEWS",
+    "ZOMBIES",
+    "View",
+    "caches_of",
+    "cgroups_of",
+    "slabs_of",
+    "why_missing",
+]
+
 _cgroup, _crate, _cache, _alloc = by_key(CGROUP), by_key(CGROUP_RATES), by_key(CACHE), by_key(ALLOC_RATES)
-_pair, _id, _recharge = by_key(PAIR), by_key(KMEMCG_ID), by_key(RECHARGE)
-_NO_SUCH_CACHES = (
-    "this kernel has no per-memcg caches: all cgroups share each slab cache, so there are no ids to follow"
-)
-_NO_RECHARGE = "this kernel never recharges slabs: it does not have the patch set (no __memcg_kmem_recharge_slab)"
+_pair = by_key(PAIR)
 
 
 def _of_cgroup(row: CgroupRow | ZombieRow) -> Cgroup:
@@ -156,6 +115,15 @@ CACHES: View[CacheRow] = View(
             lambda r: r.growth_bytes_per_s,
             rank=2,
         ),
+        Field(
+            "copies",
+            "COPIES",
+            COUNT,
+            "Child caches of memcgs, whose slabs are part of SIZE; - on kernels that have none.",
+            lambda r: r.copies,
+            show=lambda r: NOTHING if r.copies is None else str(r.copies),
+            rank=3,
+        ),
         _cache["object_bytes"].of(lambda r: r.cache, rank=5),
         Field(
             "top_cgroup",
@@ -170,8 +138,6 @@ CACHES: View[CacheRow] = View(
     ),
     (
         _cache["address"].of(lambda r: r.cache),
-        _cache["root"].of(lambda r: r.cache),
-        _cache["kmemcg_id"].of(lambda r: r.cache),
         _cache["allocations_total"].of(lambda r: r.cache),
         _cache["frees_total"].of(lambda r: r.cache),
         _cache["allocated_bytes_total"].of(lambda r: r.cache),
@@ -267,80 +233,6 @@ ZOMBIES: View[ZombieRow] = View(
 )
 
 
-def _no_ids(snapshot: Snapshot) -> str:
-    if snapshot.kernel.era is not None and snapshot.kernel.era not in PER_MEMCG_ERAS:
-        return _NO_SUCH_CACHES
-    return why_missing(snapshot, ("ids", "id")) or "the ids of this kernel could not be read"
-
-
-def _no_recharges(snapshot: Snapshot) -> str:
-    if snapshot.kernel.patchset is False:
-        return _NO_RECHARGE
-    return why_missing(snapshot, ("recharge", "recharges")) or "recharges of this kernel could not be measured"
-
-
-IDS: View[IdRow] = View(
-    "ids",
-    "i",
-    "Which memcg has which kmemcg_id, and how often was an id reused?",
-    (
-        Field(
-            "cgroup",
-            "CGROUP",
-            TEXT,
-            "Memcg that has the id now; - when nobody has it.",
-            lambda r: r.cgroup,
-            min_width=20,
-        ),
-        _id["kmemcg_id"].of(lambda r: r.id),
-        _id["since"].of(lambda r: r.id, rank=2),
-        _id["child_caches"].of(lambda r: r.id),
-        _id["reuses"].of(lambda r: r.id),
-    ),
-    (_id["cgroup_id"].of(lambda r: r.id),),
-    "reuses",
-    rows.id_rows,
-    _no_ids,
-    lambda r: printable(r.cgroup),
-    lambda r: r.id.kmemcg_id,
-    "no ids are in use",
-)
-
-RECHARGES: View[RechargeRow] = View(
-    "recharges",
-    "r",
-    "Which slabs moved from one memcg to another?",
-    (
-        _recharge["cache"].of(lambda r: r.pair),
-        Field(
-            "from_cgroup",
-            "FROM",
-            TEXT,
-            "Memcg that the slab was charged to.",
-            lambda r: r.source,
-            min_width=20,
-        ),
-        Field("from_state", "STATE", TEXT, "State of that memcg now.", lambda r: r.source_state, min_width=8, rank=2),
-        Field(
-            "to_cgroup",
-            "TO",
-            TEXT,
-            "Memcg that took it over.",
-            lambda r: r.target,
-            min_width=20,
-        ),
-        _recharge["recharges_total"].of(lambda r: r.pair),
-        _recharge["recharged_bytes_total"].of(lambda r: r.pair, rank=1),
-    ),
-    (),
-    "recharges_total",
-    rows.recharge_rows,
-    _no_recharges,
-    lambda r: f"{_recharge['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
-    lambda r: (r.pair.cache, r.pair.from_cgroup_id, r.pair.to_cgroup_id),
-    "no slab was recharged yet",
-)
-
 VIEWS: tuple[View[Any], ...] = (CGROUPS, CACHES, ZOMBIES, IDS, RECHARGES)
 """In the order of their tabs."""
 
@@ -386,4 +278,26 @@ def cgroups_of(cache: tuple[str, int | None]) -> View[PairRow]:
         lambda r: printable(r.cgroup),
         lambda r: r.pair.cgroup_id,
         "no cgroup allocated in it since kmemwatch was attached",
+    )
+
+
+def slabs_of(cgroup_id: int) -> View[SlabsRow]:
+    """Child caches that still hold slabs of a dying cgroup."""
+    return View(
+        "child caches that hold its slabs",
+        "",
+        "",
+        (
+            Field("cache", "CACHE", TEXT, "", lambda r: r.slabs.cache, min_width=20),
+            Field("kmemcg_id", "ID", ID, "", lambda r: r.slabs.kmemcg_id),
+            Field("slab_bytes", "SLABS", BYTES, "", lambda r: r.slabs.slab_bytes),
+            Field("owner", "ID IS NOW OF", TEXT, "", lambda r: r.owner, min_width=20),
+        ),
+        (),
+        "slab_bytes",
+        lambda f: rows.slabs_rows(f, cgroup_id),
+        lambda s: why_missing(s, ("slabs",)) or "nothing is known",
+        lambda r: printable(r.slabs.cache),
+        lambda r: (r.slabs.cache, r.slabs.cache_address),
+        "no child cache holds a slab of it",
     )

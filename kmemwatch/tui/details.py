@@ -14,7 +14,7 @@ from textual.widgets import Static
 from kmemwatch.fields.base import BYTES, BYTES_PER_S, TEXT, Field
 from kmemwatch.fields.derived import dying_for
 from kmemwatch.fields.rows import UNKNOWN_CGROUP, CacheRow, CgroupRow, Frame, IdRow, ZombieRow
-from kmemwatch.fields.views import CGROUPS, ZOMBIES, View, caches_of, cgroups_of
+from kmemwatch.fields.views import CGROUPS, ZOMBIES, View, caches_of, cgroups_of, slabs_of
 from kmemwatch.model import DYING
 from kmemwatch.render.cells import fit
 from kmemwatch.render.select import Selection, sort_rows
@@ -28,7 +28,7 @@ def below(row: Any) -> View[Any] | None:
     if isinstance(row, CacheRow):
         return cgroups_of((row.cache.name, row.cache.address))
     if isinstance(row, CgroupRow | ZombieRow):
-        return caches_of(row.cgroup.id)
+        return caches_of(row.cgroup.id) if row.cgroup.child_slabs is None else slabs_of(row.cgroup.id)
     if isinstance(row, IdRow) and row.id.cgroup_id is not None:
         return caches_of(row.id.cgroup_id)
     return None

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -12,8 +14,8 @@ from kmemwatch.fields import COUNTER, METRICS, Field
 from kmemwatch.fields.base import BYTES, SECONDS, rate_human
 from kmemwatch.fields.derived import dying_for, losses, oldest_dying_s, pinned_bytes
 from kmemwatch.fields.rows import Frame, frame
-from kmemwatch.fields.views import VIEWS, View, caches_of, cgroups_of, pins_text
-from kmemwatch.model import Lost, Snapshot, Totals
+from kmemwatch.fields.views import VIEWS, View, caches_of, cgroups_of, pins_text, slabs_of
+from kmemwatch.model import ChildSlabs, Ids, Lost, Snapshot, Totals
 from tests.unit import fakes
 
 DESIGN = {
@@ -159,9 +161,66 @@ def test_unknown_is_a_question_mark_and_never_0() -> None:
 
 def test_missing_views_say_why() -> None:
     by_name = {view.name: view for view in VIEWS}
-    assert "no per-memcg caches" in by_name["ids"].missing(fakes.sample())
+    assert "no cache belongs to a kmemcg_id" in by_name["ids"].missing(fakes.sample())
+    told = replace(fakes.sample(), ids=Ids(meaning="the number of the memcg itself"))
+    assert by_name["ids"].missing(told) == "what a kmemcg_id is on this kernel: the number of the memcg itself"
     assert "patch set" in by_name["recharges"].missing(fakes.sample())
     assert by_name["recharges"].missing(fakes.unknown()) == "needs kprobes, which lockdown forbids"
+
+
+def rows_of(view: str, shown: Frame) -> Sequence[Any]:
+    return next(found for found in VIEWS if found.name == view).rows(shown) or ()
+
+
+def test_a_root_cache_has_the_memory_of_its_children() -> None:
+    shown = rows_of("caches", Frame(fakes.patched()))
+    dentry = next(row for row in shown if row.cache.name == "dentry")
+    alone = next(c for c in fakes.sample().caches if c.name == "dentry")
+    assert dentry.cache.slab_bytes == (alone.slab_bytes or 0) + (31 << 12)
+    assert (dentry.copies, {row.cache.root for row in shown}) == (1, {None})
+    assert {row.copies for row in rows_of("caches", Frame(fakes.sample()))} == {None}
+
+
+def test_ids_tell_who_has_them_and_who_had_them() -> None:
+    shown = rows_of("ids", Frame(fakes.patched()))
+    names = Frame(fakes.patched()).names
+    assert [(row.cgroup, row.state, row.previous) for row in shown] == [
+        (names[1101], "online", "-"),
+        (names[2101], "online", names[4001]),
+        ("-", None, "? (id 2900)"),
+    ]
+    note = next(view for view in VIEWS if view.name == "ids").note(Frame(fakes.patched()))
+    assert note == (
+        "3 ids in use, at most 12 memcgs online at once, 5 reuses, 1 child caches, at most 1 of one root (dentry)"
+    )
+
+
+def test_recharges_have_rates_and_a_summary() -> None:
+    before, after = fakes.patched(), fakes.patched(3)
+    moved = replace(after.recharges.pairs[0], recharges_total=37)  # type: ignore[index]
+    more = replace(after.recharges, pairs=(moved, *after.recharges.pairs[1:]), checks_total=90_317)  # type: ignore[index]
+    shown = frame(before, replace(after, recharges=more))
+    first = next(row for row in rows_of("recharges", shown) if row.pair.from_cgroup_id == 4001)
+    assert first.recharges_per_s == 2.0
+    note = next(view for view in VIEWS if view.name == "recharges").note(shown) or ""
+    assert "90.3k checks (100/s)" in note
+    assert "2 failures, 1 lost races" in note
+
+
+def test_the_slabs_that_keep_a_dying_cgroup() -> None:
+    snapshot = fakes.patched()
+    held = (
+        ChildSlabs("dentry(3)", 0xFFFF_8880_0200_0000, 3, 8192),
+        ChildSlabs("filp(9)", 0xFFFF_8880_0300_0000, 9, 4096),
+    )
+    cgroups = tuple(replace(c, child_slabs=held) if c.id == 4001 else c for c in snapshot.cgroups)
+    shown = Frame(replace(snapshot, cgroups=cgroups))
+    view = slabs_of(4001)
+    assert [(view.label(row), row.slabs.slab_bytes, row.owner) for row in view.rows(shown) or ()] == [
+        ("dentry(3)", 8192, shown.names[2101]),
+        ("filp(9)", 4096, "-"),
+    ]
+    assert slabs_of(1101).rows(shown) is None
 
 
 def test_scope_counts_only_the_cgroups_in_it() -> None:

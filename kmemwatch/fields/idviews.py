@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The views of `top` for kernels with child caches: kmemcg_ids, and slabs that move from one memcg to another."""
+
+from __future__ import annotations
+
+from kmemwatch.fields import rows
+from kmemwatch.fields.base import COUNT_PER_S, TEXT, Field, rate_human
+from kmemwatch.fields.derived import PER_MEMCG_ERAS, caches_per_root
+from kmemwatch.fields.measures import KMEMCG_ID, NOTHING, RECHARGE, by_key
+from kmemwatch.fields.rows import Frame, IdRow, RechargeRow
+from kmemwatch.fields.view import View, why_missing
+from kmemwatch.model import Snapshot
+from kmemwatch.rates import move_key
+from kmemwatch.units import bytes_human, count_human, printable
+
+_id, _recharge = by_key(KMEMCG_ID), by_key(RECHARGE)
+
+
+def _no_ids(snapshot: Snapshot) -> str:
+    if snapshot.kernel.era is not None and snapshot.kernel.era not in PER_MEMCG_ERAS:
+        if snapshot.ids.meaning is not None:
+            return f"what a kmemcg_id is on this kernel: {snapshot.ids.meaning}"
+        return "all cgroups share each slab cache on this kernel: no cache belongs to a kmemcg_id"
+    return why_missing(snapshot, ("pins", "ids")) or "the ids of this kernel could not be read"
+
+
+def _no_recharges(snapshot: Snapshot) -> str:
+    return why_missing(snapshot, ("recharge",)) or (
+        "this kernel never recharges slabs: it does not have the patch set (no __memcg_kmem_recharge_slab)"
+        if snapshot.kernel.patchset is False
+        else "recharges of this kernel could not be measured"
+    )
+
+
+def _ids_note(shown: Frame) -> str | None:
+    ids, copies = shown.snapshot.ids, caches_per_root(shown.snapshot)
+    if ids.map is None or copies is None:
+        return None
+    most = max(copies, key=lambda root: (copies[root], root), default=None)
+    parts = [
+        f"{count_human(ids.in_use)} ids in use",
+        f"at most {count_human(ids.peak_online_memcgs)} memcgs online at once",
+        f"{count_human(ids.reuses_total)} reuses",
+        f"{count_human(sum(copies.values()))} child caches",
+    ]
+    if most is not None:
+        parts.append(f"at most {copies[most]} of one root ({printable(most)})")
+    return ", ".join(parts)
+
+
+def _recharges_note(shown: Frame) -> str | None:
+    found = shown.snapshot.recharges
+    if found.pairs is None:
+        return None
+    rates = shown.rates
+    return ", ".join(
+        [
+            f"{count_human(found.checks_total)} checks ({rate_human(rates.checks_per_s)}/s)",
+            f"{count_human(found.recharges_total)} recharges ({rate_human(rates.recharges_per_s)}/s)",
+            bytes_human(found.recharged_bytes_total),
+            f"{count_human(found.failures_total)} failures",
+            f"{count_human(found.lost_races_total)} lost races",
+        ]
+    )
+
+
+def _state_text(row: IdRow) -> str:
+    return NOTHING if row.id.cgroup_id is None else row.state or "released"
+
+
+IDS: View[IdRow] = View(
+    "ids",
+    "i",
+    "Which memcg has which kmemcg_id, who had it before, and how many caches belong to it?",
+    (
+        Field(
+            "cgroup",
+            "CGROUP",
+            TEXT,
+            "Memcg that has the id now; - when nobody has it.",
+            lambda r: r.cgroup,
+            min_width=20,
+        ),
+        Field("state", "STATE", TEXT, "State of that memcg.", lambda r: r.state, show=_state_text, min_width=8, rank=1),
+        _id["kmemcg_id"].of(lambda r: r.id),
+        _id["since"].of(lambda r: r.id, rank=4),
+        _id["child_caches"].of(lambda r: r.id),
+        _id["slab_bytes"].of(lambda r: r.id, rank=1),
+        _id["reuses"].of(lambda r: r.id),
+        Field(
+            "previous",
+            "PREVIOUS",
+            TEXT,
+            "Memcg that had it before; - when kmemwatch saw none.",
+            lambda r: r.previous,
+            min_width=16,
+            rank=3,
+        ),
+    ),
+    (_id["cgroup_id"].of(lambda r: r.id),),
+    "slab_bytes",
+    rows.id_rows,
+    _no_ids,
+    lambda r: printable(r.cgroup),
+    lambda r: r.id.kmemcg_id,
+    "no ids are in use",
+    _ids_note,
+)
+
+RECHARGES: View[RechargeRow] = View(
+    "recharges",
+    "r",
+    "Which slabs moved from one memcg to another, and how often?",
+    (
+        _recharge["cache"].of(lambda r: r.pair),
+        Field(
+            "from_cgroup",
+            "FROM",
+            TEXT,
+            "Memcg that the slab was charged to.",
+            lambda r: r.source,
+            min_width=20,
+        ),
+        _recharge["from_state"].of(lambda r: r.pair, rank=2),
+        Field(
+            "to_cgroup",
+            "TO",
+            TEXT,
+            "Memcg that took it over.",
+            lambda r: r.target,
+            min_width=20,
+        ),
+        _recharge["recharges_total"].of(lambda r: r.pair),
+        Field(
+            "recharges_per_s",
+            "RECH/s",
+            COUNT_PER_S,
+            "Slabs moved per second.",
+            lambda r: r.recharges_per_s,
+            rank=1,
+        ),
+        _recharge["recharged_bytes_total"].of(lambda r: r.pair, rank=1),
+    ),
+    (_recharge["kmemcg_id"].of(lambda r: r.pair),),
+    "recharges_total",
+    rows.recharge_rows,
+    _no_recharges,
+    lambda r: f"{_recharge['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
+    lambda r: move_key(r.pair),
+    "no slab was recharged yet",
+    _recharges_note,
+)
