@@ -17,7 +17,7 @@ ARGS ?=
 # For example: make test-lab KERNELS=5.10,7.x; see tests/lab/kernels.py
 KERNELS ?= 6.1
 
-.PHONY: help setup setup-test top test test-unit test-live test-lab lint clean
+.PHONY: help setup setup-test top test test-unit test-live test-lab lab-kernels lab-facts bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -40,8 +40,19 @@ test-unit: setup-test ## tests that need neither root nor a special kernel
 test-live: setup-test ## tests that attach to the running kernel
 	$(PYTEST) tests/live $(ARGS)
 
+lab-kernels: setup-test ## get the lab's kernels; builds those with our patches (a quarter of an hour on two cores)
+	KMEMWATCH_LAB_KERNELS=all $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
+
+lab-facts: setup-test ## record the facts of the lab's kernels again, for the tests of the plan
+	$(SUDO) $(TIDY) $(BIN)/python -m tests.lab.facts
+
 test-lab: setup-test ## boot KERNELS (a list, or all) in QEMU and run the live tests in them
+	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(PYTEST) tests/lab $(ARGS)
+
+bench: ## measure what kmemwatch costs, compare with the results that are kept (docs/costs.md); takes 20 minutes
+	@scripts/setup bench
+	$(SUDO) $(TIDY) nice $(BIN)/python -m tests.bench $(ARGS)
 
 lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
 	$(BIN)/ruff check

@@ -10,6 +10,8 @@ import pytest
 
 from tests.needs import NEEDS, justified, require
 
+pytest_plugins = ("tests.live.fixtures",)
+
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 

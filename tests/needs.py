@@ -23,6 +23,9 @@ GUEST = os.environ.get("KMEMWATCH_GUEST")
 
 TRACEFS = Path("/sys/kernel/tracing")
 
+SLAB_COUNTERS = Path("/sys/kernel/debug/memcg_slab")
+"""What the lab's own kernels count of themselves: a line ``mode NAME``, then ``name value`` lines."""
+
 BPFTOOL = shutil.which("bpftool") or shutil.which("bpftool", path="/usr/sbin:/sbin")
 """sbin is not on the PATH of ordinary users."""
 
@@ -42,9 +45,16 @@ def _cgroup_version() -> int | None:
 
 
 def _debian_archive() -> bool:
-    from tests.lab.kernels import has_debian_archive
+    from tests.lab.archive import has_debian_archive
 
     return has_debian_archive()
+
+
+def _has_version(distribution: str, version: str) -> bool:
+    try:
+        return importlib.metadata.version(distribution) == version
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def _tree_is_open() -> bool:
@@ -56,6 +66,8 @@ def _tree_is_open() -> bool:
 NEEDS: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "bcc": lambda: importlib.util.find_spec("bcc") is not None,
+    # Another compiler makes other code.
+    "bcc 0.26.0": lambda: _has_version("bcc", "0.26.0"),
     "bpftool": lambda: BPFTOOL is not None,
     "bpftrace": lambda: shutil.which("bpftrace") is not None,
     "qemu": lambda: shutil.which("qemu-system-x86_64") is not None,
@@ -70,11 +82,22 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "first choices": lambda: GUEST != "5.10",
     "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
+    # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
+    "child caches": lambda: _slab_mode() in ("private", "reuse"),
+    "recharges": lambda: _slab_mode() == "reuse",
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
     "a tree that all may read": _tree_is_open,
     "the lab": lambda: GUEST is not None,
     "no lab": lambda: GUEST is None,
 }
+
+
+def _slab_mode() -> str | None:
+    try:
+        first = SLAB_COUNTERS.read_text().splitlines()[0]
+    except OSError:
+        return None
+    return first.removeprefix("mode").strip()
 
 
 def _event_format(event: str) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.kernels import KERNELS, SMOKE, KernelFiles, is_smoke, obtain
+from tests.lab.kernels import SMOKE, KernelFiles, by_name, is_smoke, obtain
 from tests.lab.live import LiveRun, live_tests, run_live
-from tests.needs import require
+from tests.needs import GUEST, require
+
+# Run by the guests' own pytest; here by test_lab.py, through them.
+collect_ignore = [] if GUEST else ["guest"]
 
 _runs = pytest.StashKey[list[str]]()
 
@@ -15,7 +18,7 @@ _runs = pytest.StashKey[list[str]]()
 def get(name: str) -> KernelFiles:
     """The kernel of that name, or a skip where there can be no guest."""
     require("qemu", "no lab", "a Debian archive")
-    return obtain(next(kernel for kernel in KERNELS if kernel.name == name))
+    return obtain(by_name(name))
 
 
 @pytest.fixture(scope="session")

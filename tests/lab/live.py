@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run tests/live in a guest, in one boot, and keep what became of each test."""
+"""Run tests/live and tests/lab/guest in a guest, in one boot, and keep what became of each test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from tests.lab.guest_report import FILE_VARIABLE, RUNNING, GuestOutcome, read_ou
 from tests.lab.kernels import KernelFiles
 
 LIVE = "tests/live"
+IN_GUESTS = "tests/lab/guest"
+"""Tests that only guests run."""
+
 NOT_IN_SMOKE = (
+    IN_GUESTS,
     f"{LIVE}/test_offsets.py",
     f"{LIVE}/test_startup.py",
     f"{LIVE}/test_caches.py",
@@ -40,7 +44,7 @@ LIMIT_S = 1200
 
 SCALE = "0.01"
 PATIENCE = "10"
-"""Emulation is 10 to 30 times slower; see tests/live/conftest.py. So are the programs, which interrupts hit that much
+"""Emulation is 10 to 30 times slower; see tests/live/fixtures.py. So are the programs, which interrupts hit that much
 more often: a run in which none is lost has to be short."""
 
 REPORT = "report.jsonl"
@@ -136,11 +140,11 @@ def _run_part(guest: Guest, tests: Sequence[str]) -> LiveRun:
 
 @cache
 def live_tests(smoke: bool) -> tuple[str, ...]:
-    """Node ids of the live tests, as pytest collects them here."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", LIVE]
-    env = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
+    """Node ids of the tests that guests run, as pytest collects them here."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", LIVE, IN_GUESTS]
+    env = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"} | {"KMEMWATCH_GUEST": "any"}
     done = subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"cannot collect {LIVE}:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"cannot collect {LIVE} {IN_GUESTS}:\n{done.stdout}{done.stderr}")
     tests = [line for line in done.stdout.splitlines() if "::" in line]
     return tuple(nodeid for nodeid in tests if not (smoke and nodeid.startswith(NOT_IN_SMOKE)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup, current_memory_cgroup
-from tests.live.conftest import next_prime
+from tests.live.fixtures import next_prime
 
 
 def test_runner_sits_in_the_root_cgroup(memory: MemoryMount) -> None:

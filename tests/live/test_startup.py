@@ -24,7 +24,7 @@ from kmemwatch.sources.bpf_source import BpfSource
 from kmemwatch.sources.handover import Child
 from tests.live.bpf_objects import loaded_programs
 from tests.live.cgroups import OwnCgroup
-from tests.live.conftest import WITHOUT
+from tests.live.fixtures import WITHOUT
 from tests.live.tell import cgroup_of, pair_of, settled, snapshot, wait_for, workload
 
 FIRST_SCREEN_S = 1.5

@@ -46,7 +46,8 @@ def names(chosen: Plan) -> dict[str, tuple[str, ...]]:
 
 
 def test_all_kernels_of_the_promise_are_recorded() -> None:
-    assert {LOCKED, "debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2"} <= set(RECORDED)
+    debian = {"debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2"}
+    assert {LOCKED, "lab-patched", "lab-baseline"} | debian <= set(RECORDED)
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -135,6 +136,21 @@ def test_debian_5_10_has_no_cache_in_its_tracepoints() -> None:
         "kprobe:__memcg_kmem_charge+__memcg_kmem_uncharge",
     )
     assert names(chosen)["lifecycle"] == LIFE
+
+
+@pytest.mark.parametrize(("name", "recharges"), [("lab-patched", True), ("lab-baseline", False)])
+def test_kernels_with_child_caches(name: str, recharges: bool) -> None:
+    chosen = plan(recorded_facts(name))
+    found = names(chosen)
+    stock = names(plan(recorded_facts("debian-6.1")))
+    assert {name: ways for name, ways in found.items() if name not in NO_CHILD_CACHES} == {
+        name: ways for name, ways in stock.items() if name not in NO_CHILD_CACHES
+    }
+    assert [way.partition(":")[0] for way in found["caches"]] == ["fexit", "kretprobe"]
+    assert [way.partition(":")[0] for way in found["ids"]] == ["fexit", "kretprobe"]
+    assert bool(found["recharge"]) is recharges
+    if not recharges:
+        assert signal(chosen, "recharge").skipped
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -263,8 +279,9 @@ def test_a_statistic_more_than_the_programs_hold() -> None:
 @pytest.mark.parametrize("name", RECORDED)
 def test_era_of_all_recorded_kernels(name: str) -> None:
     facts = recorded_facts(name)
-    assert era.era(facts) == era.OBJCG
-    assert era.has_patchset(facts) is False
+    expected = {"lab-patched": era.RECHARGE, "lab-baseline": era.PER_MEMCG}.get(name, era.OBJCG)
+    assert era.era(facts) == expected
+    assert era.has_patchset(facts) is (expected == era.RECHARGE)
 
 
 def test_eras_by_symbol_and_not_by_version() -> None:

@@ -50,6 +50,7 @@ def function_names(hook: Hook) -> list[str]:
         plan_module.TEST_RUN: [f"kmw_tp_{hook.body}"],
         plan_module.RAW_TP: [f"kmw_tp_{hook.target}"],
         plan_module.KPROBE: [f"kmw_kp_{hook.target}"],
+        plan_module.KRETPROBE: [f"kmw_kr_{hook.target}"],
         plan_module.FENTRY: [f"kfunc__{hook.target}", f"kfunc__vmlinux__{hook.target}"],
         plan_module.FEXIT: [f"kretfunc__{hook.target}", f"kretfunc__vmlinux__{hook.target}"],
     }[hook.kind]

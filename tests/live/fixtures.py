@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Fixtures for tests that attach to the running kernel, on this machine and in the lab's guests alike.
+
+tests/conftest.py makes them known everywhere, so that a session has them once whatever directories its tests are in.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kmemwatch.live import LiveFeed, LiveOptions, open_live
+from tests.cgroup_mounts import MemoryMount, memory_mount
+from tests.live.cgroups import OwnCgroup, current_memory_cgroup
+from tests.needs import GUEST, require
+
+
+@pytest.fixture(scope="session")
+def require_root_bcc() -> None:
+    """No live test runs without root, bcc and a memory controller."""
+    require("root", "bcc", "a memory controller")
+
+
+@pytest.fixture(scope="session")
+def memory(require_root_bcc: None) -> MemoryMount:
+    """Mount point and version of the hierarchy that has the memory controller."""
+    mount = memory_mount()
+    assert mount is not None
+    return mount
+
+
+@pytest.fixture(scope="session")
+def memory_root(memory: MemoryMount) -> Path:
+    return memory.path
+
+
+@pytest.fixture(scope="session")
+def runner_in_root_cgroup(memory: MemoryMount) -> Iterator[None]:
+    """Test runner and kmemwatch sit in the root cgroup, so that they are charged to nobody who is measured."""
+    home = current_memory_cgroup(*memory)
+    if memory.version == 2:
+        (memory.path / "cgroup.subtree_control").write_text("+memory")
+    (memory.path / "cgroup.procs").write_text(str(os.getpid()))
+    yield
+    if home.exists():
+        (home / "cgroup.procs").write_text(str(os.getpid()))
+
+
+@pytest.fixture
+def own_cgroup(memory_root: Path) -> Iterator[Callable[..., OwnCgroup]]:
+    """Factory: `own_cgroup()` or `own_cgroup("odd name")` makes a memory cgroup that this test alone uses.
+
+    At the end everything in them is killed and they are removed, whatever the test did.
+    """
+    made: list[OwnCgroup] = []
+
+    def make(name: str | None = None) -> OwnCgroup:
+        made.append(OwnCgroup(memory_root, name))
+        return made[-1]
+
+    yield make
+    for cgroup in reversed(made):
+        cgroup.remove()
+
+
+@pytest.fixture(scope="session")
+def in_guest() -> bool:
+    """Whether this runs in one of the lab's kernels."""
+    return GUEST is not None
+
+
+@pytest.fixture(scope="session")
+def scale() -> Callable[[int], int]:
+    """`scale(100_003)`: that many operations here, fewer where the machine is emulated; always a prime if it was one.
+
+    The factor is KMEMWATCH_TEST_SCALE, 1 if not set.
+    """
+    factor = float(os.environ.get("KMEMWATCH_TEST_SCALE", "1"))
+    return lambda count: count if factor == 1 else next_prime(max(11, int(count * factor)))
+
+
+@pytest.fixture(scope="session")
+def patience() -> Callable[[float], float]:
+    """`patience(5)`: a time limit of 5 s here, longer where the machine is emulated (KMEMWATCH_TEST_PATIENCE times)."""
+    factor = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
+    return lambda seconds: seconds * factor
+
+
+WITHOUT = {
+    "best": (),
+    "fentry": ("raw_tp",),
+    "kprobe": ("raw_tp", "fentry"),
+}
+"""Ways of attaching, as what to leave out to get there."""
+
+
+@pytest.fixture(
+    params=[
+        "best",
+        pytest.param("fentry", marks=pytest.mark.needs("fentry")),
+        pytest.param("kprobe", marks=pytest.mark.needs("kprobes")),
+    ]
+)
+def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]]:
+    """Attach, by each way that this kernel has; everything that was opened is closed at the end."""
+    opened: list[LiveFeed] = []
+
+    def attach() -> LiveFeed:
+        opened.append(open_live(LiveOptions(WITHOUT[request.param])))
+        return opened[-1]
+
+    yield attach
+    for live in opened:
+        live.close()
+
+
+@pytest.fixture
+def feed(open_feed: Callable[[], LiveFeed]) -> LiveFeed:
+    """A live feed that is attached already."""
+    return open_feed()
+
+
+@pytest.fixture
+def tmpfs() -> Iterator[Path]:
+    """A tmpfs of our own."""
+    path = Path(tempfile.mkdtemp(prefix="kmw-tmpfs-"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "kmw-test", str(path)], check=True)
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+    path.rmdir()
+
+
+@pytest.fixture
+def disk_path() -> Iterator[Path]:
+    """A directory on a file system with a disk below it (page cache, not shmem), for this test alone."""
+    # /tmp may be a tmpfs; /var/tmp is for what survives a reboot.
+    with tempfile.TemporaryDirectory(prefix="kmw-test-", dir="/var/tmp") as path:
+        yield Path(path)
+
+
+def next_prime(at_least: int) -> int:
+    """Smallest prime that is not below `at_least`; counts are primes so that no batch size divides them."""
+    candidate = max(2, at_least)
+    while any(candidate % divisor == 0 for divisor in range(2, int(candidate**0.5) + 1)):
+        candidate += 1
+    return candidate
