@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Kprobes that are not kmemwatch's: the kernel's own profile of hits and misses, and programs that hit and miss."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kmemwatch.kernel import bpf_calls
+
+TRACING = Path("/sys/kernel/tracing")
+GROUP = "kmwtest"
+HELPERS = {"bpf_get_current_uid_gid": 15, "bpf_get_current_comm": 16}
+"""Functions of the kernel that nobody calls but BPF programs -> their number as helpers."""
+_INSTRUCTION = struct.Struct("=BBhi")
+
+
+@contextmanager
+def tracefs_probes(probes: Sequence[str], enabled: bool) -> Iterator[None]:
+    """``p:name function`` or ``r:name function`` through tracefs, as anybody may have them beside ours."""
+    switch = TRACING / "events" / GROUP / "enable"
+    made = []
+    try:
+        for probe in probes:
+            kind, _, rest = probe.partition(":")
+            _command(f"{kind}:{GROUP}/{rest}")
+            made.append(rest.split()[0])
+        if enabled:
+            switch.write_text("1")
+        yield
+    finally:
+        if made:
+            switch.write_text("0")
+        for name in made:
+            _command(f"-:{GROUP}/{name}")
+
+
+def _command(line: str) -> None:
+    # Opened for writing from its start, the file drops all probes; and Python would seek to the end of it.
+    fd = os.open(TRACING / "kprobe_events", os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+def profile() -> dict[str, tuple[int, int]]:
+    """name -> (hits, misses) of probes made through tracefs."""
+    rows = [line.split() for line in (TRACING / "kprobe_profile").read_text().splitlines()]
+    return {name: (int(hits), int(missed)) for name, hits, missed in rows}
+
+
+def calling(helper: str, kind: int) -> int:
+    """Descriptor of a program that calls a helper and does nothing else."""
+    ten_to_one, minus_sixteen, sixteen_to_two = (0xBF, 0xA1, 0, 0), (0x07, 1, 0, -16), (0xB7, 2, 0, 16)
+    call, zero_to_result, end = (0x85, 0, 0, HELPERS[helper]), (0xB7, 0, 0, 0), (0x95, 0, 0, 0)
+    # A buffer on the stack and its size, as bpf_get_current_comm() wants them; the other has no arguments.
+    code = [ten_to_one, minus_sixteen, sixteen_to_two, call, zero_to_result, end]
+    return bpf_calls.load_program(kind, "kmw_test", b"".join(_INSTRUCTION.pack(*line) for line in code))
+
+
+def attach_inside(program_fd: int, function: str) -> int:
+    """As `bpf_calls.attach_kprobe`, to the first instruction behind the place that ftrace has for its own use.
+
+    There a kprobe is a breakpoint, or a jump: not even ftrace's own protection keeps what is called meanwhile from
+    being seen as a miss.
+    """
+    real, target = bpf_calls._PERF_ATTR, ctypes.create_string_buffer(function.encode())
+    pmu = int(bpf_calls._KPROBE_PMU.read_text())
+    for offset in (5, 9):  # a call; behind endbr64 where the kernel is built with it
+        attr = real.pack(pmu, real.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(target), offset)
+        try:
+            fd = bpf_calls._perf_event_open(attr)
+        except OSError:
+            continue
+        fcntl.ioctl(fd, bpf_calls._PERF_EVENT_IOC_SET_BPF, program_fd)
+        fcntl.ioctl(fd, bpf_calls._PERF_EVENT_IOC_ENABLE, 0)
+        return fd
+    raise AssertionError(f"no kprobe behind the entry of {function}")

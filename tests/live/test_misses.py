@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What kprobes missed: against the kernel's own profile of other probes at the same place, and against our own count
+of calls that cannot but be missed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kmemwatch.kernel import bpf_calls
+from kmemwatch.kernel.btf import Btf
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.sources import maps
+from kmemwatch.sources.handover import Child, Handed
+from kmemwatch.sources.maps import MapHandle, MapReader, possible_cpus, program_stats
+from kmemwatch.sources.misses import KprobeMisses
+from kmemwatch.sources.peek import Peek
+from tests.live.cgroups import OwnCgroup
+from tests.live.kprobe_truth import attach_inside, calling, profile, tracefs_probes
+from tests.live.tell import workload
+
+pytestmark = pytest.mark.needs("kprobes")
+
+OUTER, INNER = "bpf_get_current_uid_gid", "bpf_get_current_comm"
+SLEEP = "hrtimer_nanosleep"
+MAP_UPDATE = "htab_map_update_elem"
+CALLS, MORE_CALLS = 211, 307
+BPF_HASH = 1
+BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+
+@pytest.fixture(scope="module")
+def handed(require_root_bcc: None) -> Iterator[Handed]:
+    """kmemwatch's own programs, attached by kprobes."""
+    given = Child(("raw_tp", "fentry")).wait()
+    yield given
+    given.close()
+
+
+@pytest.fixture(scope="module")
+def facts(handed: Handed) -> Facts:
+    return handed.manifest.facts
+
+
+@pytest.fixture(scope="module")
+def peek(handed: Handed) -> Iterator[Peek]:
+    reader = Peek(handed.programs, handed.maps, handed.manifest.stats_count)
+    yield reader
+    reader.close()
+
+
+@pytest.fixture
+def closing() -> Iterator[Callable[[int], int]]:
+    """`closing(fd)` is fd, which is closed at the end, last first."""
+    with ExitStack() as stack:
+
+        def close_later(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        yield close_later
+
+
+@pytest.fixture
+def both(closing: Callable[[int], int]) -> Callable[[str], dict[str, int]]:
+    """`both(function)`: programs of ours at its entry and at its return, name -> perf event."""
+
+    def attach(function: str) -> dict[str, int]:
+        program = closing(calling(OUTER, bpf_calls.PROG_KPROBE))
+        kinds = {"kprobe": False, "kretprobe": True}
+        return {
+            f"test/{kind}:{function}": closing(bpf_calls.attach_kprobe(program, function, at_return))
+            for kind, at_return in kinds.items()
+        }
+
+    return attach
+
+
+@contextmanager
+def run_counts() -> Iterator[None]:
+    """The kernel counts the runs of programs."""
+    before = BPF_STATS.read_text()
+    BPF_STATS.write_text("1")
+    try:
+        yield
+    finally:
+        BPF_STATS.write_text(before)
+
+
+def skips_are_counted() -> bool:
+    """Came in one series of patches with a new member of what BPF links tell (in v6.7)."""
+    with Btf() as btf:
+        return btf.field("bpf_link_info", "perf_event.kprobe.missed") is not None
+
+
+def by_kind(figures: object) -> tuple[int, int]:
+    """(entry, return) of what `KprobeMisses` says of `both`."""
+    assert isinstance(figures, dict)
+    entry, at_return = (figures[name] for name in sorted(figures))
+    return entry, at_return
+
+
+def test_every_call_is_a_hit_or_a_miss(
+    peek: Peek, facts: Facts, both: Callable[[str], dict[str, int]], closing: Callable[[int], int]
+) -> None:
+    """INNER is called CALLS times by a test run, and MORE_CALLS times by the handler of another kprobe."""
+    direct, nested = (closing(calling(function, bpf_calls.PROG_RAW_TRACEPOINT)) for function in (INNER, OUTER))
+    links = both(INNER)
+    closing(attach_inside(closing(calling(INNER, bpf_calls.PROG_KPROBE)), OUTER))
+    with tracefs_probes([f"p:entry {INNER}", f"r:return {INNER}"], enabled=True):
+        misses = KprobeMisses(peek, facts, links)
+        assert misses.why is None
+        assert by_kind(misses.read()) == (0, 0)
+        for _ in range(CALLS):
+            maps.test_run(direct)
+        assert by_kind(misses.read()) == (0, 0)
+        assert by_kind(misses.hits()) == (CALLS, CALLS)
+        for _ in range(MORE_CALLS):
+            maps.test_run(nested)
+        assert by_kind(misses.read()) == (MORE_CALLS, MORE_CALLS)
+        assert by_kind(misses.hits()) == (CALLS, CALLS)
+        assert profile() == {"entry": (CALLS, MORE_CALLS), "return": (CALLS, MORE_CALLS)}
+
+
+def test_a_return_for_which_there_was_no_instance_is_a_miss(
+    peek: Peek, facts: Facts, both: Callable[[str], dict[str, int]], patience: Callable[[float], float]
+) -> None:
+    """The kernel prepares for twice as many calls at once as it has CPUs, or for 10."""
+    sleepers = 2 * possible_cpus() + 31
+    nap_us = int(patience(0.3) * 1e6)
+    links = both(SLEEP)
+    with tracefs_probes([f"p:entry {SLEEP}", f"r:return {SLEEP}"], enabled=True):
+        misses = KprobeMisses(peek, facts, links)
+        libc = ctypes.CDLL(None)
+        threads = [threading.Thread(target=libc.usleep, args=(nap_us,)) for _ in range(sleepers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        (entries_missed, returns_missed), (entries, returns) = by_kind(misses.read()), by_kind(misses.hits())
+        truth = profile()
+    assert truth == {"entry": (entries, entries_missed), "return": (returns, returns_missed)}
+    assert entries >= sleepers
+    assert returns_missed >= 21
+    assert returns + returns_missed == entries + entries_missed
+
+
+def test_hits_have_what_the_program_was_not_run_for(
+    peek: Peek, facts: Facts, closing: Callable[[int], int], both: Callable[[str], dict[str, int]]
+) -> None:
+    """A system call on a map keeps programs of kprobes from running on its CPU; until v6.7 nobody counts that."""
+    program = closing(calling(OUTER, bpf_calls.PROG_KPROBE))
+    direct = closing(calling(INNER, bpf_calls.PROG_RAW_TRACEPOINT))
+    table = closing(bpf_calls.create_map(BPF_HASH, "kmw_test", 8, 8, CALLS, 0))
+    links = {f"test/kprobe:{name}": closing(bpf_calls.attach_kprobe(program, name)) for name in (INNER, MAP_UPDATE)}
+    misses = KprobeMisses(peek, facts, links)
+    writer = MapReader(MapHandle("kmw_test", table, 8, 8, CALLS, False))
+    with run_counts():
+        for number in range(CALLS):
+            writer.update(number.to_bytes(8, "little"), bytes(8))
+        for _ in range(MORE_CALLS):
+            maps.test_run(direct)
+        hits, missed, stats = misses.hits(), misses.read(), program_stats(program)
+    assert hits == {f"test/kprobe:{INNER}": MORE_CALLS, f"test/kprobe:{MAP_UPDATE}": CALLS}
+    assert missed == dict.fromkeys(hits, 0)
+    assert stats.run_cnt == MORE_CALLS
+    if skips_are_counted():
+        assert stats.recursion_misses == CALLS
+
+
+def of_kmemwatch(handed: Handed) -> dict[str, int]:
+    """Name -> what keeps it attached; programs that are only run by us have nothing."""
+    names = [name for name in handed.manifest.programs if "/" in name]
+    return dict(zip(names, handed.links, strict=True))
+
+
+def at_rest(misses: KprobeMisses) -> tuple[dict[str, int], dict[str, int]]:
+    """What we and the kernel's profile say of the same probes at a moment when nothing was missed."""
+    for _ in range(100):
+        before, truth, after = misses.read(), profile(), misses.read()
+        if before == after:
+            assert before is not None
+            return dict(before), {name: missed for name, (_, missed) in truth.items()}
+    pytest.fail("there is always something missed")
+
+
+def test_misses_of_kmemwatch_under_load_are_the_profiles(
+    handed: Handed,
+    peek: Peek,
+    facts: Facts,
+    own_cgroup: Callable[..., OwnCgroup],
+    tmpfs: Path,
+    scale: Callable[[int], int],
+) -> None:
+    """Frees in interrupts hit while the probes of allocations are handled."""
+    links = of_kmemwatch(handed)
+    names = {f"probe{number}": name for number, name in enumerate(links)}
+    probes = [f"{'r' if '/kretprobe:' in name else 'p'}:{own} {name.split(':')[1]}" for own, name in names.items()]
+    assert probes
+    number = scale(200_003)
+    with tracefs_probes(probes, enabled=False), workload(own_cgroup()) as work:
+        misses = KprobeMisses(peek, facts, links)
+        before, truth_before = at_rest(misses)
+        missed: dict[str, int] = {}
+        for _ in range(10):
+            work.do(f"files {number} {tmpfs}")
+            work.do(f"unlink {number} {tmpfs}")
+            after, truth_after = at_rest(misses)
+            missed = {name: after[name] - before[name] for name in links}
+            assert missed == {name: truth_after[own] - truth_before[own] for own, name in names.items()}
+            if any(missed.values()):
+                return
+    pytest.fail(f"nothing was missed, so nothing was shown: {missed}")
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "task_struct__files",
+        "file__private_data",
+        "perf_event__tp_event",
+        "trace_probe_event__call",
+        "trace_probe_event__probes",
+        "trace_kprobe__tp",
+        "trace_kprobe__symbol",
+        "trace_kprobe__rp__kp__addr",
+        "trace_kprobe__rp__kp__nmissed",
+        "trace_kprobe__rp__kp__symbol_name",
+    ],
+)
+@pytest.mark.parametrize("shift", [-8, 8])
+def test_a_wrong_layout_is_unknown_and_not_a_figure(
+    handed: Handed, peek: Peek, facts: Facts, member: str, shift: int
+) -> None:
+    wrong = replace(facts, offsets={**facts.offsets, member: facts.offsets[member] + shift})
+    misses = KprobeMisses(peek, wrong, of_kmemwatch(handed))
+    assert misses.why
+    assert (misses.read(), misses.hits()) == (None, None)
+
+
+def test_a_descriptor_that_is_no_kprobe(handed: Handed, peek: Peek, facts: Facts) -> None:
+    links = {f"free/kprobe:{OUTER}": next(iter(handed.programs.values()))}
+    misses = KprobeMisses(peek, facts, links)
+    assert misses.why
+    assert misses.read() is None
