@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.defines import MAX_CHILD_SLABS
 from kmemwatch.model import MapFill, Probe
 from kmemwatch.sources import decode
 from kmemwatch.sources.base import (
@@ -23,7 +24,9 @@ from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheList, CacheRecord
 from kmemwatch.sources.handover import Handed, ProbeResult
 from kmemwatch.sources.maps import MapReader, Ring, program_stats
+from kmemwatch.sources.misses import KprobeMisses
 from kmemwatch.sources.peek import Peek
+from kmemwatch.sources.scan import SlabScan
 
 
 class BpfSource:
@@ -48,6 +51,11 @@ class BpfSource:
             self._peek = Peek(handed.programs, handed.maps, manifest.stats_count)
             if manifest.first_cache:
                 self._caches = CacheList(self._peek, manifest.facts, manifest.first_cache)
+        self._scan = _slab_scan(handed)
+        self._misses: KprobeMisses | None = None
+        if self._peek is not None:
+            self._misses = KprobeMisses(self._peek, manifest.facts, handed.link_of)
+            self.known = replace(self.known, probes=tuple(_with_misses(p, self._misses.why) for p in self.known.probes))
         # While hooks were attached one after the other, a second program may have counted alone.
         self._skipped_at_start = self._skipped()
         self._closed = False
@@ -68,14 +76,16 @@ class BpfSource:
         """Totals of now. Raises KmemwatchError when the kernel refuses what it allowed before."""
         started = time.monotonic_ns()
         try:
+            # First the walk: who is missing there has final counts in the maps that are read afterwards.
+            memcgs = self._read_memcgs()
             return Reading(
                 at_monotonic_ns=started,
-                # First the walk: who is missing there has final counts in the maps that are read afterwards.
-                memcgs=self._read_memcgs(),
+                memcgs=memcgs,
                 caches=self._read_caches(),
                 pairs=self._read_pairs(),
                 charges=self._read_charges(),
                 recharges=self._read_recharges(),
+                child_slabs=self._read_child_slabs(memcgs or ()),
                 lost=self._read_lost(),
                 maps=self._fill,
             )
@@ -119,6 +129,13 @@ class BpfSource:
         checks, failures, lost_races = (row[0] for row in counts)
         return RechargeCounts(checks, failures, lost_races, moves)
 
+    def _read_child_slabs(self, memcgs: Sequence[MemcgRecord]) -> Mapping[int, Mapping[int, int]] | None:
+        if self._scan is None:
+            return None
+        found = self._scan.read([record.cgroup_id for record in memcgs if not record.online])
+        self._fill += (MapFill("child_slabs", self._scan.entries, MAX_CHILD_SLABS),)
+        return found
+
     def _read_lost(self) -> dict[str, int]:
         _, sums = _sum_per_cpu(self._readers["lost"], 1)
         lost = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
@@ -128,8 +145,8 @@ class BpfSource:
         return lost
 
     def _skipped(self) -> dict[str, int]:
-        """Signal -> runs that the kernel skipped because an interrupt hit while the program ran, less those that the
-        second program of the hook made up for."""
+        """Signal -> calls that were not counted: runs that the kernel skipped because an interrupt hit while the
+        program ran, less those that the second program of the hook made up for, and what kprobes missed."""
         skipped: dict[str, int] = {}
         for name, fd in self._handed.programs.items():
             signal, attached, hook = name.partition("/")
@@ -137,6 +154,9 @@ class BpfSource:
             if misses is not None:
                 signal = signal.removesuffix("-bulk")
                 skipped[signal] = skipped.get(signal, 0) + misses
+        for name, missed in ((self._misses.read() if self._misses is not None else None) or {}).items():
+            signal = name.partition("/")[0].removesuffix("-bulk")
+            skipped[signal] = skipped.get(signal, 0) + missed
         if "recovered" in self._readers:
             _, sums = _sum_per_cpu(self._readers["recovered"], 1)
             for signal, (recovered,) in zip(decode.NOTED_SIGNALS, sums, strict=True):
@@ -170,8 +190,9 @@ class BpfSource:
         self._closed = True
         if self._ring is not None:
             self._ring.close()
-        if self._peek is not None:
-            self._peek.close()
+        for reader in (self._peek, self._scan):
+            if reader is not None:
+                reader.close()
         self._handed.close()
 
 
@@ -187,8 +208,24 @@ def _sum_per_cpu(reader: MapReader, columns: int) -> tuple[bytes, list[tuple[int
     return keys, sums
 
 
+def _slab_scan(handed: Handed) -> SlabScan | None:
+    """None where there are no child caches, and where slabs could not be found."""
+    told = handed.manifest
+    if "scan" not in handed.programs or not told.page_base or not told.first_cache:
+        return None
+    sizes = told.facts.page_bytes, told.facts.sizes["page"]
+    return SlabScan(handed.programs["scan"], handed.maps, told.page_base, sizes, told.first_cache)
+
+
 def _probe(result: ProbeResult, learn_error: str | None) -> Probe:
     why = result.why
-    if learn_error and result.signal in ("alloc", "free"):
+    if learn_error and result.signal in ("alloc", "free", "slabs"):
         why = "; ".join(filter(None, [why, f"caches are not known by name: {learn_error}"]))
     return Probe(result.signal, result.attachment, result.status, why)
+
+
+def _with_misses(probe: Probe, unknown: str | None) -> Probe:
+    """`unknown`: why it cannot be told what kprobes miss; None when that is counted."""
+    if unknown is None or "kprobe:" not in (probe.attachment or ""):
+        return probe
+    return replace(probe, why="; ".join(filter(None, [probe.why, f"what kprobes miss is not counted: {unknown}"])))

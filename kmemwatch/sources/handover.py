@@ -92,6 +92,12 @@ class Handed:
     maps: Mapping[str, MapHandle]
     links: tuple[int, ...]
 
+    @property
+    def link_of(self) -> Mapping[str, int]:
+        """Program -> the descriptor that keeps it attached; those that no event runs have none."""
+        attached = (name for name in self.manifest.programs if "/" in name)
+        return dict(zip(attached, self.links, strict=True))
+
     def close(self) -> None:
         """Links first, so that nothing runs while maps go."""
         for fd in (*self.links, *self.programs.values(), *(handle.fd for handle in self.maps.values())):
