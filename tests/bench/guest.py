@@ -8,72 +8,79 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.bench.programs import between, counters, statistics, typical
-from tests.bench.tools import attached
+from tests.bench.tools import NONE, Names, attached
+from tests.bench.work import JOBS, OPERATIONS, Work, working
 from tests.cgroup_mounts import memory_mount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload, workload
 
-EVENTFDS, FILES, ROUNDS = 293, 61, 9
-_SETTLE_S = 1.0
-"""Until what was freed through RCU is freed; costs nothing, as waiting takes no time here."""
+ROUNDS = 9
+MICRO = "eventfd 293;file 61 files;pipe 31"
+"""What programs are measured with: primes, as nothing divides them."""
+OPERATION_ROUNDS, JOB_ROUNDS = 5, 3
 
-
-def micro(work: Workload, directory: Path) -> None:
-    """Known objects, made and freed: two a call of eventfd, inode and dentry of each file."""
-    work.do(f"eventfd {EVENTFDS}")
-    work.do(f"files {FILES} {directory}")
-    work.do(f"unlink {FILES} {directory}")
-    time.sleep(_SETTLE_S)
+PROGRAMS, OPERATED, JOBBED = "programs", "operations", "jobs"
+PARTS = (PROGRAMS, OPERATED, JOBBED)
 
 
-def programs(tool: str, work: Workload, directory: Path) -> dict[str, Any]:
-    """Instructions a run of each program."""
-    with attached(tool) as names, statistics():
-        micro(work, directory)  # from here on each pair is known
+def programs(names: Names, work: Work) -> dict[str, Any]:
+    """Instructions a run of each program, when each pair is known."""
+    with statistics():
+        work.settle(MICRO)
         rounds = []
         for _ in range(ROUNDS):
             before = counters()
-            micro(work, directory)
+            work.settle(MICRO)
             rounds.append(between(before, counters(), names))
     return {name: asdict(run) for name, run in sorted(typical(rounds).items())}
 
 
-def measure(parts: list[str], tools: list[str]) -> dict[str, Any]:
-    """Everything."""
+def operations(_: Names, work: Work) -> dict[str, float]:
+    """Instructions of each operation."""
+    return {
+        operation.what: _median(OPERATION_ROUNDS, partial(work.instructions, operation.command)) / operation.times
+        for operation in OPERATIONS
+    }
+
+
+def jobs(_: Names, work: Work) -> dict[str, float]:
+    """Instructions of each job."""
+    return {job.what: _median(JOB_ROUNDS, partial(work.run, job)) for job in JOBS}
+
+
+def _median(rounds: int, measure: Callable[[], int]) -> float:
+    measure()  # once for what is only done once
+    return median(measure() for _ in range(rounds))
+
+
+_MEASURE = {PROGRAMS: programs, OPERATED: operations, JOBBED: jobs}
+
+
+def measure(parts: Sequence[str], tools: Sequence[str]) -> dict[str, Any]:
+    """part -> tool -> figures."""
     mount = memory_mount()
     assert mount is not None
     if mount.version == 2:
         (mount.path / "cgroup.subtree_control").write_text("+memory")
-    results: dict[str, Any] = {"kernel": os.uname().release, "cgroup_version": mount.version}
+    results: dict[str, Any] = {"release": os.uname().release, "cgroup_version": mount.version}
+    results.update({part: {} for part in parts})
     cgroup = OwnCgroup(mount.path, "bench")
-    with _tmpfs() as directory, workload(cgroup) as work:
-        micro(work, directory)
-        if "programs" in parts:
-            results["programs"] = {tool: programs(tool, work, directory) for tool in tools if tool != "none"}
+    with working(cgroup) as work:
+        for tool in tools:
+            with attached(tool) as names:
+                for part in parts:
+                    if tool != NONE or part != PROGRAMS:
+                        results[part][tool] = _MEASURE[part](names, work)
     cgroup.remove()
     return results
-
-
-@contextmanager
-def _tmpfs() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="kmw-bench-"))
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "kmw-bench", str(path)], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "-l", str(path)], check=True)
-        path.rmdir()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The length of each program as compiled: what grows unnoticed, found without booting or attaching anything."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kmemwatch.kernel import plan
+from kmemwatch.sources import loader
+from tests.unit.fake_source import recorded_facts
+
+FACTS = ("debian-6.1", "debian-7.2")
+"""The kernel of the lab's smoke run, and the newest one recorded."""
+_INSTRUCTION_BYTES = 8
+
+
+def lengths(name: str) -> dict[str, int]:
+    """Program -> BPF instructions, of what kmemwatch would attach to the kernel of recorded facts. Needs root and bcc,
+    and leaves BCC_KERNEL_SOURCE behind."""
+    chosen = loader.best_only(plan.plan(recorded_facts(name)), {})
+    bcc, include = loader._bcc()
+    os.environ["BCC_KERNEL_SOURCE"] = str(include)
+    base: Any = bcc.BPF
+
+    class Module(base):  # type: ignore[misc]
+        def _trace_autoload(self) -> None:
+            pass
+
+    module = Module(text=loader.source_text(chosen).encode(), cflags=chosen.defines.cflags())
+    try:
+        library = bcc.lib
+        functions = [
+            library.bpf_function_name(module.module, i) for i in range(library.bpf_num_functions(module.module))
+        ]
+        return {name.decode(): len(module.dump_func(name)) // _INSTRUCTION_BYTES for name in functions}
+    finally:
+        module.cleanup()
+
+
+def compiler() -> str:
+    """What decides on the code besides the source."""
+    return f"bcc {loader._bcc()[0].__version__}"
