@@ -8,7 +8,7 @@ from collections.abc import Generator
 
 import pytest
 
-from tests.needs import NEEDS, justified, require
+from tests.needs import FAILED, NEEDS, justified, require
 
 pytest_plugins = ("tests.live.fixtures",)
 
@@ -25,9 +25,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     _refuse_skip(report, expected=hasattr(report, "wasxfail"))
+    item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     return report
 
 

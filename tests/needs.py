@@ -21,6 +21,9 @@ from tests.cgroup_mounts import memory_mount
 GUEST = os.environ.get("KMEMWATCH_GUEST")
 """Name of the lab kernel that runs these tests, None outside of the lab."""
 
+FAILED = pytest.StashKey[bool]()
+"""In the stash of a test: whether it failed so far, for what is torn down after it."""
+
 TRACEFS = Path("/sys/kernel/tracing")
 
 SLAB_COUNTERS = Path("/sys/kernel/debug/memcg_slab")
@@ -119,10 +122,10 @@ def justified(reason: str) -> bool:
 
     ``6.1: needs kprobes`` is about a kernel of the lab, and the lab's table has what it lacks.
     """
-    from tests.lab.kernels import KERNELS, NO_GUEST_HAS
+    from tests.lab.kernels import GUESTS
 
     where, _, name = reason.removeprefix("Skipped: ").rpartition("needs ")
-    for kernel in KERNELS:
+    for kernel in GUESTS:
         if where == f"{kernel.name}: ":
-            return name in kernel.lacks | NO_GUEST_HAS
+            return name in kernel.may_skip
     return not where and name in NEEDS and not NEEDS[name]()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import shlex
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.lab.initramfs import write_initramfs
@@ -64,13 +65,16 @@ class Guest:
     files: KernelFiles
     shared: Path
     """Directory of the host that the guest sees at SHARED, writable; the console log stays here on failure."""
-    cgroup_v1: bool = False
+    cgroup_v1: bool | None = None
+    """The memory controller on cgroup v1; None: as the kernel's row in the table says."""
     cpus: int = 2
     memory_mb: int = 2048
     boot_limit_s: float = 180
     icount: bool = False
     """Every instruction takes 1 ns of the guest's time, and waiting takes none: its clocks count instructions. Needs
     `cpus` to be 1; what happens is then nearly the same in every run."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set by another thread to end the guest early."""
 
     def run(self, command: str, limit_s: float, env: Mapping[str, str] | None = None) -> GuestResult:
         """Run `command` with sh, in the working tree, as root; raises one of the LabErrors."""
@@ -109,10 +113,11 @@ class Guest:
         subprocess.run([mkfs, "-q", "-F", scratch], check=True)
 
     def _qemu_command(self) -> list[str]:
+        v1 = self.files.kernel.cgroup_version == 1 if self.cgroup_v1 is None else self.cgroup_v1
         append = [
             "console=ttyS0 panic=-1 oops=panic quiet loglevel=5 mitigations=off random.trust_cpu=on",
             f"kmw.tree={TREE}",
-            *(["kmw.cgroup_v1"] if self.cgroup_v1 else []),
+            *(["kmw.cgroup_v1"] if v1 else []),
         ]
         accel = "tcg,thread=single" if self.icount else "tcg,thread=multi"
         machine = ["-machine", "q35", "-accel", accel, "-cpu", "max,la57=off"]
@@ -139,8 +144,8 @@ class Guest:
         return [*command, *quiet, *disk, *shares]
 
     def _wait(self, qemu: subprocess.Popen[bytes], file: Path | None, until: float) -> float | None:
-        """Until QEMU ends, `file` appears (then the moment is returned), or it is `until`."""
-        while time.monotonic() < until:
+        """Until QEMU ends, `file` appears (then the moment is returned), it is `until`, or somebody says stop."""
+        while time.monotonic() < until and not self.stop.is_set():
             if file is not None and file.exists():
                 return time.monotonic()
             try:

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.lab.kernels import SMOKE, KernelFiles, by_name, is_smoke, obtain
-from tests.lab.live import LiveRun, live_tests, run_live
+from tests.lab.kernels import SMOKE, KernelFiles, by_name, is_smoke, obtain, selected
+from tests.lab.live import LiveRun, Matrix
+from tests.lab.selection import nodeids_for
 from tests.needs import GUEST, require
 
 # Run by the guests' own pytest; here by test_lab.py, through them.
 collect_ignore = [] if GUEST else ["guest"]
 
-_runs = pytest.StashKey[list[str]]()
+SLOWEST = 5
+
+_runs = pytest.StashKey[list[LiveRun]]()
 
 
 def get(name: str) -> KernelFiles:
@@ -28,15 +33,27 @@ def smoke_kernel() -> KernelFiles:
 
 
 @pytest.fixture(scope="session")
-def live_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LiveRun:
-    """All live tests in the kernel that the test is parametrized with, in one boot."""
-    files = get(request.param)
-    run = run_live(files, tmp_path_factory.mktemp("guest"), live_tests(is_smoke()))
-    request.config.stash.setdefault(_runs, []).append(f"{files.release}: {run.summary}")
+def matrix(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Matrix]:
+    """All guests of this run, which boot in the background."""
+    require("qemu", "no lab", "a Debian archive")
+    tests = {kernel: nodeids_for(kernel, is_smoke()) for kernel in selected()}
+    running = Matrix(tests, tmp_path_factory.mktemp("guests"))
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="session")
+def live_run(request: pytest.FixtureRequest, matrix: Matrix) -> LiveRun:
+    """All tests in the kernel that the test is parametrized with."""
+    run = matrix.run_of(request.param)
+    request.config.stash.setdefault(_runs, []).append(run)
     return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """How long the guests took, which the times of single tests do not show."""
-    for line in config.stash.get(_runs, []):
-        terminalreporter.write_line(f"lab: {line}")
+    """How long the guests took, which the times of tests here do not show."""
+    for run in config.stash.get(_runs, []):
+        terminalreporter.write_line(f"lab: {run.kernel}: {run.summary}")
+        slowest = sorted(run.outcomes.items(), key=lambda item: -item[1].seconds)[:SLOWEST]
+        for nodeid, outcome in slowest:
+            terminalreporter.write_line(f"lab: {run.kernel}: {outcome.seconds:6.0f} s {nodeid}")

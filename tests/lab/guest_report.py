@@ -32,6 +32,10 @@ class GuestOutcome:
     text: str = ""
     """Traceback, or the reason of a skip."""
     seconds: float = 0.0
+    """Of set-up and test."""
+
+
+_spent: dict[str, float] = {}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -67,11 +71,12 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _spent[report.nodeid] = _spent.get(report.nodeid, 0.0) + report.duration
     if report.when == "call" or not report.passed:
         text = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
         sections = "".join(f"\n--- {title} ---\n{content}" for title, content in report.sections)
         text += sections if report.failed else ""
-        _write(report.nodeid, GuestOutcome(report.outcome, text, report.duration))
+        _write(report.nodeid, GuestOutcome(report.outcome, text, _spent[report.nodeid]))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

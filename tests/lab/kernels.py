@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.lab import archive, built
@@ -28,12 +28,18 @@ class LabKernel:
     package: str
     """Regular expression for the whole package name; the highest number wins."""
     lacks: frozenset[str] = frozenset()
-    """Keys of tests.needs.NEEDS that this kernel does not have: the only skips that are in order there.
-
-    NO_GUEST_HAS comes on top.
-    """
+    """Keys of tests.needs.NEEDS that this kernel does not have."""
     config: str | None = None
     """For a kernel that is built: its configuration in tests/lab/linux. `package` has the sources then."""
+    cgroup_version: int = 2
+    """Of the hierarchy that has the memory controller."""
+    directory: str = ""
+    """In the cache; `name` if empty."""
+
+    @property
+    def may_skip(self) -> frozenset[str]:
+        """Needs for which a skip is in order in this guest, and no other skip is."""
+        return self.lacks | {"no lab", "cgroup v1" if self.cgroup_version == 2 else "cgroup v2"}
 
 
 SHARED_CACHES = frozenset({"child caches", "recharges"})
@@ -75,12 +81,20 @@ KERNELS = (
     ),
     LabKernel(name="7.x", suites=("sid",), package=r"linux-image-7\.\d+(\.\d+)?\+deb\d+-amd64", lacks=SHARED_CACHES),
 )
-"""Two that are built here (tests/lab/linux) and Debian's stock ones; all have BTF, kprobes, fentry and cgroup v2."""
+"""Two that are built here (tests/lab/linux) and Debian's stock ones; all have BTF, kprobes and fentry."""
 
 SMOKE = "6.1"
 """The one that every run of the tests boots."""
 
-NO_GUEST_HAS = frozenset({"no lab", "cgroup v1"})
+GUESTS = (
+    *KERNELS,
+    *(
+        replace(kernel, name=f"{kernel.name}-v1", cgroup_version=1, directory=kernel.name)
+        for kernel in KERNELS
+        if kernel.name == SMOKE
+    ),
+)
+"""What the whole matrix boots: every kernel, and one of them a second time with cgroup v1."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +109,10 @@ class KernelFiles:
 
 def by_name(name: str) -> LabKernel:
     """Raises ValueError for a name that the table does not have."""
-    for kernel in KERNELS:
+    for kernel in GUESTS:
         if kernel.name == name:
             return kernel
-    raise ValueError(f"no kernel {name} in the lab; it has {', '.join(kernel.name for kernel in KERNELS)}")
+    raise ValueError(f"no kernel {name} in the lab; it has {', '.join(kernel.name for kernel in GUESTS)}")
 
 
 def is_smoke() -> bool:
@@ -107,9 +121,9 @@ def is_smoke() -> bool:
 
 
 def selected() -> tuple[LabKernel, ...]:
-    """SMOKE, or those that KMEMWATCH_LAB_KERNELS names: ``5.10,patched``, or ``all``."""
+    """SMOKE, or those that KMEMWATCH_LAB_KERNELS names: ``5.10,patched``, or ``all`` of GUESTS."""
     wanted = os.environ.get("KMEMWATCH_LAB_KERNELS") or SMOKE
-    return KERNELS if wanted == "all" else tuple(by_name(name) for name in wanted.split(","))
+    return GUESTS if wanted == "all" else tuple(by_name(name) for name in wanted.split(","))
 
 
 def obtain(kernel: LabKernel) -> KernelFiles:
@@ -123,7 +137,7 @@ def obtain(kernel: LabKernel) -> KernelFiles:
         built.obtain({kernel.name: config}, CACHE)
         image = built.image(kernel.name, config, CACHE)
         return KernelFiles(kernel, built.release(image), image, None)
-    home = CACHE / kernel.name
+    home = CACHE / (kernel.directory or kernel.name)
     if not home.exists():
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
             packages = archive.download(kernel.suites, kernel.package, Path(scratch))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every live test again, in kernels where kprobes and fentry work, on cgroup v2; one boot per kernel.
+"""The live tests again, in kernels where kprobes and fentry work, and the guests' own tests; one boot per kernel.
 
 A live test in a guest is a test here: it passes, fails with the guest's own traceback, or is skipped
 for something that this kernel is known not to have.
@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.lab.kernels import is_smoke, selected
-from tests.lab.live import LIVE, LiveRun, live_tests
+from tests.lab.kernels import by_name, is_smoke, selected
+from tests.lab.live import LiveRun
+from tests.lab.selection import LIVE, nodeids_for
 from tests.needs import justified
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    names = [kernel.name for kernel in selected()]
-    metafunc.parametrize("live_run", names, indirect=True, scope="session")
+    kernels = selected()
     if "nodeid" in metafunc.fixturenames:
-        tests = live_tests(is_smoke())
-        metafunc.parametrize("nodeid", tests, ids=[nodeid.removeprefix(f"{LIVE}/") for nodeid in tests])
+        pairs = [(kernel.name, nodeid) for kernel in kernels for nodeid in nodeids_for(kernel, is_smoke())]
+        ids = [f"{kernel}-{nodeid.removeprefix(f'{LIVE}/')}" for kernel, nodeid in pairs]
+        metafunc.parametrize(("live_run", "nodeid"), pairs, indirect=["live_run"], scope="session", ids=ids)
+    else:
+        metafunc.parametrize("live_run", [kernel.name for kernel in kernels], indirect=True, scope="session")
 
 
 def test_live(live_run: LiveRun, nodeid: str) -> None:
@@ -34,4 +37,6 @@ def test_live(live_run: LiveRun, nodeid: str) -> None:
 
 
 def test_guest_ran_the_same_tests(live_run: LiveRun) -> None:
-    assert sorted(live_run.outcomes) == sorted(live_tests(is_smoke())), live_run.error or live_run.output
+    assert sorted(live_run.outcomes) == sorted(nodeids_for(by_name(live_run.kernel), is_smoke())), (
+        live_run.error or live_run.output
+    )

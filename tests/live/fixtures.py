@@ -17,7 +17,7 @@ import pytest
 from kmemwatch.live import LiveFeed, LiveOptions, open_live
 from tests.cgroup_mounts import MemoryMount, memory_mount
 from tests.live.cgroups import OwnCgroup, current_memory_cgroup
-from tests.needs import GUEST, require
+from tests.needs import FAILED, GUEST, require
 
 
 @pytest.fixture(scope="session")
@@ -99,15 +99,17 @@ WITHOUT = {
 """Ways of attaching, as what to leave out to get there."""
 
 
-@pytest.fixture(
-    params=[
-        "best",
-        pytest.param("fentry", marks=pytest.mark.needs("fentry")),
-        pytest.param("kprobe", marks=pytest.mark.needs("kprobes")),
-    ]
-)
+WAYS = [
+    "best",
+    pytest.param("fentry", marks=pytest.mark.needs("fentry")),
+    pytest.param("kprobe", marks=pytest.mark.needs("kprobes")),
+]
+"""Ways of attaching that this kernel may have."""
+
+
+@pytest.fixture(params=WAYS)
 def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]]:
-    """Attach, by each way that this kernel has; everything that was opened is closed at the end."""
+    """Attach anew, by each way that this kernel has; everything that was opened is closed at the end."""
     opened: list[LiveFeed] = []
 
     def attach() -> LiveFeed:
@@ -119,10 +121,44 @@ def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]
         live.close()
 
 
+class SharedFeed:
+    """One feed for all tests that attach in the same way; a new one after a test that failed, as it may be broken."""
+
+    def __init__(self, without: tuple[str, ...]) -> None:
+        self._without = without
+        self._live: LiveFeed | None = None
+
+    def get(self) -> LiveFeed:
+        if self._live is None:
+            self._live = open_live(LiveOptions(self._without))
+        return self._live
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.close()
+            self._live = None
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def shared_feed(request: pytest.FixtureRequest, runner_in_root_cgroup: None) -> Iterator[SharedFeed]:
+    """pytest runs all tests of one way, then those of the next, so no two are attached at once."""
+    shared = SharedFeed(WITHOUT[request.param])
+    yield shared
+    shared.close()
+
+
 @pytest.fixture
-def feed(open_feed: Callable[[], LiveFeed]) -> LiveFeed:
-    """A live feed that is attached already."""
-    return open_feed()
+def feed(request: pytest.FixtureRequest, shared_feed: SharedFeed) -> Iterator[LiveFeed]:
+    """A live feed that is attached already, and has seen other tests: attaching takes long in an emulated machine.
+
+    Its events so far are taken, so a test sees its own; what was lost so far is in its totals.
+    """
+    live = shared_feed.get()
+    live.next_snapshot(0)
+    live.take_events()
+    yield live
+    if request.node.stash.get(FAILED, False):
+        shared_feed.close()
 
 
 @pytest.fixture

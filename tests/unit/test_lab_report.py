@@ -12,7 +12,7 @@ from tests.lab import initramfs
 from tests.lab.boot import Hang
 from tests.lab.guest_report import GuestOutcome, read_outcomes
 from tests.lab.kernels import KERNELS, KernelFiles, module_files
-from tests.lab.live import LiveRun, merge, split
+from tests.lab.live import LiveRun
 from tests.needs import justified
 
 
@@ -52,26 +52,15 @@ def test_a_hang_fails_the_test_it_hit_and_those_after_it(tmp_path: Path) -> None
     assert run.summary == "no end"
 
 
-def test_tests_are_dealt_out_in_whole_groups() -> None:
-    tests = ["a.py::x[p]", "a.py::x[q]", "a.py::y[p]", "a.py::y[q]", "b.py::z", "c.py::w[p]"]
-    assert split(tests, 2) == [["a.py::x[p]", "a.py::y[p]", "b.py::z"], ["a.py::x[q]", "a.py::y[q]", "c.py::w[p]"]]
-    assert split(["a.py::x"], 4) == [["a.py::x"]]
-    assert split([], 2) == [[]]
-
-
-def test_guests_of_one_kernel_are_one_run() -> None:
-    passed, failed = GuestOutcome("passed"), GuestOutcome("failed")
-    run = merge([LiveRun("6.1", {"a": passed}, None, "x", 9, 30), LiveRun("6.1", {"b": failed}, None, "y", 10, 20)])
-    assert run == LiveRun("6.1", {"a": passed, "b": failed}, None, "x\ny", 10, 30)
-    assert run.summary == "1 failed, 1 passed; 10 s to boot, 30 s to run"
-    hang = Hang("no end")
-    assert merge([run, LiveRun("6.1", {"c": passed}, hang)]).error is hang
-
-
 def test_only_what_a_kernel_lacks_may_be_skipped_there() -> None:
     assert justified("6.1: needs memcg tracepoints")
     assert justified("6.1: needs no lab")
     assert not justified("6.1: needs kprobes")
+    assert justified("6.1: needs cgroup v1")
+    assert not justified("6.1-v1: needs cgroup v1")
+    assert justified("6.1-v1: needs cgroup v2")
+    assert justified("baseline: needs recharges")
+    assert not justified("baseline: needs child caches")
     assert not justified("6.1: does not feel like it")
     assert not justified("2.4: needs memcg tracepoints")
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which tests run in which guest.
+
+The truth of each figure, the lives of memcgs, what pins the dead, and attaching itself are seen on every kernel. What
+does not depend on the kernel is not: a guest is 10 to 30 times slower than this machine, where everything runs as well.
+Prefixes of node ids; tests/unit/test_lab_selection.py sees that each of them means something.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable
+from functools import cache
+
+from tests.lab.boot import TREE
+from tests.lab.kernels import SMOKE, LabKernel
+
+LIVE = "tests/live"
+IN_GUESTS = "tests/lab/guest"
+"""Tests that only guests run."""
+
+ONE_KERNEL = (
+    f"{LIVE}/test_exit.py",
+    f"{LIVE}/test_namespaces.py",
+    f"{LIVE}/test_walk.py",
+    f"{LIVE}/test_cgroups.py::test_child",
+    f"{LIVE}/test_cgroups.py::test_scaled",
+    f"{LIVE}/test_churn.py::test_memory",
+    f"{LIVE}/test_churn.py::test_odd",
+    f"{LIVE}/test_startup.py",
+)
+"""Only SMOKE runs them, in the whole matrix: how commands end, our own bounds, the shapes of a tree of cgroups."""
+
+SMOKE_TESTS = (
+    f"{LIVE}/test_cgroups.py",
+    f"{LIVE}/test_truth.py",
+    f"{LIVE}/test_zombies.py::test_each",
+)
+"""What `make test` runs in one kernel, attached in the best way: that nothing is broken, in three minutes."""
+
+V1_TESTS = (
+    f"{LIVE}/test_cgroups.py",
+    f"{LIVE}/test_truth.py",
+    f"{LIVE}/test_zombies.py",
+    f"{LIVE}/test_churn.py::test_every",
+)
+"""What runs in a guest whose memory controller is on cgroup v1."""
+
+
+def nodeids_for(kernel: LabKernel, smoke: bool) -> tuple[str, ...]:
+    """Node ids of what `kernel` runs: in the matrix, or when it is the only one and nobody asked for it."""
+    everything = all_nodeids()
+    if smoke:
+        return tuple(nodeid for nodeid in _beginning_with(SMOKE_TESTS, everything) if _way(nodeid) in ("", "best"))
+    if kernel.cgroup_version == 1:
+        return _beginning_with(V1_TESTS, everything)
+    if kernel.name == SMOKE:
+        return everything
+    left_out = set(_beginning_with(ONE_KERNEL, everything))
+    return tuple(nodeid for nodeid in everything if nodeid not in left_out)
+
+
+@cache
+def all_nodeids() -> tuple[str, ...]:
+    """Node ids of all tests that guests can run, as pytest collects them here."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", LIVE, IN_GUESTS]
+    env = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"} | {"KMEMWATCH_GUEST": "any"}
+    done = subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"cannot collect {LIVE} {IN_GUESTS}:\n{done.stdout}{done.stderr}")
+    return tuple(line for line in done.stdout.splitlines() if "::" in line)
+
+
+def _beginning_with(prefixes: Iterable[str], tests: Iterable[str]) -> tuple[str, ...]:
+    return tuple(nodeid for nodeid in tests if nodeid.startswith(tuple(prefixes)))
+
+
+def _way(nodeid: str) -> str:
+    """What a test is parametrized with."""
+    return nodeid.partition("[")[2].rstrip("]")
