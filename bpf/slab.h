@@ -22,7 +22,9 @@ static __always_inline int is_slab(struct page_words *page)
 {
 #ifdef PGTY_SLAB
 	/* Linux kernel commit 4ffca5a96678 ("mm: support only one page_type per page") (in v6.12): type in the high byte. */
-	return (u8)(WORD(*page, page__page_type) >> (8 * (OFF_page__page_type % 8) + 24)) == PGTY_SLAB;
+	u64 other = (u8)(WORD(*page, page__page_type) >> (8 * (OFF_page__page_type % 8) + 24)) ^ PGTY_SLAB;
+
+	return (other - 1) >> 63;
 #else
 	return WORD(*page, page__flags) >> PG_SLAB & 1;
 #endif

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 from kmemwatch.cachewatch import CacheWatch
@@ -74,19 +74,19 @@ class Children:
                 yield Event(reading.at_monotonic_ns, change.kind, cache=change.name, kmemcg_id=change.kmemcg_id)
 
     def slabs(self, reading: Reading) -> dict[int, tuple[ChildSlabs, ...]] | None:
-        """cgroup id -> what child caches hold of it, largest first; None when that is not known."""
+        """cgroup id of a dying memcg -> what child caches hold of it, largest first; absent, and None, when that is not
+        known."""
         if reading.child_slabs is None:
             return None
-        found: dict[int, list[ChildSlabs]] = {}
-        for (address, cgroup_id), pages in reading.child_slabs.items():
+        return {cgroup_id: tuple(self._child_slabs(pages)) for cgroup_id, pages in reading.child_slabs.items()}
+
+    def _child_slabs(self, pages: Mapping[int, int]) -> list[ChildSlabs]:
+        found = []
+        for address, number in pages.items():
             cache = self._caches.get(address)
             if cache is not None and cache.kmemcg_id is not None:
-                slabs = ChildSlabs(cache.name, address, cache.kmemcg_id, pages * self._page_bytes)
-                found.setdefault(cgroup_id, []).append(slabs)
-        return {
-            cgroup_id: tuple(sorted(slabs, key=lambda one: (-one.slab_bytes, one.cache, one.cache_address)))
-            for cgroup_id, slabs in found.items()
-        }
+                found.append(ChildSlabs(cache.name, address, cache.kmemcg_id, number * self._page_bytes))
+        return sorted(found, key=lambda one: (-one.slab_bytes, one.cache, one.cache_address))
 
     def recharges(self) -> Recharges:
         """For `Snapshot.recharges`."""

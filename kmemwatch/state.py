@@ -248,7 +248,7 @@ class State:
             memcg.path = self._path(memcg)
             if memcg.seen_at_monotonic_ns < began_ns:
                 self._set_state(memcg, ONLINE if record.online else DYING)
-            slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id, ())
+            slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id)
             memcg.figures = self._figures(record, local[record.css], memcg.state, slabs)
         seen = {record.cgroup_id for record in records}
         for memcg in self._memcgs.values():

@@ -26,6 +26,7 @@ GIVES = {
     "caches": "when child caches are created and destroyed",
     "ids": "when a kmemcg_id is given, freed, reused",
     "recharge": "slabs that move from one cgroup to another",
+    "slabs": "slabs that child caches hold of each dead cgroup",
 }
 """Signal -> what is lost without it."""
 

@@ -25,6 +25,7 @@ LOCKDOWN = Path("/sys/kernel/security/lockdown")
 KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 BPFFS = Path("/sys/fs/bpf")
+KCORE = Path("/proc/kcore")
 
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 
@@ -135,6 +136,8 @@ class Facts:
     """The helper bpf_get_current_task_btf() exists."""
     gfp_account: int | None = None
     """Value of __GFP_ACCOUNT."""
+    kcore: bool | None = None
+    """/proc/kcore can be read, which tells where in the kernel's addresses the memory is."""
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -161,18 +164,21 @@ def gather() -> Facts:
     hierarchy = cgroupfs.find_memory()
     addresses = symbols.addresses((*FUNCTIONS, *DATA_SYMBOLS))
     tracefs = next((path for path in TRACEFS if _is_dir(path / "events")), None)
+    privileged = _privileged()
     return Facts(
         release=platform.release(),
         arch=platform.machine(),
         page_bytes=resource.getpagesize(),
         cpus=os.cpu_count() or 1,
-        privileged=_privileged(),
+        privileged=privileged,
         lockdown=_lockdown(),
         kprobes=_is_dir(KPROBE_PMU) if _is_dir(KPROBE_PMU.parent) else None,
         tracefs=str(tracefs) if tracefs else None,
         bpffs=_is_mounted(BPFFS, "bpf"),
         hierarchy=None if hierarchy is None else {name: getattr(hierarchy, name) for name in hierarchy.__slots__},
         symbols=addresses,
+        # Only root may read it.
+        kcore=_starts_with(KCORE, b"\x7fELF") if privileged else None,
         **_btf_facts(tracefs),
     )
 
@@ -203,6 +209,14 @@ def _is_dir(path: Path) -> bool:
     """False also where we may not look: tracefs is closed to all but root."""
     try:
         return path.is_dir()
+    except OSError:
+        return False
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
     except OSError:
         return False
 

@@ -57,6 +57,11 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "kmem_cache_node__nr_slabs": (("kmem_cache_node", "nr_slabs"),),
     "page__flags": (("page", "flags"),),
     "page__page_type": (("page", "page_type"),),
+    # The order of a compound page is in its second struct page. That became a part of struct folio, and then the order
+    # moved to the low byte of `_flags_1` (by v6.12), which is older than that: the first one that is there counts.
+    "page__compound_order": (("page", "compound_order"),),
+    "folio__folio_order": (("folio", "_folio_order"),),
+    "folio__flags_1": (("folio", "_flags_1"),),
     # Renamed by "mm: rename the 'compound_head' field in the 'struct page' to 'compound_info'" (by v7.2).
     "page__compound_head": (("page", "compound_info"), ("page", "compound_head")),
     # Commit d122019bf061 ("mm: Split slab into its own type") (in v5.17); members of struct page before.

@@ -103,6 +103,7 @@ def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
             chooser.child_signal("caches", "caches.bpf.c", chooser.caches()),
             chooser.child_signal("ids", "caches.bpf.c", chooser.ids()),
             chooser.child_signal("recharge", "recharge.bpf.c", chooser.recharge()),
+            chooser.child_signal("slabs", "scan.bpf.c", chooser.slabs()),
         ),
     )
 
@@ -169,7 +170,7 @@ class _Chooser:
     # The signals
 
     def pins(self) -> Iterator[Candidate | str]:
-        yield Candidate((Hook(TEST_RUN, "walk", "walk"), Hook(TEST_RUN, "peek", "peek")))
+        yield Candidate(tuple(Hook(TEST_RUN, name, name) for name in ("walk", "peek", "peek_many")))
 
     def alloc(self) -> Iterator[Candidate | str]:
         yield self._try(RAW_TP, self._alloc_tracepoints)
@@ -184,7 +185,7 @@ class _Chooser:
         yield self._try(RAW_TP, self._free_tracepoints)
         both = ("kmem_cache_free", "free_entry"), ("kfree", "kfree_entry")
         yield self._try(FENTRY, partial(self._functions, FENTRY, *both))
-        limits = "frees in an interrupt that hits the probe itself are not seen, and not counted as lost"
+        limits = "frees in an interrupt that hits while a probe is being handled are missed, and counted as lost"
         yield self._try(KPROBE, partial(self._functions, KPROBE, *both, limits=limits))
 
     def free_bulk(self) -> Iterator[Candidate | str]:
@@ -236,6 +237,12 @@ class _Chooser:
                 (entry, RECHARGE_FUNCTION, bodies[0]),
             )
             yield self._try(entry, partial(self._mixed, *hooks))
+
+    def slabs(self) -> Iterator[Candidate | str]:
+        if self._facts.kcore is False:
+            yield "/proc/kcore cannot be read: where in the kernel's addresses the memory is, is not known"
+        else:
+            yield Candidate((Hook(TEST_RUN, "scan", "scan"),))
 
     # Their parts
 
@@ -353,6 +360,7 @@ _WITHOUT_CHILD_CACHES = {
     "caches": "memcgs have no child caches on this kernel; which caches there are is read from the list of caches",
     "ids": "no cache belongs to a kmemcg_id on this kernel",
     "recharge": f"no function {RECHARGE_FUNCTION}: this kernel does not have the patch set, and no slab ever moves",
+    "slabs": "a slab has objects of any memcg on this kernel, and is charged to none as a whole",
 }
 
 _NOTED_ALLOC = frozenset({"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return"})

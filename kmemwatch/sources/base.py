@@ -77,8 +77,9 @@ class Reading:
     charges: Mapping[int, ChargeCounts] | None
     """cgroup id -> counts."""
     recharges: RechargeCounts | None = None
-    child_slabs: Mapping[tuple[int, int], int] | None = None
-    """(address of a child cache, cgroup id) -> pages of its slabs that are charged to that memcg; id 0 is nobody."""
+    child_slabs: Mapping[int, Mapping[int, int]] | None = None
+    """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
+    was dying when the last complete scan began, see `scan.SlabScan`. None: not known, or not yet."""
     lost: Mapping[str, int] = field(default_factory=dict)
     """Reason -> events."""
     maps: tuple[MapFill, ...] = ()

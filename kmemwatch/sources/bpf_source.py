@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.defines import MAX_CHILD_SLABS

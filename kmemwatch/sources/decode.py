@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.kernel.defines import STATS_MAX
+from kmemwatch.kernel.defines import PEEK_PART_BYTES, STATS_MAX
 
 PAIR_KEY = struct.Struct("=QQ")
 """``struct pair_key``: cache address, cgroup id."""
@@ -36,6 +36,12 @@ RECHARGE_COUNTS = ("checks", "failures", "lost_races")
 """Index of the map ``recharge_counts``; ``enum recharge_count`` in bpf/recharge.bpf.c."""
 RECHARGE_FROM = ("none", "online", "dying")
 """``enum recharge_from``, in `model.RechargePair.from_state`'s words."""
+CHILD_SLAB_KEY = struct.Struct("=QQ")
+"""``struct child_slab_key``: cache address, cgroup id."""
+CHILD_SLAB_VALUE = struct.Struct("=QQ")
+"""``struct child_slab_value``: number of the scan, pages."""
+SCAN_STATE = struct.Struct("=6Q")
+"""``struct scan_state``: page to go on at, end, number of the scan, slabs that found the map full, and its own."""
 MEMCG_HEAD = struct.Struct("=9QI4i4x")
 MEMCG_RECORD_BYTES = MEMCG_HEAD.size + 8 * STATS_MAX + NAME_BYTES
 WALK_STATE = struct.Struct("=6Q")
@@ -72,9 +78,13 @@ _LEAF_BYTES: Mapping[str, int] = {
     "walk_out": MEMCG_RECORD_BYTES,
     "walk": WALK_STATE.size,
     "peek_out": PEEK_BYTES,
+    "peek_in": 8,
+    "peek_parts": PEEK_PART_BYTES,
     "recovered": 8,
     "recharge_counts": 8,
     "recharges": RECHARGE_VALUE.size,
+    "child_slabs": CHILD_SLAB_VALUE.size,
+    "scan": SCAN_STATE.size,
 }
 
 

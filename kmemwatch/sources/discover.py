@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.defines import PEEK_PART_BYTES
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.sources import decode
 from kmemwatch.sources.peek import Peek
 
 IOMEM = Path("/proc/iomem")
-_MAX_CACHES = 1_000_000
-"""On kernels with child caches there are dozens for each memcg."""
 _NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
 _U64 = (1 << 64) - 1
 _SAMPLES = 64
+_LIST_TRIES = 5
 _ORDER_SHIFT = 16
 POSSIBLE_NODES = Path("/sys/devices/system/node/possible")
 
@@ -60,36 +60,95 @@ class CacheList:
             last = max(last, *(self._offsets[f"kmem_cache__memcg_params__{member}"] for member in ("root_cache", "id")))
         self._bytes = last + max(16, self._stride * len(self._nodes))
         self._page_bytes = facts.page_bytes
+        self._known: list[int] = []
+        """Addresses of last time."""
 
     def read(self) -> list[CacheRecord]:
         """All caches. Raises OSError or KmemwatchError when the list cannot be followed."""
-        link = self._offsets["kmem_cache__list"]
-        found: list[CacheRecord] = []
-        address = self._first
-        for _ in range(_MAX_CACHES):
-            raw = self._peek.read(address, self._bytes)
-            record = self._record(address, raw)
+        structs = self._some_structs()
+        names = self._names([self._pointer(raw, "name") for raw in structs.values()])
+        slabs = self._slabs(list(structs.values()))
+        found = []
+        for (address, raw), name, number in zip(structs.items(), names, slabs, strict=True):
+            record = self._record(address, raw, name, number)
             if record is not None:
                 found.append(record)
-            address = struct.unpack_from("=Q", raw, link)[0] - link
-            if address == self._first:
-                return found
-        raise KmemwatchError(f"the list of slab caches does not end: {_MAX_CACHES} visited")
+        self._known = list(structs)
+        return found
 
-    def _record(self, address: int, raw: bytes) -> CacheRecord | None:
+    def _some_structs(self) -> dict[int, bytes]:
+        # A cache that is destroyed while we stand on it leads anywhere; the next time it is not in the list any more.
+        for _ in range(_LIST_TRIES - 1):
+            try:
+                return self._structs()
+            except (OSError, KmemwatchError):
+                self._known = []
+        return self._structs()
+
+    def _structs(self) -> dict[int, bytes]:
+        """address -> the struct, in the list's order. Those of last time are read at once, then the links followed."""
+        link = self._offsets["kmem_cache__list"]
+        known = self._known if self._bytes <= PEEK_PART_BYTES else []
+        guessed = dict(zip(known, self._peek.read_many(known, self._bytes), strict=True))
+        found: dict[int, bytes] = {}
+        address = self._first
+        while address not in found:
+            raw = guessed.get(address) or self._peek.read(address, self._bytes)
+            found[address] = raw
+            address = struct.unpack_from("=Q", raw, link)[0] - link
+        if address != self._first:
+            # It was destroyed while we stood on it, and its memory is in use as another one.
+            raise KmemwatchError(f"the list of slab caches does not lead back to its beginning ({len(found)} visited)")
+        return found
+
+    def _pointer(self, raw: bytes, member: str) -> int:
+        return int(struct.unpack_from("=Q", raw, self._offsets[f"kmem_cache__{member}"])[0])
+
+    def _names(self, addresses: Sequence[int]) -> Iterator[str | None]:
+        """None where there is no name: the head of the list is no cache."""
+        size = decode.CACHE_NAME_BYTES
+        for address, raw in zip(addresses, self._peek.read_many(addresses, size), strict=True):
+            if raw is not None and b"\0" in raw:
+                yield decode.text(raw)
+                continue
+            try:  # it may lie shortly before the end of what can be read
+                yield self._peek.string(address, size)
+            except OSError:
+                yield None
+
+    def _slabs(self, structs: Sequence[bytes]) -> list[int | None]:
+        """Slabs of each, of all its nodes; None where the kernel does not count them."""
+        offsets = self._offsets
+        if not {"kmem_cache__oo", "kmem_cache_node__nr_slabs"} <= offsets.keys():
+            return [None] * len(structs)
+        nodes, owners = [], []
+        for index, raw in enumerate(structs):
+            for number in self._nodes:
+                (node,) = struct.unpack_from("=Q", raw, offsets["kmem_cache__node"] + number * self._stride)
+                if node:
+                    nodes.append(node + offsets["kmem_cache_node__nr_slabs"])
+                    owners.append(index)
+        sums: list[int | None] = [0] * len(structs)
+        for index, counted in zip(owners, self._peek.read_many(nodes, 8), strict=True):
+            before = sums[index]
+            sums[index] = None if counted is None or before is None else before + struct.unpack("=Q", counted)[0]
+        return sums
+
+    def _record(self, address: int, raw: bytes, name: str | None, slabs: int | None) -> CacheRecord | None:
         """None for the head of the list, which is no cache: what lies where its name would be is no name."""
         offsets = self._offsets
         (size,) = struct.unpack_from("=I", raw, offsets["kmem_cache__size"])
         (flags,) = struct.unpack_from("=I", raw, offsets["kmem_cache__flags"])
-        (name_at,) = struct.unpack_from("=Q", raw, offsets["kmem_cache__name"])
-        try:
-            name = self._peek.string(name_at, decode.CACHE_NAME_BYTES)
-        except OSError:
-            return None
-        if not size or size % 8 or not _NAME.fullmatch(name):
+        if name is None or not size or size % 8 or not _NAME.fullmatch(name):
             return None
         root, kmemcg_id = self._parent(raw)
-        return CacheRecord(address, name, size, flags, self._slab_bytes(raw), root, kmemcg_id)
+        slab_bytes = None
+        if slabs is not None:
+            (order_and_objects,) = struct.unpack_from("=I", raw, offsets["kmem_cache__oo"])
+            # Objects per slab below, page order above: OO_SHIFT, a macro of mm/slub.c. tests/live compares with
+            # slabinfo.
+            slab_bytes = slabs * self._page_bytes << (int(order_and_objects) >> _ORDER_SHIFT)
+        return CacheRecord(address, name, size, flags, slab_bytes, root, kmemcg_id)
 
     def _parent(self, raw: bytes) -> tuple[int | None, int | None]:
         """(root cache, kmemcg_id) of a child cache."""
@@ -100,20 +159,6 @@ class CacheList:
             return None, None
         (kmemcg_id,) = struct.unpack_from("=i", raw, self._offsets["kmem_cache__memcg_params__id"])
         return root, kmemcg_id
-
-    def _slab_bytes(self, raw: bytes) -> int | None:
-        offsets = self._offsets
-        if not {"kmem_cache__oo", "kmem_cache_node__nr_slabs"} <= offsets.keys():
-            return None
-        (order_and_objects,) = struct.unpack_from("=I", raw, offsets["kmem_cache__oo"])
-        slabs = 0
-        for number in self._nodes:
-            (node,) = struct.unpack_from("=Q", raw, offsets["kmem_cache__node"] + number * self._stride)
-            if node:
-                slabs += self._peek.u64(node + offsets["kmem_cache_node__nr_slabs"])
-        # Objects per slab below, page order above: OO_SHIFT, a macro of mm/slub.c. tests/live compares with slabinfo.
-        order = int(order_and_objects) >> _ORDER_SHIFT
-        return slabs * self._page_bytes << order
 
 
 def first_cache(peek: Peek, facts: Facts) -> int:

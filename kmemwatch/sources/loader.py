@@ -25,7 +25,7 @@ from kmemwatch.sources.peek import Peek
 
 _PER_CPU = ("lost", "pairs", "charges", "noted", "recovered", "recharge_counts", "recharges")
 _HEADERS = {
-    "slab.h": {"alloc.bpf.c", "recharge.bpf.c"},
+    "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
     "slab_events.h": {"caches.bpf.c", "recharge.bpf.c"},
 }
 """Header of bpf/ that not every kernel can have -> files that need it."""
@@ -205,7 +205,9 @@ class _Attempt:
         # `recharging` and what goes with it are of no use to the parent either.
         recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
         names += recharge if "recharge.bpf.c" in sources else ()
-        names += ["peek_out", "walk_out", "walk"] if "peek.bpf.c" in sources else []
+        # `scan_chunk` neither.
+        names += ["child_slabs", "scan", "scan_chunk"] if "scan.bpf.c" in sources else []
+        names += ["peek_out", "peek_in", "peek_parts", "walk_out", "walk"] if "peek.bpf.c" in sources else []
         for name in names:
             table = self._bpf[name]
             ring = name == "events"
@@ -300,7 +302,7 @@ class _Attempt:
 
     def _learn(self) -> dict[str, Any]:
         """Where struct pages and caches are, and the order of statistics; what cannot be learned stays None."""
-        programs = {name: self._programs[name].fd for name in ("walk", "peek")}
+        programs = {name: self._programs[name].fd for name in ("walk", "peek", "peek_many")}
         peek = Peek(programs, self._maps, self._plan.defines.values["STATS_COUNT"])
         learned: dict[str, Any] = {"stats_index": discover.stats_index(peek, self._facts)}
         try:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.defines import PEEK_PART_BYTES, PEEK_PARTS
 from kmemwatch.sources import decode
 from kmemwatch.sources.decode import MemcgRecord
 from kmemwatch.sources.maps import MapHandle, map_memory, test_run
@@ -20,9 +21,12 @@ class Peek:
 
     def __init__(self, programs: Mapping[str, int], maps: Mapping[str, MapHandle], stats_count: int) -> None:
         self._peek_fd = programs["peek"]
+        self._many_fd = programs["peek_many"]
         self._walk_fd = programs["walk"]
         self._stats_count = stats_count
         self._out = map_memory(maps["peek_out"])
+        self._in = map_memory(maps["peek_in"])
+        self._parts = map_memory(maps["peek_parts"])
         self._walk_out = map_memory(maps["walk_out"])
         self._walk = map_memory(maps["walk"])
 
@@ -37,6 +41,18 @@ class Peek:
             address += part
             size -= part
         return b"".join(parts)
+
+    def read_many(self, addresses: Sequence[int], size: int) -> Iterator[bytes | None]:
+        """As `read` for each address, far faster; None for what cannot be read. `size`: at most PEEK_PART_BYTES."""
+        for first in range(0, len(addresses), PEEK_PARTS):
+            some = addresses[first : first + PEEK_PARTS]
+            self._in[: 8 * len(some)] = struct.pack(f"={len(some)}Q", *some)
+            test_run(self._many_fd, len(some), size)
+            readable = struct.unpack_from(f"={len(some)}Q", self._in)
+            parts = self._parts[: PEEK_PART_BYTES * len(some)]
+            for index, address in enumerate(readable):
+                at = PEEK_PART_BYTES * index
+                yield parts[at : at + size] if address else None
 
     def u64(self, address: int) -> int:
         """One unsigned 64-bit number. Raises OSError."""
@@ -82,5 +98,5 @@ class Peek:
 
     def close(self) -> None:
         """Unmap the maps."""
-        for memory in (self._out, self._walk_out, self._walk):
+        for memory in (self._out, self._in, self._parts, self._walk_out, self._walk):
             memory.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -50,6 +50,13 @@ class FakeMemory(Peek):
             if start <= address and address + size <= start + len(part):
                 return bytes(part[address - start : address - start + size])
         raise OSError(f"kernel memory at {address:#x} cannot be read")
+
+    def read_many(self, addresses: Sequence[int], size: int) -> Iterator[bytes | None]:
+        for address in addresses:
+            try:
+                yield self.read(address, size)
+            except OSError:
+                yield None
 
 
 # The table of statistics
@@ -184,18 +191,35 @@ def test_the_list_of_caches_without_its_head() -> None:
     memory = FakeMemory()
     addresses = make_caches(memory, [b"dentry", b"kmalloc-64", b"a:name (with) odd, parts"])
     for first in addresses[:3]:
-        found = CacheList(memory, FACTS, first).read()
+        caches = CacheList(memory, FACTS, first)
+        found = caches.read()
+        assert caches.read() == found, "the second time, the structs of the first are read at once"
         assert sorted(cache.address for cache in found) == addresses[:3]
         assert {cache.name: cache.size_bytes for cache in found}["kmalloc-64"] == 128
     facts = replace(FACTS, symbols={"slab_caches": addresses[0] + OFF["kmem_cache__list"]})
     assert discover.first_cache(memory, facts) == addresses[1]
 
 
+def test_caches_that_came_and_went_since_the_last_reading() -> None:
+    memory = FakeMemory()
+    one, two, head = make_caches(memory, [b"one", b"two"])
+    caches = CacheList(memory, FACTS, one)
+    assert [cache.name for cache in caches.read()] == ["one", "two"]
+    new = 0xFFFF888000900000
+    memory.put(new, 0, bytes(memory.parts[two]))
+    memory.put(new + 0x8000, 0, b"three\0")
+    memory.put_u64(new, OFF["kmem_cache__name"], new + 0x8000)
+    memory.put_u64(one, OFF["kmem_cache__list"], new + OFF["kmem_cache__list"])
+    del memory.parts[two]
+    assert [cache.name for cache in caches.read()] == ["one", "three"]
+    assert head
+
+
 def test_a_list_that_never_comes_back() -> None:
     memory = FakeMemory()
     first, second, _ = make_caches(memory, [b"one", b"two"])
     memory.put_u64(second, OFF["kmem_cache__list"], second + OFF["kmem_cache__list"])
-    with pytest.raises(KmemwatchError, match="does not end"):
+    with pytest.raises(KmemwatchError, match="does not lead back"):
         CacheList(memory, FACTS, first).read()
 
 

@@ -22,8 +22,8 @@ from tests.unit.fake_source import FACTS_DIR, recorded_facts
 RECORDED = tuple(sorted(path.stem for path in FACTS_DIR.glob("*.json")))
 DEBIAN = tuple(name for name in RECORDED if name.startswith("debian"))
 LOCKED = "6.18-lockdown"
-NAMES = ("pins", "alloc", "alloc-bulk", "free", "free-bulk", "charge", "lifecycle", "caches", "ids", "recharge")
-NO_CHILD_CACHES: dict[str, tuple[str, ...]] = {"caches": (), "ids": (), "recharge": ()}
+NO_CHILD_CACHES: dict[str, tuple[str, ...]] = {"caches": (), "ids": (), "recharge": (), "slabs": ()}
+NAMES = ("pins", "alloc", "alloc-bulk", "free", "free-bulk", "charge", "lifecycle", *NO_CHILD_CACHES)
 
 TRACEPOINT_LIFE = "raw_tp:cgroup_mkdir+cgroup_rmdir+cgroup_release"
 FUNCTION_LIFE = "mem_cgroup_css_online+mem_cgroup_css_offline+mem_cgroup_css_released"
@@ -69,7 +69,7 @@ def test_signals_and_their_order(name: str) -> None:
 def test_under_lockdown_without_kprobes_raw_tracepoints_do_the_work() -> None:
     chosen = plan(recorded_facts(LOCKED))
     assert names(chosen) == {
-        "pins": ("test_run:walk+peek",),
+        "pins": ("test_run:walk+peek+peek_many",),
         "alloc": (ALLOC_TP,),
         "alloc-bulk": (),
         "free": (FREE_TP,),
@@ -94,7 +94,7 @@ def test_debian_6_1() -> None:
     chosen = plan(recorded_facts("debian-6.1"))
     functions = "kmem_cache_alloc+kmem_cache_alloc_lru+kmem_cache_alloc_node+__kmem_cache_alloc_node"
     assert names(chosen) == {
-        "pins": ("test_run:walk+peek",),
+        "pins": ("test_run:walk+peek+peek_many",),
         "alloc": (ALLOC_TP, f"fexit:{functions}", f"kprobe:{functions}"),
         "alloc-bulk": ("fexit:kmem_cache_alloc_bulk", "kprobe:kmem_cache_alloc_bulk"),
         "free": (FREE_TP, *FREE_FUNCTIONS),
@@ -151,6 +151,33 @@ def test_kernels_with_child_caches(name: str, recharges: bool) -> None:
     assert bool(found["recharge"]) is recharges
     if not recharges:
         assert signal(chosen, "recharge").skipped
+    assert found["slabs"] == ("test_run:scan",)
+
+
+def test_slabs_are_found_where_the_kernel_tells_where_its_memory_is() -> None:
+    facts = recorded_facts("lab-patched")
+    assert signal(plan(replace(facts, kcore=None)), "slabs").candidates, "None is not False"
+    hidden = signal(plan(replace(facts, kcore=False)), "slabs")
+    assert (hidden.candidates, hidden.applies) == ((), True)
+    assert hidden.skipped[0].startswith("/proc/kcore cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "at"),
+    [
+        ({"page__compound_order": 17, "folio__flags_1": 64}, 64 + 17),
+        ({"folio__folio_order": 81, "folio__flags_1": 64}, 81),
+        ({"folio__flags_1": 64}, 64),
+        ({}, None),
+    ],
+)
+def test_where_the_order_of_a_compound_page_is(offsets: dict[str, int], at: int | None) -> None:
+    facts = recorded_facts("lab-patched")
+    others = {name: offset for name, offset in facts.offsets.items() if not name.startswith(("page__comp", "folio"))}
+    heads = {"page__compound_head": facts.offsets["page__compound_head"]}
+    found = replace(facts, offsets={**others, **heads, **offsets})
+    assert defines(found).values.get("COMPOUND_ORDER") == at
+    assert bool(signal(plan(found), "slabs").candidates) is (at is not None)
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -166,9 +193,10 @@ def test_without_a_kind(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_without_everything_only_pins_are_left(name: str) -> None:
+def test_without_everything_what_needs_no_hook_is_left(name: str) -> None:
     chosen = plan(recorded_facts(name), ("raw_tp", "fentry", "kprobe"))
-    assert {name for name, options in names(chosen).items() if options} == {"pins"}
+    needs_no_hook = {"pins", "slabs"} if name.startswith("lab-") else {"pins"}
+    assert {name for name, options in names(chosen).items() if options} == needs_no_hook
 
 
 def test_a_kind_that_does_not_exist() -> None:
