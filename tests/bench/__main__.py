@@ -70,7 +70,7 @@ def _measure(options: argparse.Namespace) -> results.Results:
 
 
 def run_guest(name: str, cgroup_version: int, parts: Sequence[str], tools: Sequence[str]) -> dict[str, Any]:
-    """What tests.bench.guest measures in one boot of a kernel of the lab. Raises FetchError, LabError, RuntimeError, ValueError."""
+    """What tests.bench.guest measures in one boot of a kernel of the lab. Raises what `main` tells."""
     files = obtain(by_name(name))
     with tempfile.TemporaryDirectory(prefix="kmw-bench-") as directory:
         guest = Guest(files, Path(directory), cgroup_v1=cgroup_version == 1, cpus=1, icount=True)

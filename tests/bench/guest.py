@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from tests.bench.programs import between, counters, statistics, typical
@@ -25,7 +23,6 @@ from tests.live.cgroups import OwnCgroup
 ROUNDS = 9
 MICRO = "eventfd 293;file 61 files;pipe 31"
 """What programs are measured with: primes, as nothing divides them."""
-OPERATION_ROUNDS, JOB_ROUNDS = 5, 3
 
 PROGRAMS, OPERATED, JOBBED = "programs", "operations", "jobs"
 PARTS = (PROGRAMS, OPERATED, JOBBED)
@@ -45,20 +42,12 @@ def programs(names: Names, work: Work) -> dict[str, Any]:
 
 def operations(_: Names, work: Work) -> dict[str, float]:
     """Instructions of each operation."""
-    return {
-        operation.what: _median(OPERATION_ROUNDS, partial(work.instructions, operation.command)) / operation.times
-        for operation in OPERATIONS
-    }
+    return {operation.what: work.instructions(operation.command) / operation.times for operation in OPERATIONS}
 
 
 def jobs(_: Names, work: Work) -> dict[str, float]:
     """Instructions of each job."""
-    return {job.what: _median(JOB_ROUNDS, partial(work.run, job)) for job in JOBS}
-
-
-def _median(rounds: int, measure: Callable[[], int]) -> float:
-    measure()  # once for what is only done once
-    return median(measure() for _ in range(rounds))
+    return {job.what: work.run(job) for job in JOBS}
 
 
 _MEASURE = {PROGRAMS: programs, OPERATED: operations, JOBBED: jobs}
@@ -76,6 +65,7 @@ def measure(parts: Sequence[str], tools: Sequence[str]) -> dict[str, Any]:
     with working(cgroup) as work:
         for tool in tools:
             with attached(tool) as names:
+                work.calibrate()
                 for part in parts:
                     if tool != NONE or part != PROGRAMS:
                         results[part][tool] = _MEASURE[part](names, work)
