@@ -14,10 +14,10 @@ BIN := .venv/bin
 PYTEST := $(SUDO) $(TIDY) $(BIN)/python -m pytest $(if $(SUDO),-p no:cacheprovider)
 # Options for the command, for example: make top ARGS="--view zombies"; make test-unit ARGS="-k units"
 ARGS ?=
-# For example: make test-lab KERNELS=5.10,7.x; see tests/lab/kernels.py
-KERNELS ?= 6.1
+# For example: make test-lab KERNELS=patched,7.x; see tests/lab/kernels.py
+KERNELS ?= all
 
-.PHONY: help setup setup-test top test test-unit test-live test-lab lab-kernels lab-facts bench lint clean
+.PHONY: help setup setup-test top test test-unit test-live test-lab lab-kernels lab-facts lab-results bench lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -46,9 +46,12 @@ lab-kernels: setup-test ## get the lab's kernels; builds those with our patches 
 lab-facts: setup-test ## record the facts of the lab's kernels again, for the tests of the plan
 	$(SUDO) $(TIDY) $(BIN)/python -m tests.lab.facts
 
-test-lab: setup-test ## boot KERNELS (a list, or all) in QEMU and run the live tests in them
+test-lab: setup-test ## boot KERNELS (a list; all of them) in QEMU and run the live tests in them
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(PYTEST) tests/lab $(ARGS)
+
+lab-results: ## run the whole matrix and keep what it saw, in tests/lab/results.json and docs/kernels.md
+	KMEMWATCH_LAB_RESULTS=keep $(MAKE) test-lab
 
 bench: ## measure what kmemwatch costs, compare with the results that are kept (docs/costs.md); takes 20 minutes
 	@scripts/setup bench

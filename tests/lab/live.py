@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -11,10 +12,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.lab.boot import SHARED, Guest, LabError
 from tests.lab.guest_report import FILE_VARIABLE, RUNNING, GuestOutcome, read_outcomes
 from tests.lab.kernels import LabKernel, obtain
+from tests.lab.results import DOCTOR
 
 LIMIT_S = 1200
 """For all tests of one guest together, in an emulated machine."""
@@ -36,6 +39,8 @@ class LiveRun:
     output: str = ""
     boot_s: float = 0.0
     run_s: float = 0.0
+    doctor: Mapping[str, Any] | None = None
+    """What `kmemwatch doctor --output json` said in the guest, if that test was run and passed."""
 
     @property
     def summary(self) -> str:
@@ -98,4 +103,5 @@ def run_live(kernel: LabKernel, shared: Path, nodeids: Sequence[str], stop: thre
         result = guest.run(pytest, LIMIT_S, env)
     except LabError as error:
         return LiveRun(name, read_outcomes(report), error)
-    return LiveRun(name, read_outcomes(report), None, result.output, result.boot_s, result.run_s)
+    doctor = json.loads((shared / DOCTOR).read_text()) if (shared / DOCTOR).exists() else None
+    return LiveRun(name, read_outcomes(report), None, result.output, result.boot_s, result.run_s, doctor)

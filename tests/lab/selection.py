@@ -45,6 +45,7 @@ V1_TESTS = (
     f"{LIVE}/test_truth.py",
     f"{LIVE}/test_zombies.py",
     f"{LIVE}/test_churn.py::test_every",
+    f"{IN_GUESTS}/test_doctor.py",
 )
 """What runs in a guest whose memory controller is on cgroup v1."""
 

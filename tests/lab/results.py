@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the lab saw on each kernel: kept in results.json, shown in docs/kernels.md.
+
+``KMEMWATCH_LAB_RESULTS=keep`` (`make lab-results`) writes both anew in a run of the matrix; every other run compares.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.lab.boot import TREE
+from tests.lab.guest_report import GuestOutcome
+from tests.lab.kernels import GUESTS, LabKernel
+
+FILE = Path(__file__).with_name("results.json")
+DOCUMENT = TREE / "docs/kernels.md"
+DOCTOR = "doctor.json"
+"""What a guest leaves in the shared directory."""
+KEEP = "KMEMWATCH_LAB_RESULTS"
+
+EXACT, UNCHECKED, NONE = "exact", "unchecked", "none"
+
+_TRUTH = "tests/live/test_truth.py::test_"
+_ZOMBIES = "tests/live/test_zombies.py::test_"
+TRUTH: Mapping[str, tuple[str, ...]] = {
+    "pins": (f"{_ZOMBIES}each_zombie", f"{_ZOMBIES}dying"),
+    "alloc": (f"{_TRUTH}allocations", f"{_TRUTH}files", f"{_TRUTH}pipes", f"{_TRUTH}an_independent"),
+    "free": (f"{_TRUTH}allocations", f"{_TRUTH}files", f"{_TRUTH}pipes"),
+    "charge": (f"{_TRUTH}kernel_bytes",),
+    "lifecycle": ("tests/live/test_churn.py::test_every_birth",),
+}
+"""Signal -> the tests that compare it with something that is not ours, exactly, attached in the best way."""
+
+Result = dict[str, Any]
+
+
+def result_of(doctor: Mapping[str, Any], outcomes: Mapping[str, GuestOutcome]) -> Result:
+    """What is kept of one kernel, from what `doctor` said and what became of its tests."""
+    signals = {}
+    for probe in doctor["probes"]:
+        name = probe["signal"]
+        truth = NONE if probe["attachment"] is None else _truth(TRUTH.get(name, ()), outcomes)
+        signals[name] = {key: probe[key] for key in ("attachment", "status", "why")} | {"figures": truth}
+    facts = doctor["facts"]
+    return {"release": facts["release"], "cgroup_version": facts["hierarchy"]["version"], "signals": signals}
+
+
+def _truth(prefixes: Sequence[str], outcomes: Mapping[str, GuestOutcome]) -> str:
+    checks = [
+        outcome.outcome
+        for nodeid, outcome in outcomes.items()
+        if nodeid.startswith(tuple(prefixes)) and "[" not in nodeid.replace("[best]", "")
+    ]
+    # Skips are those of needs that this kernel lacks; anything else has failed a test already.
+    return EXACT if prefixes and "passed" in checks and set(checks) <= {"passed", "skipped"} else UNCHECKED
+
+
+def load() -> dict[str, Result]:
+    """Kernel's name -> what was kept of it."""
+    kept: dict[str, Result] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    return kept
+
+
+def keep(results: Mapping[str, Result]) -> None:
+    """Replace what is known of these kernels, and write the document."""
+    known = {**load(), **results}
+    ordered = {kernel.name: known[kernel.name] for kernel in GUESTS if kernel.name in known}
+    FILE.write_text(json.dumps(ordered, indent=1) + "\n")
+    DOCUMENT.write_text(document(ordered))
+
+
+HEAD = """# Kernels
+
+<!-- Written by `make lab-results` from tests/lab/results.json; change tests/lab/results.py instead. -->
+
+What kmemwatch can tell on which kernel: seen on each of them in the lab (`tests/lab`), which boots them in QEMU, and
+compared in every run of `make test-lab`. On a kernel that is not here, `kmemwatch doctor` tells the same for it. What
+decides is not the version but what the kernel offers, see `kmemwatch/kernel/plan.py`.
+"""
+
+LEGEND = """
+- **exact**: the figure is compared with one that is not ours (the workload's own count, another tracer, the kernel's
+  own files), without tolerance, in every run of the lab.
+- works: attached; no test compares this signal alone with something that is not ours.
+- partly: not the best way, or one that does not see everything; the reason is below.
+- missing: the kernel could have it, and kmemwatch cannot; absent: there is nothing on this kernel to tell of.
+"""
+
+
+def document(results: Mapping[str, Result]) -> str:
+    """docs/kernels.md."""
+    names = list(results)
+    signals = list(dict.fromkeys(signal for result in results.values() for signal in result["signals"]))
+    rows = [["signal", *names], ["---"] * (len(names) + 1)]
+    rows += [[signal, *(_cell(results[name]["signals"].get(signal)) for name in names)] for signal in signals]
+    lines = [HEAD, *(_row(row) for row in rows), LEGEND, "The kernels:", ""]
+    lines += [_row(["name", "release", "cgroups", "what it is"]), _row(["---"] * 4)]
+    lines += [
+        _row([name, f"`{results[name]['release']}`", f"v{results[name]['cgroup_version']}", _kind(kernel)])
+        for name, kernel in ((kernel.name, kernel) for kernel in GUESTS)
+        if name in results
+    ]
+    for name in names:
+        lines += ["", f"## {name}", "", *_details(results[name])]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(signal: Mapping[str, Any] | None) -> str:
+    if signal is None:
+        return ""
+    if signal["attachment"] is None:
+        return str(signal["status"])
+    kinds = dict.fromkeys(part.partition(":")[0] for part in signal["attachment"].split(","))
+    how = "partly" if signal["why"] else "**exact**" if signal["figures"] == EXACT else "works"
+    return f"{how}, {', '.join(kinds)}"
+
+
+def _kind(kernel: LabKernel) -> str:
+    if kernel.config is None:
+        return "Debian's stock kernel"
+    what = "child caches that are reused, slabs recharged" if "recharges" not in kernel.lacks else "own child caches"
+    return f"6.1 with {what}; [built here](../tests/lab/linux/README.md)"
+
+
+def _details(result: Result) -> list[str]:
+    lines = [_row(["signal", "attachment, or why not"]), _row(["---"] * 2)]
+    for name, signal in result["signals"].items():
+        hooks = signal["attachment"] and "<br>".join(f"`{part}`" for part in signal["attachment"].split(","))
+        why = (signal["why"] or "").replace("|", "\\|")
+        lines.append(_row([name, "<br>".join(part for part in (hooks, why) if part)]))
+    return lines
