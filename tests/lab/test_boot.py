@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.lab.boot import SHARED, BootFailure, Guest, Hang, KernelPanic
-from tests.lab.kernels import KernelFiles
+from tests.lab.conftest import get
+from tests.lab.kernels import SMOKE, KernelFiles, selected
 
 # Prints what the tests below check, in one boot.
 COMMAND = f"""
@@ -23,18 +24,24 @@ exit 7
 """
 
 
-def test_exit_code_output_and_files_come_through(smoke_kernel: KernelFiles, tmp_path: Path) -> None:
-    result = Guest(smoke_kernel, tmp_path, cgroup_v1=True).run(COMMAND, limit_s=60, env={"ODD": "a 'b' $c"})
-    expected = [smoke_kernel.release, "a 'b' $c", "ext2/ext3", "memory on v1", "root is read only"]
+@pytest.fixture(params=[SMOKE, *(kernel.name for kernel in selected() if kernel.config is not None)])
+def booted(request: pytest.FixtureRequest) -> KernelFiles:
+    """A stock kernel, which needs modules, and those with everything built in."""
+    return get(request.param)
+
+
+def test_exit_code_output_and_files_come_through(booted: KernelFiles, tmp_path: Path) -> None:
+    result = Guest(booted, tmp_path, cgroup_v1=True).run(COMMAND, limit_s=60, env={"ODD": "a 'b' $c"})
+    expected = [booted.release, "a 'b' $c", "ext2/ext3", "memory on v1", "root is read only"]
     assert result.output.splitlines() == expected
     assert result.exit_code == 7
     assert (tmp_path / "result").read_text() == "result\n"
     assert not (tmp_path / "console.log").exists()
 
 
-def test_panic(smoke_kernel: KernelFiles, tmp_path: Path) -> None:
+def test_panic(booted: KernelFiles, tmp_path: Path) -> None:
     with pytest.raises(KernelPanic, match=r"Kernel panic - not syncing: sysrq triggered crash"):
-        Guest(smoke_kernel, tmp_path).run("echo c >/proc/sysrq-trigger; sleep 60", limit_s=60)
+        Guest(booted, tmp_path).run("echo c >/proc/sysrq-trigger; sleep 60", limit_s=60)
     assert (tmp_path / "console.log").exists()
 
 
