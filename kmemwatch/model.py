@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 SCHEMA_VERSION = 1
 
@@ -141,9 +142,11 @@ class Cgroup:
     caches."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """What one memcg does in one cache."""
+class Pair(NamedTuple):
+    """What one memcg does in one cache.
+
+    A named tuple, as a snapshot may have 65,536 of them: a frozen dataclass takes several times as long to make.
+    """
 
     cache: str
     cache_address: int | None

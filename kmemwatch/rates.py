@@ -7,6 +7,7 @@ A counter that went down was restarted, so its rate is unknown and never negativ
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -59,7 +60,7 @@ class Rates:
     cgroups: Mapping[int, CgroupRates] = field(default_factory=lambda: MappingProxyType({}))
     pairs: Mapping[PairKey, AllocRates] = field(default_factory=lambda: MappingProxyType({}))
     cache_growth_bytes_per_s: Mapping[CacheKey, float] = field(default_factory=lambda: MappingProxyType({}))
-    """Change of `Cache.slab_bytes`, negative when it shrinks; absent where unknown."""
+    """Change of `held_bytes`, negative when it shrinks; absent where unknown."""
     top_cgroups: Mapping[CacheKey, int] = field(default_factory=lambda: MappingProxyType({}))
     """Cache -> id of the cgroup that allocated the most bytes in it; absent when nobody did."""
     moves_per_s: Mapping[MoveKey, float] = field(default_factory=lambda: MappingProxyType({}))
@@ -157,14 +158,26 @@ def _pair_rates(before: tuple[Pair, ...], after: tuple[Pair, ...], interval_s: f
     return found
 
 
+def held_bytes(caches: tuple[Cache, ...]) -> dict[CacheKey, int]:
+    """Memory of each root cache and its child caches; absent where it is not known of all of them."""
+    below: dict[str, int] = defaultdict(int)
+    unknown = set()
+    for cache in caches:
+        if cache.root is not None:
+            below[cache.root] += cache.slab_bytes or 0
+            if cache.slab_bytes is None:
+                unknown.add(cache.root)
+    return {
+        (cache.name, cache.address): cache.slab_bytes + below.get(cache.name, 0)
+        for cache in caches
+        if cache.root is None and cache.slab_bytes is not None and cache.name not in unknown
+    }
+
+
 def _cache_growth(before: tuple[Cache, ...], after: tuple[Cache, ...], interval_s: float) -> dict[CacheKey, float]:
-    old = {(c.name, c.address): c.slab_bytes for c in before}
-    found: dict[CacheKey, float] = {}
-    for cache in after:
-        was = old.get((cache.name, cache.address))  # a new row may have held memory before it was found
-        if was is not None and cache.slab_bytes is not None:
-            found[cache.name, cache.address] = (cache.slab_bytes - was) / interval_s
-    return found
+    # A root cache that is new may have held memory before it was found.
+    old = held_bytes(before)
+    return {key: (held - old[key]) / interval_s for key, held in held_bytes(after).items() if key in old}
 
 
 def _cache_rates(before: tuple[Cache, ...], after: tuple[Cache, ...], interval_s: float) -> dict[CacheKey, AllocRates]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 
 import click
@@ -34,6 +35,7 @@ def command(output: str, duration: float | None, replay: str | None, without: tu
 
 def _follow(feed: Feed, output: str, duration: float | None) -> None:
     end = None if duration is None else time.monotonic() + duration
+    line = _ndjson if output == "ndjson" else _text(feed)
     while True:
         left = POLL_S if end is None else min(POLL_S, end - time.monotonic())
         if left <= 0:
@@ -42,15 +44,22 @@ def _follow(feed: Feed, output: str, duration: float | None) -> None:
         if events is None:
             return
         for event in events:
-            sys.stdout.write(_line(event, output) + "\n")
+            sys.stdout.write(line(event) + "\n")
             sys.stdout.flush()  # whoever reads a pipe wants it now
 
 
-def _line(event: Event, output: str) -> str:
-    if output == "ndjson":
-        from kmemwatch.codec import dump_json, event_to_dict
+def _ndjson(event: Event) -> str:
+    from kmemwatch.codec import dump_json, event_to_dict
 
-        return dump_json(event_to_dict(event))
-    from kmemwatch.render.lines import event_line
+    return dump_json(event_to_dict(event))
 
-    return event_line(event)
+
+def _text(feed: Feed) -> Callable[[Event], str]:
+    """Events speak of cgroups that were there before, too; the first snapshot has their paths."""
+    from kmemwatch.render.lines import EventLines
+
+    lines = EventLines()
+    first = feed.next_snapshot(0)
+    if first is not None:
+        lines.learn(first.cgroups)
+    return lines.line

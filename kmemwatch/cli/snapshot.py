@@ -49,7 +49,10 @@ def command(
         from kmemwatch.render.batch import Printer
         from kmemwatch.render.select import select
 
-        text = Printer(select(view or VIEW_NAMES[0]), None, output, title, None).text(before, after)
+        printer = Printer(select(view or VIEW_NAMES[0]), None, output, title, None)
+        text = printer.text(before, after)
+        if printer.missing is not None:
+            click.echo(f"kmemwatch: note: {printer.missing}", err=True)
     sys.stdout.write(text)
     if notice is not None:
         click.echo(f"kmemwatch: note: {notice}", err=True)

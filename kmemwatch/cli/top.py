@@ -80,13 +80,16 @@ def run_batch(options: TopOptions) -> None:
             raise KmemwatchError(f"{feed.title}: it ended before there was anything to show")
         check_scope(before, options.cgroup)
         printer = Printer(selection, options.cgroup, options.output, feed.title, _cells())
-        done = 0
+        done, told = 0, None
         while options.iterations is None or done < options.iterations:
             after = feed.next_snapshot(options.delay_s)
             if after is None and done:
                 break
             sys.stdout.write(printer.text(before, after))
             sys.stdout.flush()
+            if printer.missing not in (None, told):
+                click.echo(f"kmemwatch: note: {printer.missing}", err=True)
+            told = printer.missing
             if after is None:  # there was only one; its state is worth showing, rates are unknown
                 break
             before, done = after, done + 1

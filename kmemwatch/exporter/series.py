@@ -12,7 +12,7 @@ from typing import Any
 
 from kmemwatch.exporter.folding import OTHER, Folding, fold
 from kmemwatch.fields import COUNTER, HISTOGRAM, METRICS, Field, MetricTable
-from kmemwatch.model import Cache, Cgroup, Pair, RechargePair, Snapshot
+from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
 
 CGROUP_LABEL = "cgroup"
 BUCKETS_S = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0)
@@ -202,6 +202,4 @@ def _identity(item: Any, labels: Labels) -> Hashable:
     part = item[0] if isinstance(item, tuple) else None
     if isinstance(part, Pair):
         return part.cgroup_id, part.cache, part.cache_address
-    if isinstance(part, RechargePair):
-        return part.cache, part.from_cgroup_id, part.to_cgroup_id
     return labels

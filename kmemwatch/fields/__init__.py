@@ -7,6 +7,7 @@ derived    figures that follow from a whole Snapshot
 metrics    METRICS: labels and the fields that have a metric, for the exporter
 rows       what one row of a view is
 views      VIEWS: the columns of `top`, for the terminal, CSV and JSON rows
+parts      what one row of a view consists of, for its details
 """
 
 from __future__ import annotations

@@ -25,6 +25,9 @@ TIME = "time"
 """CLOCK_REALTIME nanoseconds; RFC 3339 in files."""
 TEXT = "text"
 
+SEPARATOR = " · "
+"""Between the parts of a line of totals."""
+
 GAUGE, COUNTER, INFO, HISTOGRAM = "gauge", "counter", "info", "histogram"
 
 _WIDTHS = {BYTES: 7, BYTES_PER_S: 7, COUNT: 6, COUNT_PER_S: 6, SECONDS: 6, ID: 6, TIME: 20, TEXT: 12}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from kmemwatch.model import DYING, ONLINE, Cgroup, Lost, Snapshot
-from kmemwatch.units import NS_PER_S
+from kmemwatch.units import NS_PER_S, UNKNOWN
 
 PER_MEMCG_ERAS = ("recharge", "per-memcg")
 """Kernels where each memcg has child caches, so that a kmemcg_id -> cache map exists."""
@@ -70,10 +70,29 @@ def losses(lost: Lost) -> dict[str, int]:
 
 
 def caches_per_root(snapshot: Snapshot) -> dict[str, int] | None:
-    """Root cache -> number of child caches, where there are any; None on kernels that have no child caches."""
-    if snapshot.kernel.era not in PER_MEMCG_ERAS:
+    """Root cache -> number of child caches, where there are any; None on kernels that have no child caches.
+
+    None, too, when the kernel's list of caches could not be read: then caches are only addresses that allocate.
+    """
+    if snapshot.kernel.era not in PER_MEMCG_ERAS or all(c.object_bytes is None for c in snapshot.caches):
         return None
     return dict(Counter(c.root for c in snapshot.caches if c.root is not None))
+
+
+def dying_slab_bytes(snapshot: Snapshot) -> dict[str, int] | None:
+    """Root cache -> bytes that its child caches hold of dying memcgs, as far as those are known.
+
+    None on kernels that have no child caches, and when there are dying memcgs and it is known of none of them.
+    """
+    copies, known = caches_per_root(snapshot), [c.child_slabs for c in dying(snapshot) if c.child_slabs is not None]
+    if copies is None or (not known and dying_count(snapshot) != 0):
+        return None
+    roots = {c.address: c.root for c in snapshot.caches if c.root is not None}
+    found = dict.fromkeys(copies, 0)
+    for one in (one for slabs in known for one in slabs):
+        root = roots.get(one.cache_address, UNKNOWN)
+        found[root] = found.get(root, 0) + one.slab_bytes
+    return found
 
 
 def states(snapshot: Snapshot) -> Mapping[int, str]:

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from kmemwatch.fields import rows
-from kmemwatch.fields.base import COUNT_PER_S, TEXT, Field, rate_human
+from kmemwatch.fields.base import COUNT_PER_S, SECONDS, SEPARATOR, TEXT, Field, rate_human
 from kmemwatch.fields.derived import PER_MEMCG_ERAS, caches_per_root
 from kmemwatch.fields.measures import KMEMCG_ID, NOTHING, RECHARGE, by_key
 from kmemwatch.fields.rows import Frame, IdRow, RechargeRow
 from kmemwatch.fields.view import View, why_missing
 from kmemwatch.model import Snapshot
 from kmemwatch.rates import move_key
-from kmemwatch.units import bytes_human, count_human, printable
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable
 
 _id, _recharge = by_key(KMEMCG_ID), by_key(RECHARGE)
 
@@ -32,40 +32,38 @@ def _no_recharges(snapshot: Snapshot) -> str:
     )
 
 
-def _ids_note(shown: Frame) -> str | None:
+def _ids_summary(shown: Frame) -> str | None:
     ids, copies = shown.snapshot.ids, caches_per_root(shown.snapshot)
-    if ids.map is None or copies is None:
+    if ids.map is None:
         return None
-    most = max(copies, key=lambda root: (copies[root], root), default=None)
-    parts = [
-        f"{count_human(ids.in_use)} ids in use",
-        f"at most {count_human(ids.peak_online_memcgs)} memcgs online at once",
-        f"{count_human(ids.reuses_total)} reuses",
-        f"{count_human(sum(copies.values()))} child caches",
-    ]
-    if most is not None:
-        parts.append(f"at most {copies[most]} of one root ({printable(most)})")
-    return ", ".join(parts)
+    children = count_human(None if copies is None else sum(copies.values()))
+    if copies:
+        most = max(copies, key=lambda root: (copies[root], root))
+        children += f", max {count_human(copies[most])} ({printable(most)})"
+    parts = (
+        f"ids {count_human(ids.in_use)} in use, {count_human(ids.reuses_total)} reuses",
+        f"peak {count_human(ids.peak_online_memcgs)} online",
+        f"child caches {children}",
+    )
+    return SEPARATOR.join(parts)
 
 
-def _recharges_note(shown: Frame) -> str | None:
-    found = shown.snapshot.recharges
+def _recharges_summary(shown: Frame) -> str | None:
+    found, rates = shown.snapshot.recharges, shown.rates
     if found.pairs is None:
         return None
-    rates = shown.rates
-    return ", ".join(
-        [
-            f"{count_human(found.checks_total)} checks ({rate_human(rates.checks_per_s)}/s)",
-            f"{count_human(found.recharges_total)} recharges ({rate_human(rates.recharges_per_s)}/s)",
-            bytes_human(found.recharged_bytes_total),
-            f"{count_human(found.failures_total)} failures",
-            f"{count_human(found.lost_races_total)} lost races",
-        ]
+    moved = f"{count_human(found.recharges_total)} ({rate_human(rates.recharges_per_s)}/s)"
+    parts = (
+        f"checks {count_human(found.checks_total)} ({rate_human(rates.checks_per_s)}/s)",
+        f"recharges {moved}, {bytes_human(found.recharged_bytes_total)}",
+        f"failures {count_human(found.failures_total)}",
+        f"lost races {count_human(found.lost_races_total)}",
     )
+    return SEPARATOR.join(parts)
 
 
 def _state_text(row: IdRow) -> str:
-    return NOTHING if row.id.cgroup_id is None else row.state or "released"
+    return NOTHING if row.id.cgroup_id is None else UNKNOWN if row.state is None else row.state
 
 
 IDS: View[IdRow] = View(
@@ -81,30 +79,41 @@ IDS: View[IdRow] = View(
             lambda r: r.cgroup,
             min_width=20,
         ),
-        Field("state", "STATE", TEXT, "State of that memcg.", lambda r: r.state, show=_state_text, min_width=8, rank=1),
+        Field("state", "STATE", TEXT, "State of that memcg.", lambda r: r.state, show=_state_text, min_width=6, rank=1),
         _id["kmemcg_id"].of(lambda r: r.id),
-        _id["since"].of(lambda r: r.id, rank=4),
+        Field(
+            "age_s",
+            "AGE",
+            SECONDS,
+            "Time since that memcg got it, or the last gave it back; ? when that was before kmemwatch was attached.",
+            lambda r: r.age_s,
+            rank=2,
+        ),
         _id["child_caches"].of(lambda r: r.id),
         _id["slab_bytes"].of(lambda r: r.id, rank=1),
-        _id["reuses"].of(lambda r: r.id),
+        _id["reuses"].of(lambda r: r.id, rank=4),
         Field(
             "previous",
             "PREVIOUS",
             TEXT,
             "Memcg that had it before; - when kmemwatch saw none.",
             lambda r: r.previous,
-            min_width=16,
+            min_width=20,
             rank=3,
         ),
     ),
-    (_id["cgroup_id"].of(lambda r: r.id),),
+    (
+        _id["cgroup_id"].of(lambda r: r.id),
+        _id["since"].of(lambda r: r.id),
+        _id["previous_owners"].of(lambda r: r.id),
+    ),
     "slab_bytes",
     rows.id_rows,
     _no_ids,
-    lambda r: printable(r.cgroup),
+    lambda r: f"{printable(r.cgroup)} (kmemcg_id {r.id.kmemcg_id})",
     lambda r: r.id.kmemcg_id,
     "no ids are in use",
-    _ids_note,
+    summary=_ids_summary,
 )
 
 RECHARGES: View[RechargeRow] = View(
@@ -113,11 +122,12 @@ RECHARGES: View[RechargeRow] = View(
     "Which slabs moved from one memcg to another, and how often?",
     (
         _recharge["cache"].of(lambda r: r.pair),
+        _recharge["kmemcg_id"].of(lambda r: r.pair, rank=4),
         Field(
             "from_cgroup",
             "FROM",
             TEXT,
-            "Memcg that the slab was charged to.",
+            "Memcg that the slabs were charged to; (nobody) when they were charged to none.",
             lambda r: r.source,
             min_width=20,
         ),
@@ -126,27 +136,27 @@ RECHARGES: View[RechargeRow] = View(
             "to_cgroup",
             "TO",
             TEXT,
-            "Memcg that took it over.",
+            "Memcg that took them over.",
             lambda r: r.target,
             min_width=20,
         ),
         _recharge["recharges_total"].of(lambda r: r.pair),
         Field(
             "recharges_per_s",
-            "RECH/s",
+            "SLABS/s",
             COUNT_PER_S,
             "Slabs moved per second.",
             lambda r: r.recharges_per_s,
-            rank=1,
+            rank=3,
         ),
         _recharge["recharged_bytes_total"].of(lambda r: r.pair, rank=1),
     ),
-    (_recharge["kmemcg_id"].of(lambda r: r.pair),),
+    (_recharge["from_cgroup_id"].of(lambda r: r.pair), _recharge["to_cgroup_id"].of(lambda r: r.pair)),
     "recharges_total",
     rows.recharge_rows,
     _no_recharges,
     lambda r: f"{_recharge['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
     lambda r: move_key(r.pair),
     "no slab was recharged yet",
-    _recharges_note,
+    summary=_recharges_summary,
 )

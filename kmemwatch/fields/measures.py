@@ -22,6 +22,9 @@ from kmemwatch.model import Cache, Cgroup, KmemcgId, Pair, RechargePair, Recharg
 from kmemwatch.rates import AllocRates, CgroupRates
 from kmemwatch.units import UNKNOWN, printable
 
+MAX_PREVIOUS_OWNERS = 16
+"""Of `KmemcgId.previous_owners`: when there are that many, there may have been more."""
+
 NOTHING = "-"
 """What a screen shows for a name that is known not to exist; unlike `?`."""
 
@@ -257,8 +260,18 @@ KMEMCG_ID: tuple[Field[KmemcgId], ...] = (
         "reuses",
         "REUSES",
         COUNT,
-        "Memcgs that had the id before, as far as kmemwatch saw.",
+        f"Memcgs that had the id before, as far as kmemwatch saw; it remembers {MAX_PREVIOUS_OWNERS}.",
         lambda i: len(i.previous_owners),
+        show=lambda i: f"{len(i.previous_owners)}{'+' * (len(i.previous_owners) >= MAX_PREVIOUS_OWNERS)}",
+    ),
+    Field(
+        "previous_owners",
+        "OWNERS BEFORE",
+        TEXT,
+        "Ids of these memcgs, oldest first.",
+        lambda i: " ".join(map(str, i.previous_owners)) or None,
+        show=lambda i: " ".join(map(str, i.previous_owners)) or NOTHING,
+        min_width=16,
     ),
 )
 
@@ -284,28 +297,37 @@ RECHARGE_TOTAL: tuple[Field[RechargeTotal], ...] = (
 )
 
 RECHARGE: tuple[Field[RechargePair], ...] = (
-    Field("cache", "CACHE", TEXT, "Slab cache whose slabs were moved.", lambda p: p.cache, min_width=16),
+    Field("cache", "CACHE", TEXT, "Child cache whose slabs were moved.", lambda p: p.cache, min_width=16),
     Field("kmemcg_id", "ID", ID, "kmemcg_id that the cache belongs to.", lambda p: p.kmemcg_id),
     Field(
-        "from_state",
-        "STATE",
-        TEXT,
-        "State of that memcg when the slab moved; none: it was charged to nobody.",
-        lambda p: p.from_state,
-        min_width=8,
+        "from_cgroup_id",
+        "FROM ID",
+        ID,
+        "Memcg that the slabs were charged to.",
+        lambda p: p.from_cgroup_id,
+        show=lambda p: NOTHING if p.from_cgroup_id is None else str(p.from_cgroup_id),
     ),
     Field(
+        "from_state",
+        "WAS",
+        TEXT,
+        "State of that memcg when the slabs moved; none: they were charged to nobody.",
+        lambda p: p.from_state,
+        min_width=6,
+    ),
+    Field("to_cgroup_id", "TO ID", ID, "Memcg that took them over.", lambda p: p.to_cgroup_id),
+    Field(
         "recharges_total",
-        "RECHARGES",
+        "SLABS",
         COUNT,
-        "Slabs moved from one memcg to another since kmemwatch was attached.",
+        "Slabs moved from one memcg to the other since kmemwatch was attached.",
         lambda p: p.recharges_total,
     ),
     Field(
         "recharged_bytes_total",
         "BYTES",
         BYTES,
-        "Bytes of the slabs moved from one memcg to another since kmemwatch was attached.",
+        "Bytes of these slabs.",
         lambda p: p.recharged_bytes_total,
     ),
 )

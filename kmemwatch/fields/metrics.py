@@ -200,6 +200,16 @@ METRICS: tuple[MetricTable[Any], ...] = (
         {"root": lambda item: label(item[0])},
         _one("kmemwatch_caches_per_root", COUNT, GAUGE, "Child caches of a root cache."),
     ),
+    MetricTable(
+        lambda s: _items(derived.dying_slab_bytes(s)),
+        {"cache": lambda item: label(item[0])},
+        _one(
+            "kmemwatch_dying_cgroup_child_slab_bytes",
+            BYTES,
+            GAUGE,
+            "Slabs in child caches of a root cache that are charged to dying memory cgroups, in bytes.",
+        ),
+    ),
     MetricTable(lambda s: s.caches, {"cache": lambda c: label(c.root or c.name)}, _exported(CACHE)),
     MetricTable(lambda s: s.cgroups, {"cgroup": lambda c: label(c.path)}, _exported(CGROUP)),
     MetricTable(

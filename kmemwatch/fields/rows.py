@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,10 +19,11 @@ from kmemwatch.rates import (
     CgroupRates,
     Rates,
     add,
+    held_bytes,
     move_key,
     rates,
 )
-from kmemwatch.units import UNKNOWN
+from kmemwatch.units import NS_PER_S, UNKNOWN
 
 UNKNOWN_CGROUP = CgroupRates()
 
@@ -74,9 +76,11 @@ class IdRow:
     cgroup: str
     """`-` when the id belongs to nobody now."""
     state: str | None
-    """Of that cgroup; None when the id belongs to nobody."""
+    """Of that cgroup; None when the id belongs to nobody, or nobody knows."""
     previous: str
     """Who had it before; `-` when we saw nobody."""
+    age_s: float | None = None
+    """Time since the owner got it, or the last one gave it back; None when that was before we looked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,34 +166,23 @@ def cache_rows(shown: Frame) -> list[CacheRow]:
     found = shown.rates
     if shown.scope_ids is not None:
         return _scoped_cache_rows(shown)
-    copies = derived.caches_per_root(shown.snapshot)
-    children = _children(shown) if copies else {}
+    copies, held = derived.caches_per_root(shown.snapshot), held_bytes(shown.snapshot.caches)
     rows = []
     for cache in shown.snapshot.caches:
         if cache.root is not None:
             continue
         key = (cache.name, cache.address)
         top = found.top_cgroups.get(key)
-        name = None if top is None else shown.name(top)
-        growth = found.cache_growth_bytes_per_s.get(key)
-        below = children.get(cache.name, (0, 0.0))
-        if cache.slab_bytes is not None:
-            cache = replace(cache, slab_bytes=cache.slab_bytes + below[0])
-        growth = None if growth is None else growth + below[1]
-        number = None if copies is None else copies.get(cache.name, 0)
-        rows.append(CacheRow(cache, found.caches.get(key, UNKNOWN_ALLOC), name, growth, number))
+        rows.append(
+            CacheRow(
+                replace(cache, slab_bytes=held.get(key)),
+                found.caches.get(key, UNKNOWN_ALLOC),
+                None if top is None else shown.name(top),
+                found.cache_growth_bytes_per_s.get(key),
+                None if copies is None else copies.get(cache.name, 0),
+            )
+        )
     return rows
-
-
-def _children(shown: Frame) -> dict[str, tuple[int, float]]:
-    """Root cache -> bytes of all slabs of its children, their growth in bytes per second."""
-    found: dict[str, tuple[int, float]] = {}
-    growth = shown.rates.cache_growth_bytes_per_s
-    for cache in shown.snapshot.caches:
-        if cache.root is not None:
-            size, grown = found.get(cache.root, (0, 0.0))
-            found[cache.root] = size + (cache.slab_bytes or 0), grown + growth.get((cache.name, cache.address), 0.0)
-    return found
 
 
 def _scoped_cache_rows(shown: Frame) -> list[CacheRow]:
@@ -198,10 +191,22 @@ def _scoped_cache_rows(shown: Frame) -> list[CacheRow]:
         if shown.has(pair.cgroup_id):
             by_cache.setdefault((pair.cache, pair.cache_address), []).append(pair)
     caches = {(c.name, c.address): c for c in shown.snapshot.caches}
-    return [_scoped_cache(shown, key, pairs, caches.get(key)) for key, pairs in by_cache.items()]
+    copies = _scoped_copies(shown)
+    return [
+        _scoped_cache(shown, key, pairs, caches.get(key), None if copies is None else copies[key[0]])
+        for key, pairs in by_cache.items()
+    ]
 
 
-def _scoped_cache(shown: Frame, key: CacheKey, pairs: list[Pair], cache: Cache | None) -> CacheRow:
+def _scoped_copies(shown: Frame) -> Counter[str] | None:
+    """Root cache -> child caches whose kmemcg_id belongs to a cgroup in the scope."""
+    if derived.caches_per_root(shown.snapshot) is None or shown.snapshot.ids.map is None:
+        return None
+    inside = {i.kmemcg_id for i in shown.snapshot.ids.map if i.cgroup_id is not None and shown.has(i.cgroup_id)}
+    return Counter(c.root for c in shown.snapshot.caches if c.root is not None and c.kmemcg_id in inside)
+
+
+def _scoped_cache(shown: Frame, key: CacheKey, pairs: list[Pair], cache: Cache | None, copies: int | None) -> CacheRow:
     total, best, top = NO_ALLOC, 0.0, None
     for pair in pairs:
         rate = shown.rates.pairs.get((pair.cgroup_id, pair.cache, pair.cache_address), UNKNOWN_ALLOC)
@@ -219,7 +224,7 @@ def _scoped_cache(shown: Frame, key: CacheKey, pairs: list[Pair], cache: Cache |
         total_of(pairs, lambda p: p.allocated_bytes_total),
         total_of(pairs, lambda p: p.frees_total),
     )
-    return CacheRow(scoped, total, top)
+    return CacheRow(scoped, total, top, copies=copies)
 
 
 def total_of(pairs: Iterable[Pair], get: Callable[[Pair], int | None]) -> int | None:
@@ -256,6 +261,7 @@ def id_rows(shown: Frame) -> list[IdRow] | None:
             "-" if i.cgroup_id is None else shown.name(i.cgroup_id),
             None if i.cgroup_id is None else known.get(i.cgroup_id),
             shown.name(i.previous_owners[-1]) if i.previous_owners else "-",
+            None if i.since_ns is None else max(0.0, (shown.snapshot.taken_at_ns - i.since_ns) / NS_PER_S),
         )
         for i in shown.snapshot.ids.map
         if shown.has(i.cgroup_id)
@@ -276,6 +282,11 @@ def recharge_rows(shown: Frame) -> list[RechargeRow] | None:
         for p in shown.snapshot.recharges.pairs
         if shown.has(p.from_cgroup_id) or shown.has(p.to_cgroup_id)
     ]
+
+
+def child_rows(shown: Frame, kmemcg_id: int) -> list[Cache]:
+    """Child caches with one kmemcg_id."""
+    return [c for c in shown.snapshot.caches if c.root is not None and c.kmemcg_id == kmemcg_id]
 
 
 def slabs_rows(shown: Frame, cgroup_id: int) -> list[SlabsRow] | None:

@@ -39,6 +39,8 @@ class View(Generic[R]):
     """What an empty list means, in words."""
     note: Callable[[Frame], str | None] = lambda _: None
     """One line that qualifies what is shown."""
+    summary: Callable[[Frame], str | None] = lambda _: None
+    """One printable line of totals."""
 
     @property
     def fields(self) -> tuple[Field[R], ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kmemwatch.fields import rows
-from kmemwatch.fields.base import BYTES, BYTES_PER_S, COUNT, ID, SECONDS, TEXT, Field
+from kmemwatch.fields.base import BYTES, BYTES_PER_S, COUNT, SECONDS, TEXT, Field
 from kmemwatch.fields.derived import dying
 from kmemwatch.fields.idviews import IDS, RECHARGES
 from kmemwatch.fields.measures import (
@@ -16,11 +16,10 @@ from kmemwatch.fields.measures import (
     CGROUP,
     CGROUP_RATES,
     NOTHING,
-    PAIR,
     by_key,
     cgroup_name,
 )
-from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, PairRow, SlabsRow, ZombieRow
+from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, ZombieRow
 from kmemwatch.fields.view import View, why_missing
 from kmemwatch.model import Cgroup, Snapshot
 from kmemwatch.units import UNKNOWN, bytes_human, printable, seconds_human
@@ -38,14 +37,9 @@ __all__ = [
     "VIEWS",
     "ZOMBIES",
     "View",
-    "caches_of",
-    "cgroups_of",
-    "slabs_of",
-    "why_missing",
 ]
 
 _cgroup, _crate, _cache, _alloc = by_key(CGROUP), by_key(CGROUP_RATES), by_key(CACHE), by_key(ALLOC_RATES)
-_pair = by_key(PAIR)
 
 
 def _of_cgroup(row: CgroupRow | ZombieRow) -> Cgroup:
@@ -222,6 +216,20 @@ ZOMBIES: View[ZombieRow] = View(
         _cgroup["offline_at"].of(_of_cgroup),
         _cgroup["kernel_bytes"].of(_of_cgroup),
         _cgroup["slab_bytes"].of(_of_cgroup),
+        Field(
+            "child_caches",
+            "CHILD CACHES",
+            COUNT,
+            "Child caches that hold slabs of it; unknown on kernels that have none.",
+            lambda r: None if r.cgroup.child_slabs is None else len(r.cgroup.child_slabs),
+        ),
+        Field(
+            "child_slab_bytes",
+            "CHILD SLABS",
+            BYTES,
+            "Bytes of these slabs.",
+            lambda r: None if r.cgroup.child_slabs is None else sum(s.slab_bytes for s in r.cgroup.child_slabs),
+        ),
     ),
     "memory_bytes",
     rows.zombie_rows,
@@ -235,69 +243,3 @@ ZOMBIES: View[ZombieRow] = View(
 
 VIEWS: tuple[View[Any], ...] = (CGROUPS, CACHES, ZOMBIES, IDS, RECHARGES)
 """In the order of their tabs."""
-
-_pair_figures: tuple[Field[PairRow], ...] = (
-    _alloc["allocations_per_s"].of(lambda r: r.rates),
-    _alloc["frees_per_s"].of(lambda r: r.rates, rank=1),
-    _alloc["allocated_bytes_per_s"].of(lambda r: r.rates, rank=3),
-    _pair["live_bytes"].of(lambda r: r.pair),
-    _pair["allocations_total"].of(lambda r: r.pair, rank=2),
-    _pair["frees_total"].of(lambda r: r.pair, rank=4),
-)
-
-
-def caches_of(cgroup_id: int) -> View[PairRow]:
-    """What one cgroup does in each cache."""
-    return View(
-        "its caches",
-        "",
-        "",
-        (_pair["cache"].of(lambda r: r.pair), *_pair_figures),
-        (),
-        "live_bytes",
-        lambda f: rows.pair_rows(f, cgroup_id=cgroup_id),
-        lambda s: why_missing(s, ("alloc",)) or "nothing is known",
-        lambda r: _pair["cache"].text(r.pair),
-        lambda r: (r.pair.cache, r.pair.cache_address),
-        "its tasks allocated nothing since kmemwatch was attached",
-    )
-
-
-def cgroups_of(cache: tuple[str, int | None]) -> View[PairRow]:
-    """Who allocates in one cache."""
-    path = Field[PairRow]("cgroup", "CGROUP", TEXT, "", lambda r: r.cgroup, min_width=20)
-    return View(
-        "its cgroups",
-        "",
-        "",
-        (path, *_pair_figures),
-        (),
-        "live_bytes",
-        lambda f: rows.pair_rows(f, cache=cache),
-        lambda s: why_missing(s, ("alloc",)) or "nothing is known",
-        lambda r: printable(r.cgroup),
-        lambda r: r.pair.cgroup_id,
-        "no cgroup allocated in it since kmemwatch was attached",
-    )
-
-
-def slabs_of(cgroup_id: int) -> View[SlabsRow]:
-    """Child caches that still hold slabs of a dying cgroup."""
-    return View(
-        "child caches that hold its slabs",
-        "",
-        "",
-        (
-            Field("cache", "CACHE", TEXT, "", lambda r: r.slabs.cache, min_width=20),
-            Field("kmemcg_id", "ID", ID, "", lambda r: r.slabs.kmemcg_id),
-            Field("slab_bytes", "SLABS", BYTES, "", lambda r: r.slabs.slab_bytes),
-            Field("owner", "ID IS NOW OF", TEXT, "", lambda r: r.owner, min_width=20),
-        ),
-        (),
-        "slab_bytes",
-        lambda f: rows.slabs_rows(f, cgroup_id),
-        lambda s: why_missing(s, ("slabs",)) or "nothing is known",
-        lambda r: printable(r.slabs.cache),
-        lambda r: (r.slabs.cache, r.slabs.cache_address),
-        "no child cache holds a slab of it",
-    )

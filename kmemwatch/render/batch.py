@@ -9,6 +9,7 @@ from kmemwatch.model import Snapshot
 from kmemwatch.render.files import csv_header, csv_rows, ndjson_rows
 from kmemwatch.render.select import Selection
 from kmemwatch.render.table import table
+from kmemwatch.units import printable
 
 
 class Printer:
@@ -18,6 +19,8 @@ class Printer:
         self._selection, self._scope = selection, scope
         self._output, self._title, self._cells = output, title, cells
         self._begun = False
+        self.missing: str | None = None
+        """Why the rows of the last refresh cannot be had; one line, for csv and ndjson cannot say it."""
 
     def text(self, before: Snapshot, after: Snapshot | None) -> str:
         """The refresh that `after` makes; None: there is only `before`, so no rate is known."""
@@ -25,6 +28,10 @@ class Printer:
         shown = frame(before, after, self._scope) if after is not None else frame(None, before, self._scope)
         if self._output == "json":
             return snapshot_to_json(shown.snapshot, indent=2) + "\n"
+        view = self._selection.view
+        if self._output in ("csv", "ndjson"):
+            known = view.rows(shown) is not None
+            self.missing = None if known else f"{view.name}: {printable(view.missing(shown.snapshot))}"
         if self._output == "ndjson":
             return ndjson_rows(shown, self._selection)
         if self._output == "csv":

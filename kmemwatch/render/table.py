@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmemwatch.fields import derived
-from kmemwatch.fields.base import Field
+from kmemwatch.fields.base import SEPARATOR, Field
 from kmemwatch.fields.rows import Frame
 from kmemwatch.fields.views import View
 from kmemwatch.model import Snapshot
@@ -104,7 +104,7 @@ def summary(shown: Frame) -> str:
         f"kernel memory {bytes_human(kernel_bytes(shown))}" + (f" in {printable(shown.scope)}" if shown.scope else ""),
         f"lost {count_human(snapshot.lost.total)}",
     ]
-    return " · ".join(parts)
+    return SEPARATOR.join(parts)
 
 
 def kernel_bytes(shown: Frame) -> int | None:
@@ -115,7 +115,7 @@ def kernel_bytes(shown: Frame) -> int | None:
 
 def heading(snapshot: Snapshot, title: str) -> str:
     """Which host, which kernel, when."""
-    return " · ".join(
+    return SEPARATOR.join(
         (
             f"kmemwatch {printable(snapshot.host.hostname)}",
             f"kernel {printable(snapshot.host.kernel)} ({snapshot.kernel.era or 'unknown era'})",
@@ -133,6 +133,8 @@ def table(shown: Frame, selection: Selection, cells: int | None, *, title: str) 
     lines = [heading(shown.snapshot, title), summary(shown)]
     view = selection.view
     found = selection.rows(shown)
+    if (totals := view.summary(shown)) is not None:
+        lines.append(totals)
     if (note := view.note(shown)) is not None:
         lines.append(f"note: {printable(note)}")
     lines.append("")

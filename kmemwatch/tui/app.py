@@ -38,6 +38,7 @@ class TopApp(App[None]):
     CSS = """
     #watched { height: 1; background: $panel; }
     #totals { height: 1; }
+    #summary { height: auto; max-height: 2; padding: 0 1; display: none; }
     #notice { height: auto; max-height: 2; color: $text-warning; padding: 0 1; display: none; }
     #bar { height: 1; margin-top: 0; }
     #tabs { width: 48; link-style: none; link-color: $text; link-background: transparent; link-style-hover: bold; }
@@ -100,6 +101,7 @@ class TopApp(App[None]):
     def compose(self) -> ComposeResult:
         yield Static(id="watched")
         yield Static(id="totals")
+        yield Static(id="summary")
         yield Static(id="notice")
         with Horizontal(id="bar"):
             yield Static(id="tabs")
@@ -180,6 +182,7 @@ class TopApp(App[None]):
             return
         self._main("#watched").update(status.watched(shown.snapshot, self._how))
         self._main("#totals").update(status.totals(shown, self._how))
+        self._line("#summary", selection.view.summary(shown))
         self._notices(shown, selection)
         found = selection.rows(shown)
         if found is None:
@@ -191,9 +194,12 @@ class TopApp(App[None]):
     def _notices(self, shown: Frame, selection: Selection) -> None:
         notice = self._latest.notice if self._latest else None
         lines = dict.fromkeys(n for n in (self._ended_notice, notice, selection.view.note(shown)) if n)
-        line = self._main("#notice")
-        line.display = bool(lines)
-        line.update(Text("; ".join(lines), end=""))
+        self._line("#notice", "; ".join(lines))
+
+    def _line(self, selector: str, text: str | None) -> None:
+        line = self._main(selector)
+        line.display = bool(text)
+        line.update(Text(text or "", end=""))
 
     @on(RowTable.Moved)
     def _moved(self, message: RowTable.Moved) -> None:

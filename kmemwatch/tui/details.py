@@ -13,25 +13,25 @@ from textual.widgets import Static
 
 from kmemwatch.fields.base import BYTES, BYTES_PER_S, TEXT, Field
 from kmemwatch.fields.derived import dying_for
+from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, slabs_of
 from kmemwatch.fields.rows import UNKNOWN_CGROUP, CacheRow, CgroupRow, Frame, IdRow, ZombieRow
-from kmemwatch.fields.views import CGROUPS, ZOMBIES, View, caches_of, cgroups_of, slabs_of
+from kmemwatch.fields.views import CGROUPS, ZOMBIES, View
 from kmemwatch.model import DYING
 from kmemwatch.render.cells import fit
-from kmemwatch.render.select import Selection, sort_rows
+from kmemwatch.render.select import Selection
 from kmemwatch.tui.table import RowTable
+from kmemwatch.units import UNKNOWN
 
 _TITLE_CELLS = 14
 
 
 def below(row: Any) -> View[Any] | None:
-    """What a row consists of: the caches of a cgroup, the cgroups of a cache."""
+    """What a row consists of: caches of a cgroup, or what holds a dying one; cgroups of a cache; caches of an id."""
     if isinstance(row, CacheRow):
         return cgroups_of((row.cache.name, row.cache.address))
     if isinstance(row, CgroupRow | ZombieRow):
         return caches_of(row.cgroup.id) if row.cgroup.child_slabs is None else slabs_of(row.cgroup.id)
-    if isinstance(row, IdRow) and row.id.cgroup_id is not None:
-        return caches_of(row.id.cgroup_id)
-    return None
+    return caches_with(row.id.kmemcg_id) if isinstance(row, IdRow) else None
 
 
 def field_text(field: Field[Any], row: Any) -> str:
@@ -57,8 +57,10 @@ def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], A
     first: dict[str, tuple[Field[Any], Any]] = {}
     for field, item in found:
         first.setdefault(field.key, (field, item))
-    first.pop(view.columns[0].key, None)  # it is the title of the screen
-    first.pop("age_s", None)  # for files; the age beside it says the same
+    if view.label(row) == view.columns[0].text(row):
+        first.pop(view.columns[0].key)  # it is the title of the screen
+    if "age_at_least_s" in first:
+        first.pop("age_s")  # for files; the age beside it says the same
     return list(first.values())
 
 
@@ -103,12 +105,17 @@ class DetailsScreen(ModalScreen[None]):
         super().__init__()
         self._view, self._row, self._frame = view, row, shown
         self._gone = False
-        part = below(row)
-        self._selection = None
-        if part is not None:
-            field = part.field(part.sort)
-            assert field is not None
-            self._selection = Selection(part, field)
+        self._selection: Selection | None = None
+        self._choose_part()
+
+    def _choose_part(self) -> None:
+        """What a row consists of changes when it dies, and when more becomes known of it."""
+        part, now = below(self._row), self._selection
+        if part is None or (now is not None and now.view.name == part.name):
+            return
+        field = part.field(part.sort)
+        assert field is not None
+        self._selection = Selection(part, field)
 
     def compose(self) -> ComposeResult:
         yield Static(id="details-title")
@@ -143,12 +150,14 @@ class DetailsScreen(ModalScreen[None]):
         self._gone = now is None
         if now is not None:
             self._row = now
+            self._choose_part()
         if self.is_mounted:  # else it draws itself once it is
             self._draw()
 
     def _draw(self) -> None:
         gone = "  (gone: these are its last figures)" if self._gone else ""
-        name = fit(self._view.label(self._row), max(self.size.width - len(gone) - 2, 1), keep_tail=True)
+        label = self._view.label(self._row)
+        name = fit(label, max(self.size.width - len(gone) - 2, 1), keep_tail=label.startswith("/"))
         self.query_one("#details-title", Static).update(Text(f" {name.rstrip()}{gone}", end=""))
         found = figures(self._view, self._row, self._frame)
         self.query_one("#details-facts", Static).update(facts(found, max(self.size.width - 2, 20)))
@@ -158,7 +167,6 @@ class DetailsScreen(ModalScreen[None]):
         if self._selection is None:
             return
         view = self._selection.view
-        rows = sort_rows(view.rows(self._frame) or [], self._selection.sort, self._selection.reverse)
-        part.update(Text(f"{view.name}: {len(rows)}", end=""))
-        known = self._frame.snapshot.pairs or view.rows(self._frame)
-        table.put(self._selection, rows, view.empty if known else view.missing(self._frame.snapshot))
+        rows = self._selection.rows(self._frame)
+        part.update(Text(f"{view.name}: {UNKNOWN if rows is None else len(rows)}", end=""))
+        table.put(self._selection, rows, view.missing(self._frame.snapshot) if rows is None else view.empty)

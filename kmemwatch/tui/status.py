@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from rich.style import Style
 from rich.text import Text
 
+from kmemwatch.fields.base import SEPARATOR
 from kmemwatch.fields.rows import Frame
 from kmemwatch.fields.views import VIEWS, View
-from kmemwatch.model import MISSING, Snapshot
+from kmemwatch.model import ABSENT, MISSING, Snapshot
 from kmemwatch.render.select import Selection
 from kmemwatch.render.table import summary
 from kmemwatch.units import count_human, printable
@@ -20,7 +21,6 @@ WARN = Style(color="yellow", bold=True)
 STRONG = Style(bold=True)
 DIM = Style(dim=True)
 ACTIVE = Style(reverse=True, bold=True)
-_SEPARATOR = " · "
 
 KEYS = "?:help  /:filter  s:sort  Enter:details  Tab:view  Space:pause  q:quit"
 
@@ -55,8 +55,9 @@ def _lost(snapshot: Snapshot) -> Text:
 
 
 def _probes(snapshot: Snapshot) -> Text:
-    missing = [p.signal for p in snapshot.probes if p.status == MISSING]
-    text = Text(f"probes {len(snapshot.probes) - len(missing)}/{len(snapshot.probes)}")
+    wanted = [p for p in snapshot.probes if p.status != ABSENT]
+    missing = [p.signal for p in wanted if p.status == MISSING]
+    text = Text(f"probes {len(wanted) - len(missing)}/{len(wanted)}")
     if missing:
         text.append(f" (no {', '.join(printable(m) for m in missing)})", WARN)
     return text
@@ -64,12 +65,12 @@ def _probes(snapshot: Snapshot) -> Text:
 
 def totals(shown: Frame, running: Running) -> Text:
     """Counts of memcgs, kernel memory, and whether the screen stands still."""
-    line = _line(Text(summary(shown).rpartition(_SEPARATOR)[0]))  # the loss is in the line above
+    line = _line(Text(summary(shown).rpartition(SEPARATOR)[0]))  # the loss is in the line above
     if running.paused:
-        line.append(_SEPARATOR)
+        line.append(SEPARATOR)
         line.append(" PAUSED ", ACTIVE)
     if running.ended:
-        line.append(_SEPARATOR)
+        line.append(SEPARATOR)
         line.append(" ENDED ", ACTIVE)
     return line
 
@@ -107,6 +108,6 @@ def _line(*parts: Text) -> Text:
     line = Text(" ", no_wrap=True, overflow="ellipsis", end="")
     for place, part in enumerate(parts):
         if place:
-            line.append(_SEPARATOR, DIM)
+            line.append(SEPARATOR, DIM)
         line.append_text(part)
     return line

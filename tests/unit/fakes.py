@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.model import (
+    ABSENT,
     ATTACHED,
     DYING,
     FALLBACK,
+    FROM_NONE,
     MISSING,
     ONLINE,
     RELEASED,
     Cache,
     Cgroup,
+    ChildSlabs,
     Event,
     Host,
     Ids,
@@ -106,7 +109,7 @@ PROBES = (
     Probe("charge", "raw_tp:mod_memcg_state", ATTACHED, None),
     Probe("lifecycle", "raw_tp:cgroup_mkdir+raw_tp:cgroup_rmdir+raw_tp:cgroup_release", FALLBACK, "fentry: EPERM"),
     Probe("pins", "raw_tp:test_run", ATTACHED, None),
-    Probe("recharge", None, MISSING, "no __memcg_kmem_recharge_slab: this kernel does not have the patch set"),
+    Probe("recharge", None, ABSENT, "no __memcg_kmem_recharge_slab: this kernel does not have the patch set"),
 )
 
 
@@ -124,7 +127,9 @@ def sample(seconds: int = 0) -> Snapshot:
         cgroups=tuple(_cgroup(row, duration) for row in CGROUPS),
         pairs=tuple(_pairs(duration)),
         recharges=Recharges(),
-        ids=Ids(),
+        ids=Ids(
+            peak_online_memcgs=239, meaning="the number of the memcg itself (mem_cgroup.id); no cache belongs to it"
+        ),
         lost=Lost(0, 0, 0, MappingProxyType({"ringbuf_full": 0, "recursion": 0, "pair_map_full": 0})),
         totals=Totals(217, 240, 4, 310, 93, 89),
         maps=(MapFill("pairs", 61, 65536), MapFill("cgroups", 15, 16384)),
@@ -217,26 +222,84 @@ def lossy(seconds: int = 0) -> Snapshot:
     return replace(sample(seconds), lost=Lost(1205, 0, 0, reasons))
 
 
+CHILDREN = (
+    # name, kmemcg_id, root, pages
+    ("dentry(0)", 0, "dentry", 2000),
+    ("dentry(3)", 3, "dentry", 700),
+    ("dentry(4)", 4, "dentry", 384),
+    ("ext4_inode_cache(0)", 0, "ext4_inode_cache", 900),
+    ("filp(3)", 3, "filp", 60),
+    ("inode_cache(3)", 3, "inode_cache", 80),
+)
+CHILD_ADDRESS = 0xFFFF_8880_0200_0000
+CHILD_PROBES = (
+    Probe("caches", "kretprobe:memcg_create_kmem_cache", ATTACHED, None),
+    Probe("ids", "kretprobe:memcg_alloc_cache_id+kprobe:memcg_free_cache_id", ATTACHED, None),
+    Probe("slabs", "raw_tp:test_run", ATTACHED, None),
+)
+
+
+def _child_caches() -> tuple[Cache, ...]:
+    sizes = {name: size for name, size, *_ in CACHES}
+    return tuple(
+        Cache(name, CHILD_ADDRESS + place * 0x200, sizes[root], root, id_, None, None, None, pages * 4096)
+        for place, (name, id_, root, pages) in enumerate(CHILDREN)
+    )
+
+
+def _held(place: int, pages: int) -> ChildSlabs:
+    name, id_, *_ = CHILDREN[place]
+    return ChildSlabs(name, CHILD_ADDRESS + place * 0x200, id_, pages * 4096)
+
+
+def _with_children(known: Snapshot, held: Mapping[int, tuple[ChildSlabs, ...]]) -> Snapshot:
+    """A host whose memcgs have caches of their own; what these hold of the dying is `held`."""
+    cgroups = tuple(replace(c, child_slabs=held.get(c.id, ()) if c.state == DYING else None) for c in known.cgroups)
+    return replace(known, cgroups=cgroups, caches=tuple(sorted(known.caches + _child_caches(), key=lambda c: c.name)))
+
+
+def _id(kmemcg_id: int, owner: int | None, since_ns: int | None, previous: tuple[int, ...]) -> KmemcgId:
+    pages = [pages for _, id_, _, pages in CHILDREN if id_ == kmemcg_id]
+    return KmemcgId(kmemcg_id, owner, since_ns, previous, len(pages), sum(pages) * 4096)
+
+
 def patched(seconds: int = 0) -> Snapshot:
-    """A kernel with the patch set: child caches, ids, recharges."""
-    known = sample(seconds)
-    child = Cache("dentry(3)", 0xFFFF_8880_0200_0000, 192, "dentry", 3, None, None, None, 31 << 12)
+    """A kernel with the patch set: dead memcgs have given their ids back, and their slabs move to who has them now."""
+    known = _with_children(sample(seconds), {4001: (_held(1, 12), _held(5, 8)), DIED_BEFORE: (_held(2, 384),)})
+    dying, none = 31 + 2 * seconds, 10
     return replace(
         known,
         kernel=Kernel("recharge", True, 1, "none"),
-        caches=(*known.caches, child),
-        recharges=Recharges(90_017, 41, 41 * 4096, 2, pairs=(
-            RechargePair("dentry(3)", 4001, "dying", 2101, 31, 31 * 4096, 3),
-            RechargePair("filp(4)", None, "none", 2102, 10, 10 * 4096, 4),
+        probes=(*PROBES[:-1], Probe("recharge", "kprobe+kretprobe", ATTACHED, None), *CHILD_PROBES),
+        recharges=Recharges(90_017 + 500 * seconds, 403 + dying + none, (403 + dying + none) * 4096, 2, pairs=(
+            RechargePair("dentry(0)", 3000, ONLINE, 1101, 3, 3 * 4096, 0),
+            RechargePair("filp(3)", None, FROM_NONE, 2101, none, none * 4096, 3),
+            RechargePair("dentry(3)", 4001, DYING, 2101, dying, dying * 4096, 3),
         ), lost_races_total=1, totals=(
-            RechargeTotal("dentry", "dying", 31, 31 * 4096),
-            RechargeTotal("filp", "none", 10, 10 * 4096),
+            RechargeTotal("dentry", DYING, 400 + dying, (400 + dying) * 4096),
+            RechargeTotal("dentry", ONLINE, 3, 3 * 4096),
+            RechargeTotal("filp", FROM_NONE, none, none * 4096),
         )),
-        ids=Ids(3, 12, 5, (
-            KmemcgId(0, 1101, START_NS, (), 12, 12 << 20),
-            KmemcgId(3, 2101, START_NS + 10**9, (811, 4005, 4001), 31, 31 << 20),
-            KmemcgId(4, None, None, (2900,), 2, None),
-        ), 17, 14, "index of a memcg's child caches"),
+        ids=Ids(2, 239, 5, (
+            _id(0, 1101, None, ()),
+            _id(3, 2101, START_NS + 10**9, (811, 4005, 4001)),
+            _id(4, None, START_NS + 400 * 10**9, (2900, DIED_BEFORE)),
+        ), 17, 15, "index of a memcg's child caches; given back when the memcg goes offline, and its caches with it"),
+    )  # fmt: skip
+
+
+def private(seconds: int = 0) -> Snapshot:
+    """A kernel with child caches and without the patch set: the dead keep their ids and their caches."""
+    known = _with_children(sample(seconds), {4001: (_held(1, 15), _held(4, 5)), DIED_BEFORE: (_held(2, 384),)})
+    return replace(
+        known,
+        kernel=Kernel("per-memcg", False, 2, "none"),
+        probes=(*PROBES, *CHILD_PROBES),
+        ids=Ids(3, 239, 0, (
+            _id(0, 1101, None, ()),
+            _id(3, 4001, START_NS + 10**9, ()),
+            _id(4, DIED_BEFORE, None, ()),
+        ), 3, 1, "index of a memcg's child caches; a dead memcg keeps it, and them, until it is released"),
     )  # fmt: skip
 
 
@@ -246,7 +309,7 @@ def odd(seconds: int = 0) -> Snapshot:
     first = known.cgroups[1]
     cgroups = tuple(replace(first, id=9000 + n, path=name) for n, name in enumerate(ODD_NAMES))
     caches = tuple(replace(known.caches[0], name=name.strip("/")) for name in ODD_NAMES)
-    pairs = tuple(replace(known.pairs[0], cgroup_id=9000 + n, cache=c.name) for n, c in enumerate(caches))
+    pairs = tuple(known.pairs[0]._replace(cgroup_id=9000 + n, cache=c.name) for n, c in enumerate(caches))
     return replace(known, cgroups=cgroups, caches=caches, pairs=pairs)
 
 
@@ -268,12 +331,20 @@ def big(seconds: int = 0, cgroups: int = 5000, caches_each: int = 12) -> Snapsho
     return replace(base, cgroups=tuple(rows), pairs=tuple(sorted(pairs, key=lambda p: (p.cgroup_id, p.cache))))
 
 
+_DEAD = "/kubepods.slice/pod-a1/cri-ctr-dead01"
 EVENTS = (
-    Event(START_NS, "online", 4001, "/kubepods.slice/pod-a1/cri-ctr-dead01", 811, "runc:[2:INIT]"),
-    Event(START_NS + 10**9, "offline", 4001, "/kubepods.slice/pod-a1/cri-ctr-dead01", 1, "systemd"),
-    Event(START_NS + 2 * 10**9, "released", 4001, "/kubepods.slice/pod-a1/cri-ctr-dead01"),
-    Event(START_NS + 3 * 10**9, "cache_created", 4002, None, cache="dentry(3)", kmemcg_id=3),
-    Event(START_NS + 4 * 10**9, "recharge", 2101, "/a b\nc", cache="dentry", other_cgroup_id=4001, bytes=4096),
+    Event(START_NS, "online", 4001, _DEAD, 811, "runc:[2:INIT]"),
+    Event(START_NS + 10**9, "id_given", 4001, _DEAD, 811, "runc:[2:INIT]", kmemcg_id=3),
+    Event(START_NS + 2 * 10**9, "cache_created", 4001, _DEAD, 77, "kworker/1:2", "dentry(3)", 3),
+    Event(START_NS + 3 * 10**9, "id_freed", 4001, _DEAD, 1, "systemd", kmemcg_id=3),
+    Event(START_NS + 4 * 10**9, "offline", 4001, _DEAD, 1, "systemd"),
+    Event(START_NS + 5 * 10**9, "id_reused", 2101, "/a b\nc", 900, "sh", kmemcg_id=3, other_cgroup_id=4001),
+    Event(START_NS + 6 * 10**9, "recharge", 2101, "/a b\nc", 901, "find", "dentry(3)", 3, 4001, 4096),
+    Event(START_NS + 7 * 10**9, "recharge", 2101, "/a b\nc", 901, "find", "dentry(3)", 3, None, 8192),
+    Event(START_NS + 8 * 10**9, "recharge_failed", 2101, "/a b\nc", 901, "find", "dentry(3)", 3, 2900),
+    Event(START_NS + 9 * 10**9, "released", 4001, _DEAD),
+    Event(START_NS + 10 * 10**9, "cache_destroyed", None, None, cache="dentry(3)", kmemcg_id=3),
+    Event(START_NS + 11 * 10**9, "id_reused", None, None, 900, "sh", kmemcg_id=7),
 )
 
 

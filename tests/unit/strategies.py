@@ -62,9 +62,7 @@ def tuples(of: st.SearchStrategy[Any], size: int = 3) -> st.SearchStrategy[tuple
 hosts = st.builds(Host, names, names, names, maybe_names)
 kernels = st.builds(Kernel, maybe_names, st.none() | st.booleans(), maybe_counts, maybe_names)
 probes = st.builds(Probe, names, maybe_names, st.sampled_from((ATTACHED, FALLBACK, MISSING, ABSENT)), maybe_names)
-caches = st.builds(
-    Cache, names, addresses, maybe_counts, maybe_names, maybe_numbers, maybe_counts, maybe_counts, maybe_counts
-)
+caches = st.builds(Cache, names, addresses, maybe_counts, maybe_names, maybe_numbers, *[maybe_counts] * 4)
 cgroups = st.builds(
     Cgroup,
     id=counts,

@@ -73,6 +73,7 @@ PROMISED = {
     "online_cgroups_peak": set(),
     "caches_per_root": {"root"},
     "caches_per_root_max": set(),
+    "dying_cgroup_child_slab_bytes": {"cache"},
     # about the exporter itself
     "scrapes_total": set(),
     "scrape_duration_seconds_total": set(),
@@ -127,7 +128,7 @@ def numbered(snapshot: Snapshot) -> Snapshot:
     """The same with identities that no two of its rows share, as in every real snapshot."""
     cgroups = tuple(replace(c, id=i) for i, c in enumerate(snapshot.cgroups))
     caches = tuple(replace(c, address=i) for i, c in enumerate(snapshot.caches))
-    pairs = tuple(replace(p, cgroup_id=i % 4, cache_address=100 + i) for i, p in enumerate(snapshot.pairs))
+    pairs = tuple(p._replace(cgroup_id=i % 4, cache_address=100 + i) for i, p in enumerate(snapshot.pairs))
     return replace(snapshot, cgroups=cgroups, caches=caches, pairs=pairs)
 
 
@@ -349,16 +350,67 @@ def test_a_slow_request_does_not_turn_time_back() -> None:
     assert pick(scraper.scrape(new), "cache_allocations_total") == later
 
 
-def test_child_caches_are_exported_under_their_root() -> None:
+def test_child_caches_have_no_series_of_their_own() -> None:
+    known = fakes.patched()
+    series = Scraper().scrape(known)
+    roots = {c.name for c in known.caches if c.root is None}
+    for name, labels in series:
+        cache = dict(labels).get("cache", dict(labels).get("root"))
+        assert cache is None or cache in roots, name
+    counted = {c.name: c.allocations_total for c in known.caches if c.root is None}
+    assert pick(series, "cache_allocations_total") == {(name,): n for name, n in counted.items()}
+    held = sum(c.slab_bytes or 0 for c in known.caches if "dentry" in (c.name, c.root))
+    assert pick(series, "cache_slab_bytes")[("dentry",)] == held
+    assert pick(series, "caches_per_root")[("dentry",)] == 3
+    assert pick(series, "caches_per_root_max") == {(): 3}
+
+
+def test_a_cache_of_a_pair_is_exported_under_its_root() -> None:
     caches = (
         Cache("dentry", 1, 192, None, None, 10, 1920, 1),
-        Cache("dentry(3)", 2, 192, "dentry", 3, 4, 768, 0),
+        Cache("dentry(3)", 2, 192, "dentry", 3, None, None, None),
     )
     pairs = (Pair("dentry", 1, 7, 1, 192, 0, 0), Pair("dentry(3)", 2, 7, 4, 768, 0, 0))
     snapshot = replace(snapshot_of(0, [cgroup(7, "/a", 1, 1)], []), caches=caches, pairs=pairs)
     series = Scraper().scrape(snapshot)
-    assert pick(series, "cache_allocations_total") == {("dentry",): 14}
+    assert pick(series, "cache_allocations_total") == {("dentry",): 10}
     assert pick(series, "cgroup_cache_allocations_total") == {("dentry", "/a"): 5}
+
+
+def test_recharges_are_counted_for_ever_though_their_pairs_go() -> None:
+    scraper = Scraper()
+    before = scraper.scrape(fakes.patched())
+    later = fakes.patched(60)
+    series = scraper.scrape(replace(later, recharges=replace(later.recharges, pairs=())))
+    assert pick(before, "recharges_total")[("dentry", DYING)] == 431
+    assert pick(series, "recharges_total") == {
+        ("dentry", DYING): 551,
+        ("dentry", ONLINE): 3,
+        ("filp", "none"): 10,
+    }
+    assert pick(series, "recharged_bytes_total")[("dentry", DYING)] == 551 * 4096
+    assert [pick(series, f"recharge_{name}_total")[()] for name in ("checks", "failures", "lost_races")] == [
+        120_017,
+        2,
+        1,
+    ]
+
+
+def test_kernels_without_child_caches_have_none_of_their_series() -> None:
+    names = {name for name, _ in Scraper().scrape(fakes.sample())}
+    assert not {n for n in names if n.startswith(("recharge", "kmemcg", "caches_per", "dying_cgroup_child"))}
+    private = {name for name, _ in Scraper().scrape(fakes.private())}
+    assert not {n for n in private if n.startswith("recharge")}
+    assert {"kmemcg_ids_in_use", "caches_per_root", "dying_cgroup_child_slab_bytes"} <= private
+
+
+def test_slabs_of_the_dying_drain_to_0() -> None:
+    scraper = Scraper()
+    known = fakes.patched()
+    assert pick(scraper.scrape(known), "dying_cgroup_child_slab_bytes")[("inode_cache",)] == 8 * 4096
+    freed = tuple(replace(c, child_slabs=() if c.state == DYING else None) for c in known.cgroups)
+    drained = pick(scraper.scrape(replace(known, cgroups=freed)), "dying_cgroup_child_slab_bytes")
+    assert set(drained.values()) == {0}
 
 
 @given(st.lists(st.floats(0, 1e6), max_size=60), st.integers(1, 10), st.integers(1, 12))

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
+from kmemwatch import ids
 from kmemwatch.fields import COUNTER, METRICS, Field
 from kmemwatch.fields.base import BYTES, SECONDS, rate_human
-from kmemwatch.fields.derived import dying_for, losses, oldest_dying_s, pinned_bytes
+from kmemwatch.fields.derived import caches_per_root, dying_for, dying_slab_bytes, losses, oldest_dying_s, pinned_bytes
+from kmemwatch.fields.measures import MAX_PREVIOUS_OWNERS
+from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, slabs_of
 from kmemwatch.fields.rows import Frame, frame
-from kmemwatch.fields.views import VIEWS, View, caches_of, cgroups_of, pins_text, slabs_of
-from kmemwatch.model import ChildSlabs, Ids, Lost, Snapshot, Totals
+from kmemwatch.fields.views import VIEWS, View, pins_text
+from kmemwatch.model import Ids, Lost, Snapshot, Totals
 from tests.unit import fakes
 
 DESIGN = {
@@ -29,7 +32,8 @@ DESIGN = {
 }  # fmt: skip
 
 
-MORE = {"recharge_lost_races_total", "kmemcg_ids_given_total", "kmemcg_ids_freed_total", "cache_slab_bytes"}
+MORE = {"recharge_lost_races_total", "kmemcg_ids_given_total", "kmemcg_ids_freed_total", "cache_slab_bytes",
+        "dying_cgroup_child_slab_bytes"}  # fmt: skip
 """What kmemwatch exports beyond its contract."""
 
 
@@ -66,7 +70,7 @@ def test_metrics_follow_the_naming_rules(field: Field[object]) -> None:
     assert re.match(r"([A-Z0-9]|kmemcg).*\.$", field.help)
 
 
-@pytest.mark.parametrize("make", [fakes.sample, fakes.unknown, fakes.patched, fakes.odd, fakes.lossy])
+@pytest.mark.parametrize("make", [fakes.sample, fakes.unknown, fakes.patched, fakes.private, fakes.odd, fakes.lossy])
 def test_samples_are_unique_or_can_be_added_and_never_negative(make: object) -> None:
     assert callable(make)
     for name, labels, value in samples(make()):
@@ -87,7 +91,8 @@ def test_unknown_is_absent() -> None:
 def test_recharges_are_split_by_the_state_of_the_former_owner() -> None:
     found = {labels: value for name, labels, value in samples(fakes.patched()) if name == "kmemwatch_recharges_total"}
     assert found == {
-        (("cache", "dentry"), ("from_state", "dying")): 31,
+        (("cache", "dentry"), ("from_state", "dying")): 431,
+        (("cache", "dentry"), ("from_state", "online")): 3,
         (("cache", "filp"), ("from_state", "none")): 10,
     }
 
@@ -122,7 +127,9 @@ def test_pins_text() -> None:
     assert pins_text({"file": 2202009, "shmem": 10 * fakes.MB}) == "shmem 10.0M, file 2.1M"
 
 
-@pytest.mark.parametrize("view", [*VIEWS, caches_of(1), cgroups_of(("dentry", None))], ids=lambda v: v.name)
+@pytest.mark.parametrize(
+    "view", [*VIEWS, caches_of(1), cgroups_of(("dentry", None)), slabs_of(1), caches_with(1)], ids=lambda v: v.name
+)
 def test_views_have_unique_keys_and_a_valid_sort(view: View[object]) -> None:
     keys = [field.key for field in view.fields]
     assert len(keys) == len(set(keys))
@@ -138,7 +145,7 @@ def test_view_letters_are_in_their_names_and_unique() -> None:
     assert len({view.letter for view in VIEWS}) == len(VIEWS)
 
 
-@pytest.mark.parametrize("make", [fakes.sample, fakes.unknown, fakes.patched, fakes.odd, fakes.empty])
+@pytest.mark.parametrize("make", [fakes.sample, fakes.unknown, fakes.patched, fakes.private, fakes.odd, fakes.empty])
 @pytest.mark.parametrize("view", VIEWS, ids=lambda v: v.name)
 def test_every_cell_is_printable(view: View[object], make: object) -> None:
     assert callable(make)
@@ -161,66 +168,161 @@ def test_unknown_is_a_question_mark_and_never_0() -> None:
 
 def test_missing_views_say_why() -> None:
     by_name = {view.name: view for view in VIEWS}
-    assert "no cache belongs to a kmemcg_id" in by_name["ids"].missing(fakes.sample())
-    told = replace(fakes.sample(), ids=Ids(meaning="the number of the memcg itself"))
-    assert by_name["ids"].missing(told) == "what a kmemcg_id is on this kernel: the number of the memcg itself"
-    assert "patch set" in by_name["recharges"].missing(fakes.sample())
+    told = "what a kmemcg_id is on this kernel: the number of the memcg itself (mem_cgroup.id); no cache belongs to it"
+    assert by_name["ids"].missing(fakes.sample()) == told
+    assert "no cache belongs to a kmemcg_id" in by_name["ids"].missing(replace(fakes.sample(), ids=Ids()))
+    assert by_name["recharges"].missing(fakes.private()).startswith("no __memcg_kmem_recharge_slab")
     assert by_name["recharges"].missing(fakes.unknown()) == "needs kprobes, which lockdown forbids"
 
 
+def view_of(name: str) -> View[Any]:
+    return next(view for view in VIEWS if view.name == name)
+
+
 def rows_of(view: str, shown: Frame) -> Sequence[Any]:
-    return next(found for found in VIEWS if found.name == view).rows(shown) or ()
+    return view_of(view).rows(shown) or ()
+
+
+def cache_row(name: str, shown: Frame) -> Any:
+    return next(row for row in rows_of("caches", shown) if row.cache.name == name)
 
 
 def test_a_root_cache_has_the_memory_of_its_children() -> None:
-    shown = rows_of("caches", Frame(fakes.patched()))
-    dentry = next(row for row in shown if row.cache.name == "dentry")
+    shown = Frame(fakes.patched())
     alone = next(c for c in fakes.sample().caches if c.name == "dentry")
-    assert dentry.cache.slab_bytes == (alone.slab_bytes or 0) + (31 << 12)
-    assert (dentry.copies, {row.cache.root for row in shown}) == (1, {None})
+    dentry = cache_row("dentry", shown)
+    assert dentry.cache.slab_bytes == (alone.slab_bytes or 0) + (2000 + 700 + 384) * 4096
+    assert dentry.copies == 3
+    assert {row.cache.root for row in rows_of("caches", shown)} == {None}
     assert {row.copies for row in rows_of("caches", Frame(fakes.sample()))} == {None}
 
 
+def test_memory_of_a_child_that_is_not_known_makes_that_of_its_root_unknown() -> None:
+    known = fakes.patched()
+    caches = tuple(replace(c, slab_bytes=None) if c.name == "dentry(3)" else c for c in known.caches)
+    shown = Frame(replace(known, caches=caches))
+    assert cache_row("dentry", shown).cache.slab_bytes is None
+    assert cache_row("filp", shown).cache.slab_bytes is not None
+
+
+def test_growth_counts_children_that_come_and_go() -> None:
+    before, after = fakes.patched(), fakes.patched(3)
+    without = replace(before, caches=tuple(c for c in before.caches if c.name != "dentry(3)"))
+    root = cache_row("dentry", frame(before, after)).growth_bytes_per_s
+    assert cache_row("dentry", frame(without, after)).growth_bytes_per_s == pytest.approx(root + 700 * 4096 / 3)
+    later = replace(after, caches=tuple(c for c in after.caches if c.name != "dentry(3)"))
+    assert cache_row("dentry", frame(before, later)).growth_bytes_per_s == pytest.approx(root - 700 * 4096 / 3)
+
+
+def test_copies_below_a_cgroup_are_those_of_the_ids_there() -> None:
+    inside = Frame(fakes.patched(), scope="/kubepods.slice")
+    assert cache_row("dentry", inside).copies == 1
+    everywhere = Frame(fakes.patched(), scope="/")
+    assert cache_row("dentry", everywhere).copies == 2, "nobody has id 4"
+    assert cache_row("dentry", Frame(fakes.sample(), scope="/")).copies is None
+
+
+def test_child_caches_are_unknown_when_the_list_of_caches_could_not_be_read() -> None:
+    known = fakes.patched()
+    assert caches_per_root(known) == {"dentry": 3, "ext4_inode_cache": 1, "filp": 1, "inode_cache": 1}
+    assert caches_per_root(replace(known, caches=())) is None
+    blind = replace(known.caches[0], name="0xffff888001000000", object_bytes=None, root=None)
+    assert caches_per_root(replace(known, caches=(blind,))) is None
+
+
+def test_slabs_of_the_dying_by_root_cache() -> None:
+    known = fakes.patched()
+    assert dying_slab_bytes(known) == {
+        "dentry": (12 + 384) * 4096,
+        "inode_cache": 8 * 4096,
+        "filp": 0,
+        "ext4_inode_cache": 0,
+    }
+    unknown = tuple(replace(c, child_slabs=None) for c in known.cgroups)
+    assert dying_slab_bytes(replace(known, cgroups=unknown)) is None
+    released = tuple(c for c in known.cgroups if c.state != "dying")
+    none = dying_slab_bytes(replace(known, cgroups=released, totals=replace(known.totals, dying_cgroups=0)))
+    assert none is not None
+    assert set(none.values()) == {0}
+    assert dying_slab_bytes(fakes.sample()) is None
+
+
 def test_ids_tell_who_has_them_and_who_had_them() -> None:
-    shown = rows_of("ids", Frame(fakes.patched()))
-    names = Frame(fakes.patched()).names
-    assert [(row.cgroup, row.state, row.previous) for row in shown] == [
-        (names[1101], "online", "-"),
-        (names[2101], "online", names[4001]),
-        ("-", None, "? (id 2900)"),
+    shown = Frame(fakes.patched())
+    names, view = shown.names, view_of("ids")
+    assert [(r.id.kmemcg_id, r.cgroup, r.state, r.previous, r.age_s) for r in rows_of("ids", shown)] == [
+        (0, names[1101], "online", "-", None),
+        (3, names[2101], "online", names[4001], 599.0),
+        (4, "-", None, names[fakes.DIED_BEFORE], 200.0),
     ]
-    note = next(view for view in VIEWS if view.name == "ids").note(Frame(fakes.patched()))
-    assert note == (
-        "3 ids in use, at most 12 memcgs online at once, 5 reuses, 1 child caches, at most 1 of one root (dentry)"
-    )
+    assert view.summary(shown) == "ids 2 in use, 5 reuses · peak 239 online · child caches 6, max 3 (dentry)"
+    assert view.summary(Frame(fakes.sample())) is None
+    states = [view.field("state").text(row) for row in rows_of("ids", Frame(fakes.private()))]  # type: ignore[union-attr]
+    assert states == ["online", "dying", "dying"]
+
+
+def test_owners_that_the_snapshot_has_forgotten_are_shown_by_id() -> None:
+    known = fakes.patched()
+    (first, *_) = known.ids.map or ()
+    gone = replace(first, cgroup_id=70, previous_owners=(71, 72))
+    (row,) = rows_of("ids", Frame(replace(known, ids=replace(known.ids, map=(gone,)))))
+    texts = {field.key: field.text(row) for field in view_of("ids").fields}
+    assert (texts["cgroup"], texts["state"], texts["previous"]) == ("? (id 70)", "?", "? (id 72)")
+    assert texts["previous_owners"] == "71 72"
+
+
+def test_owners_that_nobody_remembers_are_not_counted_out() -> None:
+    assert ids.MAX_PREVIOUS == MAX_PREVIOUS_OWNERS
+    reuses = view_of("ids").field("reuses")
+    assert reuses is not None
+    (first, *_) = rows_of("ids", Frame(fakes.patched()))
+    for count, text in ((0, "0"), (15, "15"), (16, "16+")):
+        assert reuses.text(replace(first, id=replace(first.id, previous_owners=tuple(range(count))))) == text
 
 
 def test_recharges_have_rates_and_a_summary() -> None:
-    before, after = fakes.patched(), fakes.patched(3)
-    moved = replace(after.recharges.pairs[0], recharges_total=37)  # type: ignore[index]
-    more = replace(after.recharges, pairs=(moved, *after.recharges.pairs[1:]), checks_total=90_317)  # type: ignore[index]
-    shown = frame(before, replace(after, recharges=more))
-    first = next(row for row in rows_of("recharges", shown) if row.pair.from_cgroup_id == 4001)
-    assert first.recharges_per_s == 2.0
-    note = next(view for view in VIEWS if view.name == "recharges").note(shown) or ""
-    assert "90.3k checks (100/s)" in note
-    assert "2 failures, 1 lost races" in note
+    shown = frame(fakes.patched(), fakes.patched(3))
+    rates = {row.pair.cache: row.recharges_per_s for row in rows_of("recharges", shown)}
+    assert rates == {"dentry(0)": 0.0, "filp(3)": 0.0, "dentry(3)": 2.0}
+    view = view_of("recharges")
+    told = "checks 91.5k (500/s) · recharges 450 (2.0/s), 1.8M · failures 2 · lost races 1"
+    assert view.summary(shown) == told
+    assert (view.summary(Frame(fakes.patched())) or "").startswith("checks 90.0k (?/s) · recharges 444 (?/s)")
+    assert view.summary(Frame(fakes.sample())) is None
+    from_nobody = next(row for row in rows_of("recharges", shown) if row.pair.from_cgroup_id is None)
+    texts = {field.key: field.text(from_nobody) for field in view.fields}
+    assert (texts["from_cgroup"], texts["from_state"], texts["from_cgroup_id"]) == ("(nobody)", "none", "-")
 
 
 def test_the_slabs_that_keep_a_dying_cgroup() -> None:
-    snapshot = fakes.patched()
-    held = (
-        ChildSlabs("dentry(3)", 0xFFFF_8880_0200_0000, 3, 8192),
-        ChildSlabs("filp(9)", 0xFFFF_8880_0300_0000, 9, 4096),
-    )
-    cgroups = tuple(replace(c, child_slabs=held) if c.id == 4001 else c for c in snapshot.cgroups)
-    shown = Frame(replace(snapshot, cgroups=cgroups))
+    shown = Frame(fakes.patched())
     view = slabs_of(4001)
     assert [(view.label(row), row.slabs.slab_bytes, row.owner) for row in view.rows(shown) or ()] == [
-        ("dentry(3)", 8192, shown.names[2101]),
-        ("filp(9)", 4096, "-"),
+        ("dentry(3)", 12 * 4096, shown.names[2101]),
+        ("inode_cache(3)", 8 * 4096, shown.names[2101]),
     ]
+    assert [row.owner for row in slabs_of(fakes.DIED_BEFORE).rows(shown) or ()] == ["-"]
+    assert slabs_of(4002).rows(shown) == []
     assert slabs_of(1101).rows(shown) is None
+    zombies = {row.cgroup.id: row for row in rows_of("zombies", shown)}
+    values = {f.key: f.get(zombies[4001]) for f in view_of("zombies").fields}
+    assert (values["child_caches"], values["child_slab_bytes"]) == (2, 20 * 4096)
+    (first, *_) = rows_of("zombies", Frame(fakes.sample()))
+    assert [f.text(first) for f in view_of("zombies").fields if f.key.startswith("child")] == ["?", "?"]
+
+
+def test_the_caches_of_an_id() -> None:
+    view = caches_with(3)
+    names = [view.label(row) for row in view.rows(Frame(fakes.patched())) or ()]
+    assert names == ["dentry(3)", "filp(3)", "inode_cache(3)"]
+    assert caches_with(77).rows(Frame(fakes.patched())) == []
+
+
+def test_pairs_are_unknown_only_where_nobody_counts() -> None:
+    assert caches_of(1).rows(Frame(fakes.empty())) == []
+    assert cgroups_of(("dentry", None)).rows(Frame(fakes.empty())) == []
+    assert caches_of(1).rows(Frame(fakes.unknown())) is None
+    assert caches_of(1).missing(fakes.unknown()) == "needs kprobes, which lockdown forbids"
 
 
 def test_scope_counts_only_the_cgroups_in_it() -> None:

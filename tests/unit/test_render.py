@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from kmemwatch.errors import UsageError
 from kmemwatch.fields.rows import Frame, frame
 from kmemwatch.fields.views import VIEWS
-from kmemwatch.model import Event
+from kmemwatch.model import EVENT_KINDS, Event
 from kmemwatch.render.cells import char_width, cut_head, cut_tail, fit, width
 from kmemwatch.render.files import csv_header, csv_rows, ndjson_rows
-from kmemwatch.render.lines import event_line
+from kmemwatch.render.lines import EventLines
 from kmemwatch.render.select import check_scope, select, sort_rows
 from kmemwatch.render.table import layout, table
 from kmemwatch.units import printable
 from tests.unit import fakes
 
 SAMPLE = frame(fakes.sample(), fakes.sample(3))
+PATCHED = frame(fakes.patched(), fakes.patched(3))
 NAMES = [view.name for view in VIEWS]
 
 CGROUPS_80 = """\
@@ -60,6 +61,36 @@ CGROUP                                                               AGE  MEMORY
 """  # noqa: E501 - a golden screen
 
 
+IDS_80 = """\
+kmemwatch db1 · kernel 6.18.44 (recharge) · attached 10m03s · live
+memcgs 217 online, 4 dying · kernel memory 1.8G · lost 0
+ids 2 in use, 5 reuses · peak 239 online · child caches 6, max 3 (dentry)
+
+CGROUP                STATE      ID    AGE CACHES    SIZE PREVIOUS
+…slice/docker.service online      0      ?      2   11.3M -
+…pod3f9c/cri-ctr-0b71 online      3 10m02s      3    3.3M …pod-a1/cri-ctr-dead01
+-                     -           4  3m23s      1    1.5M …lice/run-u981.service
+"""
+RECHARGES_100 = """\
+kmemwatch db1 · kernel 6.18.44 (recharge) · attached 10m03s · live
+memcgs 217 online, 4 dying · kernel memory 1.8G · lost 0
+checks 91.5k (500/s) · recharges 450 (2.0/s), 1.8M · failures 2 · lost races 1
+
+CACHE                 ID FROM                   WAS    TO                      SLABS SLABS/s   BYTES
+dentry(3)              3 …pod-a1/cri-ctr-dead01 dying  …/pod3f9c/cri-ctr-0b71     37     2.0  148.0K
+filp(3)                3 (nobody)               none   …/pod3f9c/cri-ctr-0b71     10       0   40.0K
+dentry(0)              0 …slice/session-4.scope online ….slice/docker.service      3       0   12.0K
+"""
+
+
+def test_ids_at_80_columns() -> None:
+    assert table(PATCHED, select("ids"), 80, title="live") == IDS_80
+
+
+def test_recharges_at_100_columns() -> None:
+    assert table(PATCHED, select("recharges"), 100, title="live") == RECHARGES_100
+
+
 def test_cgroups_at_80_columns() -> None:
     assert table(SAMPLE, select("cgroups"), 80, title="live") == CGROUPS_80
 
@@ -71,7 +102,7 @@ def test_zombies_uncut() -> None:
 @pytest.mark.parametrize(
     ("view", "said"),
     [
-        ("ids", "ids: all cgroups share each slab cache on this kernel"),
+        ("ids", "ids: what a kmemcg_id is on this kernel: the number of the memcg itself"),
         ("recharges", "recharges: no __memcg_kmem_rech"),
     ],
 )
@@ -81,7 +112,7 @@ def test_views_that_this_kernel_cannot_have_say_why(view: str, said: str) -> Non
 
 @pytest.mark.parametrize("cells", [1, 5, 20, 40, 79, 80, 100, 140, 300])
 @pytest.mark.parametrize("view", NAMES)
-@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched, fakes.empty])
+@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched, fakes.private, fakes.empty])
 def test_no_line_is_wider_than_the_terminal(make: object, view: str, cells: int) -> None:
     assert callable(make)
     shown = frame(make(), make(3))
@@ -185,7 +216,7 @@ def test_unknown_scope_is_refused() -> None:
 
 
 @pytest.mark.parametrize("view", NAMES)
-@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched])
+@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched, fakes.private])
 def test_csv_has_one_line_a_row_and_one_cell_a_field(make: object, view: str) -> None:
     assert callable(make)
     shown, selection = frame(make(), make(3)), select(view)
@@ -212,7 +243,7 @@ def test_csv_tells_unknown_from_none_and_0() -> None:
 
 
 @pytest.mark.parametrize("view", NAMES)
-@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched])
+@pytest.mark.parametrize("make", [fakes.sample, fakes.odd, fakes.unknown, fakes.patched, fakes.private])
 def test_ndjson_is_json_line_by_line(make: object, view: str) -> None:
     assert callable(make)
     shown, selection = frame(make(), make(3)), select(view)
@@ -228,17 +259,51 @@ def test_ndjson_unknown_is_null() -> None:
     assert row["interval_s"] is None
 
 
+DEAD = "/kubepods.slice/pod-a1/cri-ctr-dead01"
+EVENT_LINES = rf"""
+2026-11-22T20:00:00.000000Z online          {DEAD} id=4001 pid=811 comm=runc:[2:INIT]
+2026-11-22T20:00:01.000000Z id_given        {DEAD} id=4001 pid=811 comm=runc:[2:INIT] kmemcg_id=3
+2026-11-22T20:00:02.000000Z cache_created   {DEAD} id=4001 pid=77 comm=kworker/1:2 cache=dentry(3) kmemcg_id=3
+2026-11-22T20:00:03.000000Z id_freed        {DEAD} id=4001 pid=1 comm=systemd kmemcg_id=3
+2026-11-22T20:00:04.000000Z offline         {DEAD} id=4001 pid=1 comm=systemd
+2026-11-22T20:00:05.000000Z id_reused       /a b\nc id=2101 pid=900 comm=sh kmemcg_id=3 previous={DEAD} previous_id=4001
+2026-11-22T20:00:06.000000Z recharge        /a b\nc id=2101 pid=901 comm=find cache=dentry(3) kmemcg_id=3 from={DEAD} from_id=4001 bytes=4.0K
+2026-11-22T20:00:07.000000Z recharge        /a b\nc id=2101 pid=901 comm=find cache=dentry(3) kmemcg_id=3 from=nobody bytes=8.0K
+2026-11-22T20:00:08.000000Z recharge_failed /a b\nc id=2101 pid=901 comm=find cache=dentry(3) kmemcg_id=3 from_id=2900
+2026-11-22T20:00:09.000000Z released        {DEAD} id=4001
+2026-11-22T20:00:10.000000Z cache_destroyed cache=dentry(3) kmemcg_id=3
+2026-11-22T20:00:11.000000Z id_reused       ? pid=900 comm=sh kmemcg_id=7 previous=?
+"""  # noqa: E501 - golden lines
+
+
 def test_event_lines() -> None:
-    assert [event_line(event) for event in fakes.EVENTS] == [
-        "2026-11-22T20:00:00.000000Z online          /kubepods.slice/pod-a1/cri-ctr-dead01 id=4001 pid=811 comm=runc:[2:INIT]",  # noqa: E501
-        "2026-11-22T20:00:01.000000Z offline         /kubepods.slice/pod-a1/cri-ctr-dead01 id=4001 pid=1 comm=systemd",
-        "2026-11-22T20:00:02.000000Z released        /kubepods.slice/pod-a1/cri-ctr-dead01 id=4001",
-        "2026-11-22T20:00:03.000000Z cache_created   ? (id 4002) cache=dentry(3) kmemcg_id=3",
-        r"2026-11-22T20:00:04.000000Z recharge        /a b\nc id=2101 cache=dentry from_id=4001 bytes=4.0K",
-    ]
+    lines = EventLines()
+    assert [lines.line(event) for event in fakes.EVENTS] == EVENT_LINES.strip().splitlines()
+    assert {event.kind for event in fakes.EVENTS} == set(EVENT_KINDS)
 
 
-@given(path=st.text(max_size=50), comm=st.text(max_size=20))
-def test_an_event_is_always_one_line(path: str, comm: str) -> None:
-    line = event_line(Event(0, "online", 1, path, 2, comm))
-    assert line.isprintable()
+def test_event_lines_name_cgroups_that_were_there_before() -> None:
+    lines = EventLines()
+    lines.learn(fakes.sample().cgroups)
+    event = Event(0, "recharge", 2101, None, cache="dentry(3)", other_cgroup_id=4005)
+    path = "/kubepods.slice/kubepods-burstable.slice/pod3f9c/cri-ctr-0b71"
+    assert lines.line(event).endswith(
+        f" {path} id=2101 cache=dentry(3) from=/system.slice/logrotate.service from_id=4005"
+    )
+
+
+def test_event_lines_remember_the_latest_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmemwatch.render.lines._MAX_PATHS", 2)
+    lines = EventLines()
+    for id_ in (1, 2, 1, 3):
+        lines.line(Event(0, "online", id_, f"/{id_}"))
+    shown = [lines.line(Event(0, "recharge", id_)).split()[2] for id_ in (1, 2, 3)]
+    assert shown == ["/1", "?", "/3"]
+
+
+@given(path=st.text(max_size=50), comm=st.text(max_size=20), other=st.text(max_size=50))
+def test_an_event_is_always_one_line(path: str, comm: str, other: str) -> None:
+    lines = EventLines()
+    assert lines.line(Event(0, "offline", 2, other)).isprintable()
+    for kind in EVENT_KINDS:
+        assert lines.line(Event(0, kind, 1, path, 2, comm, path, 3, 2, 4096)).isprintable()

@@ -11,7 +11,8 @@ import pytest
 from textual.widgets import Input
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
-from kmemwatch.model import RELEASED
+from kmemwatch.fields.rows import Frame
+from kmemwatch.model import DYING, RELEASED
 from kmemwatch.render.select import check_scope, select
 from kmemwatch.tui.app import TopApp
 from kmemwatch.tui.details import DetailsScreen
@@ -107,6 +108,64 @@ def test_filter_shows_while_typing_and_escape_brings_back(app: TopApp) -> None:
         assert len(first_names(app, 20)) == 12
         await person.press("g", "escape")
         assert len(first_names(app, 20)) == 14
+
+    drive(app, test)
+
+
+def test_views_of_a_patched_kernel_sort_and_filter() -> None:
+    app = app_of(refreshed(fakes.patched))
+
+    async def test(person: Person) -> None:
+        await person.press("i")
+        assert first_names(app) == ["…slice/docker.service", "…pod3f9c/cri-ctr-0b71", "-"]
+        await person.press("R")
+        assert first_names(app) == ["-", "…pod3f9c/cri-ctr-0b71", "…slice/docker.service"]
+        await person.press("slash", *"_id 3", "enter")
+        assert first_names(app, 9) == ["…pod3f9c/cri-ctr-0b71"]
+        await person.press("r")
+        assert first_names(app) == ["dentry(3)", "filp(3)", "dentry(0)"]
+        await person.press("s")
+        assert app.selection.sort.key == "recharges_per_s"
+        await person.press("slash", *"nobody", "enter")
+        assert first_names(app, 9) == ["filp(3)"]
+        await person.press("c", "slash", *"^dentry")
+        assert len(first_names(app, 9)) == 1  # its three copies are part of it
+
+    drive(app, test, size=(80, 24))
+
+
+@pytest.mark.parametrize("view", ["ids", "recharges"])
+def test_every_column_sorts(view: str) -> None:
+    for key in [field.key for field in select(view).view.fields]:
+        app = app_of(refreshed(fakes.patched), view=view, sort=key)
+        drive(app, lambda person: person.pause())
+        assert app.failure is None
+
+
+def test_what_a_cgroup_consists_of_changes_when_it_dies() -> None:
+    app = app_of(refreshed(fakes.patched), regex="dead01|0b71")
+    alive, dead = 2101, 4001
+    held = {c.id: c for c in fakes.patched().cgroups}[dead].child_slabs
+
+    def later(number: int, **changes: object) -> Refreshed:
+        known = fakes.patched(number)
+        cgroups = tuple(replace(c, **changes) if c.id == alive else c for c in known.cgroups)  # type: ignore[arg-type]
+        return Refreshed(Frame(replace(known, cgroups=cgroups)), "live", None)
+
+    async def test(person: Person) -> None:
+        await person.press("enter")
+        assert any(line.strip().startswith("its caches: ") for line in lines(app))
+        app.post_message(app.Told(later(6, state=DYING, child_slabs=None)))
+        await person.pause()
+        assert any(line.strip().startswith("its caches: ") for line in lines(app))
+        app.post_message(app.Told(later(9, state=DYING, child_slabs=held)))
+        await person.pause()
+        assert any(line.strip() == "child caches that hold its slabs: 2" for line in lines(app))
+        assert [line.split()[0] for line in table_lines(app)[1:3]] == ["dentry(3)", "inode_cache(3)"]
+        app.post_message(app.Told(later(12, state=DYING, child_slabs=())))
+        await person.pause()
+        assert any(line.strip() == "child caches that hold its slabs: 0" for line in lines(app))
+        assert any("no child cache holds a slab of it" in line for line in lines(app))
 
     drive(app, test)
 
@@ -436,7 +495,7 @@ def words() -> Iterator[str]:
     yield from ["space", "plus", "h", "escape", "i", "enter", "r", "enter", "g", "pagedown", "slash", "enter", "minus"]
 
 
-@pytest.mark.parametrize("make", [fakes.sample, fakes.empty])
+@pytest.mark.parametrize("make", [fakes.sample, fakes.empty, fakes.patched])
 def test_a_cat_on_the_keyboard(make: object) -> None:
     assert callable(make)
     app = app_of(refreshed(make))

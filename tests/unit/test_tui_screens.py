@@ -31,9 +31,21 @@ def test_view(snap_compare: Compare, view: str) -> None:
     assert snap_compare(app_of(refreshed(fakes.sample), view=view))
 
 
-@pytest.mark.parametrize("view", ["ids", "recharges"])
-def test_view_of_a_patched_kernel(snap_compare: Compare, view: str) -> None:
-    assert snap_compare(app_of(refreshed(fakes.patched), view=view), terminal_size=(100, 12))
+@pytest.mark.parametrize("width", [80, 110])
+@pytest.mark.parametrize("view", ["caches", "ids", "recharges"])
+def test_view_of_a_patched_kernel(snap_compare: Compare, view: str, width: int) -> None:
+    assert snap_compare(app_of(refreshed(fakes.patched), view=view), terminal_size=(width, 12))
+
+
+def test_ids_of_a_kernel_whose_dead_keep_them(snap_compare: Compare) -> None:
+    assert snap_compare(app_of(refreshed(fakes.private), view="ids"), terminal_size=(80, 12))
+
+
+@pytest.mark.parametrize(
+    "keys", [("i", "down", "enter"), ("z", "down", "enter"), ("r", "enter")], ids=["id", "dying", "recharge"]
+)
+def test_details_on_a_patched_kernel(snap_compare: Compare, keys: tuple[str, ...]) -> None:
+    assert snap_compare(app_of(refreshed(fakes.patched)), press=keys)
 
 
 @pytest.mark.parametrize("view", ["cgroups", "caches", "zombies"])
