@@ -138,8 +138,8 @@ class Cgroup:
     released_at_ns: int | None = None
     """CLOCK_REALTIME; only in RELEASED."""
     child_slabs: tuple[ChildSlabs, ...] | None = None
-    """What child caches still hold of a dying memcg, largest first; None while online, and on kernels without child
-    caches."""
+    """What child caches still hold of a dying memcg, largest first; None while online, while it is not known yet, and
+    on kernels without child caches."""
 
 
 class Pair(NamedTuple):

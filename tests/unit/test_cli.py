@@ -25,6 +25,7 @@ from kmemwatch.cli.options import scope_path
 from kmemwatch.cli.stopping import Terminated
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.feed import Feed
+from kmemwatch.model import Event
 from kmemwatch.recording import RecordingWriter
 from tests.unit import fakes
 from tests.unit.fakes import FakeFeed
@@ -244,6 +245,31 @@ def test_top_csv_has_one_header(feed: FakeFeed) -> None:
 
 
 @pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        (("top", "-n", "2", "--output", "csv"), 1),
+        (("top", "-n", "2", "--output", "ndjson"), 0),
+        (("snapshot", "--output", "csv"), 1),
+    ],
+)
+def test_rows_that_this_kernel_cannot_have_are_told_once(
+    feed: FakeFeed, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], lines: int
+) -> None:
+    monkeypatch.setattr("kmemwatch.cli.snapshot.open_feed", lambda *args: feed)
+    done = run(*command, "--view", "recharges")
+    assert done.exit_code == 0
+    assert len(done.stdout.splitlines()) == lines
+    why = "recharges: no __memcg_kmem_recharge_slab: this kernel does not have the patch set"
+    assert done.stderr == f"kmemwatch: note: {why}\n"
+
+
+def test_no_rows_are_no_reason_for_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "open_feed", lambda *args, **more: FakeFeed([fakes.empty(), fakes.empty(3)]))
+    done = run("top", "-n", "1", "--output", "csv", "--view", "zombies")
+    assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
     ("text", "path"),
     [
         (None, None), ("/", "/"), ("system.slice", "/system.slice"), ("/a//b/", "/a/b"), ("/sys/fs/cgroup", "/"),
@@ -268,6 +294,16 @@ def test_events_as_text_and_ndjson(feed: FakeFeed) -> None:
 def test_events_ndjson(feed: FakeFeed) -> None:
     rows = [json.loads(line) for line in run("events", "--output", "ndjson").stdout.splitlines()]
     assert [row["kind"] for row in rows] == [event.kind for event in fakes.EVENTS]
+
+
+def test_events_name_the_cgroups_of_the_first_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = Event(fakes.START_NS, "recharge", 2101, None, cache="dentry(3)", other_cgroup_id=4003, bytes=4096)
+    monkeypatch.setattr(
+        events, "open_feed", lambda *args, **more: FakeFeed([fakes.patched()], [moved], ends=True)
+    )  # fmt: skip
+    done = run("events")
+    assert "/pod3f9c/cri-ctr-0b71 id=2101 " in done.stdout
+    assert "from=/system.slice/run-u981.service from_id=4003 bytes=4.0K" in done.stdout
 
 
 def test_events_end_after_their_duration(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,8 @@ def test_missing_views_say_why() -> None:
     told = "what a kmemcg_id is on this kernel: the number of the memcg itself (mem_cgroup.id); no cache belongs to it"
     assert by_name["ids"].missing(fakes.sample()) == told
     assert "no cache belongs to a kmemcg_id" in by_name["ids"].missing(replace(fakes.sample(), ids=Ids()))
+    first_release = replace(fakes.sample(), probes=fakes.PROBES[:-1], ids=Ids())
+    assert "does not have the patch set" in by_name["recharges"].missing(first_release)
     assert by_name["recharges"].missing(fakes.private()).startswith("no __memcg_kmem_recharge_slab")
     assert by_name["recharges"].missing(fakes.unknown()) == "needs kprobes, which lockdown forbids"
 

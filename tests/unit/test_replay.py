@@ -232,3 +232,16 @@ def test_demo_is_the_packaged_recording(path: Path, tmp_path: Path, monkeypatch:
 
 def test_title_is_the_file_name(path: Path) -> None:
     assert ReplayFeed(str(path)).title == "minute.kmw"
+
+
+def test_the_demo_that_ships_can_be_played_to_its_end() -> None:
+    feed = ReplayFeed("demo")
+    seen = []
+    while (snapshot := feed.next_snapshot(0)) is not None:
+        seen.append(snapshot)
+    feed.close()
+    assert len(seen) > 10
+    assert feed.notice is None
+    assert {snapshot.kernel.era for snapshot in seen} == {"objcg"}
+    # Recorded before there were these fields.
+    assert {(s.ids.given_total, s.ids.meaning, s.recharges.totals) for s in seen} == {(None, None, None)}
