@@ -52,18 +52,21 @@ int kmw_tp_peek_many(struct bpf_raw_tracepoint_args *ctx)
 	struct peek_part *out;
 	int i;
 
-	if (bytes > PEEK_PART_BYTES)
-		bytes = PEEK_PART_BYTES;
 	for (i = 0; i < PEEK_PARTS; i++) {
+		u64 size = bytes;
 		int index = i;
 
 		if (i >= number)
 			return 0;
 		in = peek_in.lookup(&index);
 		out = peek_parts.lookup(&index);
+		/* In each turn: the verifier of v6.1 forgets what it knows of a number that was on the stack. */
+		asm volatile("" : "+r"(size));
+		if (size > PEEK_PART_BYTES)
+			size = PEEK_PART_BYTES;
 		if (!in || !out)
 			return -1;
-		if (bpf_probe_read_kernel(out, bytes, (void *)in->address))
+		if (bpf_probe_read_kernel(out, size, (void *)in->address))
 			in->address = 0;
 	}
 	return 0;
