@@ -13,7 +13,8 @@ because another one, or a system call on a map, was at work on that CPU.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kmemwatch.kernel.facts import Facts
@@ -30,9 +31,13 @@ _TOO_MANY = 1 << 48
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    address: int
-    """Of its ``struct trace_kprobe``."""
-    at_return: bool
+    """Where the kernel counts for one of our kprobes."""
+
+    missed_at: int
+    without_instance_at: int | None
+    """Returns only."""
+    hits_at: int | None
+    """Pointer to a counter of each CPU."""
 
 
 class _NotTheProbeError(Exception):
@@ -70,17 +75,36 @@ class KprobeMisses:
         """
         if self.why is not None:
             return None
-        return {name: self._missed(probe) for name, probe in self._probes.items()}
+        missed = self._counters({name: probe.missed_at for name, probe in self._probes.items()}, 8)
+        returns = {name: at for name, probe in self._probes.items() if (at := probe.without_instance_at) is not None}
+        for name, without_instance in self._counters(returns, 4).items():
+            missed[name] += without_instance
+        return missed
 
     def hits(self) -> Mapping[str, int] | None:
         """Calls (returns, for a kretprobe) that each kprobe has seen since it was made, exactly; its program ran as
         often, or less. None when that is unknown: the kernel hides its data symbols. Raises OSError."""
         table = self._symbols.get("__per_cpu_offset", 0)
-        if self.why is not None or not table or "trace_kprobe__nhit" not in self._offsets:
+        pointers = {name: at for name, probe in self._probes.items() if (at := probe.hits_at) is not None}
+        if self.why is not None or not table or len(pointers) < len(self._probes):
             return None
         number = possible_cpus()
         cpus = struct.unpack(f"={number}Q", self._peek.read(table, 8 * number))
-        return {name: self._hit(probe, cpus) for name, probe in self._probes.items()}
+        bases = self._counters(pointers, 8).values()
+        per_cpu = self._numbers([(base + offset) % (1 << 64) for base in bases for offset in cpus], 8)
+        return {name: sum(per_cpu[at * number :][:number]) for at, name in enumerate(pointers)}
+
+    def _counters(self, addresses: Mapping[str, int], size: int) -> dict[str, int]:
+        return dict(zip(addresses, self._numbers(list(addresses.values()), size), strict=True))
+
+    def _numbers(self, addresses: Sequence[int], size: int) -> list[int]:
+        """What lies at these addresses, with one run of a program for many. Raises OSError."""
+        numbers = []
+        for address, raw in zip(addresses, self._peek.read_many(addresses, size), strict=True):
+            if raw is None:
+                raise OSError(f"kernel memory at {address:#x} cannot be read")
+            numbers.append(int.from_bytes(raw, sys.byteorder))
+        return numbers
 
     def _find(self, fd: int, function: str, at_return: bool) -> _Probe:
         """Raises KeyError for a member that this kernel lacks, OSError, _NotTheProbeError."""
@@ -91,9 +115,14 @@ class KprobeMisses:
         # Probes of several events can be joined, but those that come with a perf event are alone.
         if self._peek.u64(node) != head or self._peek.u64(node + 8) != head:
             raise _NotTheProbeError(f"the list of probes at {head:#x} is not a list of one")
-        probe = _Probe(node - self._offsets["trace_probe__list"] - self._offsets["trace_kprobe__tp"], at_return)
-        self._verify(probe, function)
-        return probe
+        address = node - self._offsets["trace_probe__list"] - self._offsets["trace_kprobe__tp"]
+        self._verify(address, function, at_return)
+        hits = self._offsets.get("trace_kprobe__nhit")
+        return _Probe(
+            missed_at=address + self._offsets["trace_kprobe__rp__kp__nmissed"],
+            without_instance_at=address + self._offsets["trace_kprobe__rp__nmissed"] if at_return else None,
+            hits_at=None if hits is None else address + hits,
+        )
 
     def _file(self, fd: int) -> int:
         """Address of the ``struct file`` that a descriptor of ours stands for."""
@@ -103,27 +132,17 @@ class KprobeMisses:
     def _pointer(self, address: int, member: str) -> int:
         return self._peek.u64(address + self._offsets[member])
 
-    def _verify(self, probe: _Probe, function: str) -> None:
+    def _verify(self, address: int, function: str, at_return: bool) -> None:
+        """Raises _NotTheProbeError unless a ``struct trace_kprobe`` of `function` lies there."""
         for member in ("trace_kprobe__symbol", "trace_kprobe__rp__kp__symbol_name"):
-            name = self._peek.string(self._pointer(probe.address, member), len(function) + 1)
+            name = self._peek.string(self._pointer(address, member), len(function) + 1)
             if name != function:
-                raise _NotTheProbeError(f"what lies at {probe.address:#x} is a probe of {name!r}")
-        at, known = self._pointer(probe.address, "trace_kprobe__rp__kp__addr"), self._symbols.get(function, 0)
+                raise _NotTheProbeError(f"what lies at {address:#x} is a probe of {name!r}")
+        at, known = self._pointer(address, "trace_kprobe__rp__kp__addr"), self._symbols.get(function, 0)
         if known and not known <= at < known + _ENTRY_BYTES:
             raise _NotTheProbeError(f"it sits at {at:#x}, and the function at {known:#x}")
-        if bool(self._pointer(probe.address, "trace_kprobe__rp__handler")) != probe.at_return:
+        if bool(self._pointer(address, "trace_kprobe__rp__handler")) != at_return:
             raise _NotTheProbeError("entry and return are not told apart")
-        missed = self._missed(probe)
+        missed = self._pointer(address, "trace_kprobe__rp__kp__nmissed")
         if missed >= _TOO_MANY:
             raise _NotTheProbeError(f"{missed:#x} is no number of misses")
-
-    def _missed(self, probe: _Probe) -> int:
-        missed = self._pointer(probe.address, "trace_kprobe__rp__kp__nmissed")
-        if probe.at_return:
-            raw = self._peek.read(probe.address + self._offsets["trace_kprobe__rp__nmissed"], 4)
-            missed += struct.unpack("=I", raw)[0]
-        return missed
-
-    def _hit(self, probe: _Probe, cpus: tuple[int, ...]) -> int:
-        base = self._pointer(probe.address, "trace_kprobe__nhit")
-        return sum(self._peek.u64((base + offset) % (1 << 64)) for offset in cpus)

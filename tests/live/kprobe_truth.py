@@ -18,6 +18,7 @@ GROUP = "kmwtest"
 HELPERS = {"bpf_get_current_uid_gid": 15, "bpf_get_current_comm": 16}
 """Functions of the kernel that nobody calls but BPF programs -> their number as helpers."""
 _INSTRUCTION = struct.Struct("=BBhi")
+_RETURN_0, _END = (0xB7, 0, 0, 0), (0x95, 0, 0, 0)
 
 
 @contextmanager
@@ -58,10 +59,16 @@ def profile() -> dict[str, tuple[int, int]]:
 def calling(helper: str, kind: int) -> int:
     """Descriptor of a program that calls a helper and does nothing else."""
     ten_to_one, minus_sixteen, sixteen_to_two = (0xBF, 0xA1, 0, 0), (0x07, 1, 0, -16), (0xB7, 2, 0, 16)
-    call, zero_to_result, end = (0x85, 0, 0, HELPERS[helper]), (0xB7, 0, 0, 0), (0x95, 0, 0, 0)
+    call = (0x85, 0, 0, HELPERS[helper])
     # A buffer on the stack and its size, as bpf_get_current_comm() wants them; the other has no arguments.
-    code = [ten_to_one, minus_sixteen, sixteen_to_two, call, zero_to_result, end]
+    code = [ten_to_one, minus_sixteen, sixteen_to_two, call, _RETURN_0, _END]
     return bpf_calls.load_program(kind, "kmw_test", b"".join(_INSTRUCTION.pack(*line) for line in code))
+
+
+def doing_nothing() -> int:
+    """Descriptor of a raw tracepoint program that is only there to be counted."""
+    code = b"".join(_INSTRUCTION.pack(*line) for line in (_RETURN_0, _END))
+    return bpf_calls.load_program(bpf_calls.PROG_RAW_TRACEPOINT, "kmw_test", code)
 
 
 def attach_inside(program_fd: int, function: str) -> int:
