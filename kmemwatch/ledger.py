@@ -8,7 +8,10 @@ it left alive belongs, from its death on, to the nearest living ancestor, as the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
+from functools import partial
+from itertools import chain
+from typing import Any
 
 from kmemwatch.kernel.era import OBJCG, RECHARGE
 from kmemwatch.model import Cache, Pair
@@ -17,6 +20,14 @@ from kmemwatch.sources.discover import CacheRecord
 
 NOBODY = 0
 """cgroup id of objects that nobody is charged for."""
+_OBJECTS, _ACCOUNT_OBJECTS, _FREED = 0, 1, 2
+"""Of `PairCounts`."""
+_NOTHING = PairCounts(0, 0, 0)
+_as_pair: Callable[[tuple[Any, ...]], Pair] = partial(tuple.__new__, Pair)
+"""As `Pair._make`, in a third of the time."""
+
+Counts = Mapping[tuple[int, int], PairCounts]
+"""(cache, cgroup id) -> what the maps count."""
 
 
 class Ledger:
@@ -109,14 +120,17 @@ class Ledger:
         if reading.pairs is None:
             return (), ()
         caches = {cache.address: cache for cache in reading.caches or ()}
-        counts = {key: value for key, value in reading.pairs.items() if key not in self._final}
+        counts: Counts = reading.pairs
+        if self._final:
+            counts = {key: value for key, value in counts.items() if key not in self._final}
         totals: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         for address, (objects, freed) in self._retired.items():
             totals[address][0] += objects
             totals[address][1] += freed
-        for (address, _), value in counts.items():
-            totals[address][0] += value.objects
-            totals[address][1] += value.freed_objects
+        for (address, _), (objects, _, freed) in counts.items():
+            total = totals[address]
+            total[0] += objects
+            total[1] += freed
         for address in caches:
             totals[address]  # caches that nothing happened in are rows, too
         return self._cache_rows(totals, caches), self._pair_rows(counts, caches)
@@ -144,63 +158,82 @@ class Ledger:
             )
         return tuple(sorted(rows, key=lambda row: (row.name, row.address or 0)))
 
-    def _pair_rows(
-        self, counts: Mapping[tuple[int, int], PairCounts], caches: Mapping[int, CacheRecord]
-    ) -> tuple[Pair, ...]:
-        live = self._live_objects(counts, caches)
+    def _pair_rows(self, counts: Counts, caches: Mapping[int, CacheRecord]) -> tuple[Pair, ...]:
+        """One for each pair that was counted or holds something. There may be 65,536, so every step counts."""
+        moved = {own: heir for own, heir in self._ancestors.items() if own != heir} if self._era == OBJCG else {}
+        given = self._given(counts, caches, moved)
+        columns = self._columns(counts.keys() | given.keys(), caches)
         allocs, frees = self._known.gives("alloc"), self._known.gives("free")
         # With the patch set objects go with their slab from one memcg to another.
         knows_live = allocs and frees and self._era != RECHARGE
-        rows = []
-        for key in sorted(counts.keys() | live.keys()):
+        places, rows = [], []
+        for key, value in chain(counts.items(), ((key, _NOTHING) for key in given if key not in counts)):
             address, cgroup_id = key
             if cgroup_id == NOBODY:
                 continue
-            value = counts.get(key, PairCounts(0, 0, 0))
+            place, name, size, charged = columns[address]
+            objects, freed = value[_OBJECTS], value[_FREED]
+            left = None
+            # The root is charged for nothing of its own, only for what the dead below it have left.
+            own = 0 if charged is None or cgroup_id == self._root_id else value[charged]
+            if charged is not None and (own or freed):
+                left = 0 if cgroup_id in moved else own - freed
+            if given and key in given:
+                left = given[key] + (left or 0)
+            places.append(cgroup_id * len(columns) + place)
+            rows.append((
+                name, address, cgroup_id,
+                objects if allocs else None,
+                objects * size if allocs and size is not None else None,
+                freed if frees and left is not None else None,
+                left * size if knows_live and left is not None and size is not None else None,
+            ))  # fmt: skip
+        return tuple(_as_pair(rows[index]) for index in sorted(range(len(rows)), key=places.__getitem__))
+
+    def _given(
+        self, counts: Counts, caches: Mapping[int, CacheRecord], moved: Mapping[int, int]
+    ) -> dict[tuple[int, int], int]:
+        """(cache, memcg) -> charged objects that others have left to it. `moved`: the dying -> who is charged for them.
+
+        Their own objects are theirs no more, but they still show what was freed of them.
+        """
+        given: dict[tuple[int, int], int] = defaultdict(int)
+        for (address, cgroup_id), left in self._inherited.items():
+            given[address, self._ancestors.get(cgroup_id, cgroup_id)] += left
+        if not moved:
+            return given
+        for (address, cgroup_id), value in counts.items():
+            if cgroup_id in moved:
+                charged = self._charged_objects(value, caches.get(address))
+                own = 0 if cgroup_id == self._root_id else charged
+                if own is not None and (own or value.freed_objects):
+                    given[address, moved[cgroup_id]] += own - value.freed_objects
+        return given
+
+    def _columns(
+        self, keys: Set[tuple[int, int]], caches: Mapping[int, CacheRecord]
+    ) -> dict[int, tuple[int, str, int | None, int | None]]:
+        """Cache's address -> (place in the order of caches, name, bytes of an object, what the kernel charges)."""
+        found = []
+        for address in {address for address, _ in keys}:
             cache = caches.get(address)
             size = cache.size_bytes if cache else None
-            left = live.get(key)
-            charged = left is not None
-            rows.append(
-                Pair(
-                    cache=cache.name if cache else f"{address:#x}",
-                    cache_address=address,
-                    cgroup_id=cgroup_id,
-                    allocations_total=value.objects if allocs else None,
-                    allocated_bytes_total=value.objects * size if allocs and size is not None else None,
-                    frees_total=value.freed_objects if frees and charged else None,
-                    live_bytes=left * size if knows_live and left is not None and size is not None else None,
-                )
-            )
-        return tuple(sorted(rows, key=lambda row: (row.cgroup_id, row.cache, row.cache_address or 0)))
-
-    def _live_objects(
-        self, counts: Mapping[tuple[int, int], PairCounts], caches: Mapping[int, CacheRecord]
-    ) -> dict[tuple[int, int], int]:
-        """(cache, memcg) -> charged objects since the start that are still there; only where objects are charged."""
-        live: dict[tuple[int, int], int] = defaultdict(int)
-        for (address, cgroup_id), left in self._inherited.items():
-            live[address, self._ancestors.get(cgroup_id, cgroup_id)] += left
-        for (address, cgroup_id), value in counts.items():
-            charged = self._charged_objects(value, caches.get(address))
-            if charged is None or cgroup_id == NOBODY:
-                continue
-            # The root is charged for nothing of its own, only for what the dead below it have left.
-            own = 0 if cgroup_id == self._root_id else charged
-            if not own and not value.freed_objects and (address, cgroup_id) not in live:
-                continue
-            heir = self._ancestors.get(cgroup_id, cgroup_id) if self._era == OBJCG else cgroup_id
-            live[address, heir] += own - value.freed_objects
-            live[address, cgroup_id] += 0
-        return dict(live)
+            found.append((cache.name if cache else f"{address:#x}", address, size, self._charged_column(cache)))
+        found.sort(key=lambda row: row[:2])
+        return {row[1]: (place, row[0], *row[2:]) for place, row in enumerate(found)}
 
     def _charged_objects(self, counts: PairCounts, cache: CacheRecord | None) -> int | None:
-        """Those that the kernel charged: all of a SLAB_ACCOUNT cache, else those with __GFP_ACCOUNT."""
+        """Those that the kernel charged; None where it does not tell."""
+        column = self._charged_column(cache)
+        return None if column is None else counts[column]
+
+    def _charged_column(self, cache: CacheRecord | None) -> int | None:
+        """Which of `PairCounts` the kernel charges: all of a SLAB_ACCOUNT cache, else those with __GFP_ACCOUNT."""
         if cache is None or self._known.slab_account is None:
             return None
         if cache.flags & self._known.slab_account:
-            return counts.objects
-        return counts.account_objects if self._known.facts.gfp_account is not None else None
+            return _OBJECTS
+        return _ACCOUNT_OBJECTS if self._known.facts.gfp_account is not None else None
 
 
 def _root_name(cache: CacheRecord | None, caches: Mapping[int, CacheRecord]) -> str | None:
