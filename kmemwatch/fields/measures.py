@@ -268,9 +268,8 @@ KMEMCG_ID: tuple[Field[KmemcgId], ...] = (
         "previous_owners",
         "OWNERS BEFORE",
         TEXT,
-        "Ids of these memcgs, oldest first.",
-        lambda i: " ".join(map(str, i.previous_owners)) or None,
-        show=lambda i: " ".join(map(str, i.previous_owners)) or NOTHING,
+        "cgroup ids of these memcgs, oldest first; - when kmemwatch saw none.",
+        lambda i: " ".join(map(str, i.previous_owners)) or NOTHING,
         min_width=16,
     ),
 )
