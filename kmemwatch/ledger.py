@@ -181,14 +181,14 @@ class Ledger:
             if given and key in given:
                 left = given[key] + (left or 0)
             places.append(cgroup_id * len(columns) + place)
-            rows.append((
+            rows.append(_as_pair((
                 name, address, cgroup_id,
                 objects if allocs else None,
                 objects * size if allocs and size is not None else None,
                 freed if frees and left is not None else None,
                 left * size if knows_live and left is not None and size is not None else None,
-            ))  # fmt: skip
-        return tuple(_as_pair(rows[index]) for index in sorted(range(len(rows)), key=places.__getitem__))
+            )))  # fmt: skip
+        return tuple([rows[index] for index in sorted(range(len(rows)), key=places.__getitem__)])
 
     def _given(
         self, counts: Counts, caches: Mapping[int, CacheRecord], moved: Mapping[int, int]

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,19 @@ def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
         child.close()
 
 
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """A snapshot has up to 65,536 pairs, in no cycles. While they are made, Python would look through those that there
+    are again and again, which takes half as long as all the rest."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class LiveFeed:
     """`feed.Feed` of the running kernel."""
 
@@ -71,7 +86,8 @@ class LiveFeed:
         with self._lock:
             if self._closed.is_set():
                 return None
-            return self._state.snapshot(self._update())
+            with _no_collector():
+                return self._state.snapshot(self._update())
 
     def _update(self) -> Reading:
         self._state.apply(self._source.poll(0))
