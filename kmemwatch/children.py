@@ -29,8 +29,8 @@ class Children:
         self._caches: dict[int, CacheRecord] = {}
         """Of the latest reading, by address."""
 
-    def apply(self, event: SlabEvent, newest: int | None) -> Event:
-        """Fold in an event; what to tell of it, with CLOCK_MONOTONIC for its time and no path.
+    def apply(self, event: SlabEvent, newest: int | None) -> Event | None:
+        """Fold in an event; what to tell of it, with CLOCK_MONOTONIC for its time and no path. None: it is known.
 
         `newest`: cgroup id of the memcg that went online last.
         """
@@ -52,7 +52,8 @@ class Children:
         if event.kind == "id_freed":
             return replace(told, cgroup_id=self._ids.free(event.kmemcg_id, event.at_monotonic_ns))
         if event.kind in ("cache_created", "cache_destroyed"):
-            self._watch.tell(event)
+            if not self._watch.tell(event):
+                return None
             return replace(told, cgroup_id=event.cgroup_id or self._ids.owner(event.kmemcg_id))
         moved = event.pages * self._page_bytes if event.kind == "recharge" else None
         return replace(told, other_cgroup_id=event.from_id, bytes=moved)

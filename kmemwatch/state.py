@@ -133,8 +133,10 @@ class State:
             return True
         return not memcg.release_told and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
 
-    def _tell(self, event: Event) -> None:
-        """Note an event that `children` made."""
+    def _tell(self, event: Event | None) -> None:
+        """Note an event that `children` made, if any."""
+        if event is None:
+            return
         memcg = self._memcgs.get(event.cgroup_id or 0)
         path = memcg.path if memcg is not None else None
         self._note(replace(event, at_ns=event.at_ns + self._offset_ns(), path=path))
