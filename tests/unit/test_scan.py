@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -96,13 +95,13 @@ class FakeKernel:
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeKernel]:
+def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     fake = FakeKernel()
     monkeypatch.setattr(scan, "test_run", fake.run)
     monkeypatch.setattr(scan, "map_memory", lambda handle: fake.state)
     monkeypatch.setattr(scan, "MapReader", lambda handle: fake)
     monkeypatch.setattr(scan, "_kcore", lambda: KCORE)
-    monkeypatch.setattr(scan.time, "monotonic", lambda: fake.now_s)
+    monkeypatch.setattr("kmemwatch.sources.scan.time.monotonic", lambda: fake.now_s)
     return fake
 
 
