@@ -200,6 +200,12 @@ def test_an_independent_tracer_counts_the_same(
     assert seen == {"ours": number, "bpftrace": number}
 
 
+def _allocator() -> str:
+    """Linux kernel commit 7bd230a26648 renamed it (in v6.10)."""
+    names = {line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines()}
+    return next(name for name in ("kmem_cache_alloc", "kmem_cache_alloc_noprof") if name in names)
+
+
 class _bpftrace:
     """bpftrace counting allocations of struct file by one process, through whatever this kernel offers it."""
 
@@ -208,7 +214,7 @@ class _bpftrace:
         if "name" in event.split("print fmt")[0].replace("name: kmem_cache_alloc", ""):
             probe = f'tracepoint:kmem:kmem_cache_alloc /pid == {work.pid} && str(args->name) == "filp"/'
         else:
-            probe = f"kprobe:kmem_cache_alloc /pid == {work.pid} && arg0 == {cache_address:#x}/"
+            probe = f"kprobe:{_allocator()} /pid == {work.pid} && arg0 == {cache_address:#x}/"
         self._limit_s = limit_s
         self._process = subprocess.Popen(
             [
