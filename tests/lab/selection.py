@@ -33,6 +33,15 @@ ONE_KERNEL = (
 )
 """Only SMOKE runs them, in the whole matrix: how commands end, our own bounds, the shapes of a tree of cgroups."""
 
+OTHER_WAYS = (
+    f"{LIVE}/test_truth.py::test_allocations",
+    f"{LIVE}/test_truth.py::test_files",
+    f"{LIVE}/test_truth.py::test_pipes",
+    f"{LIVE}/test_truth.py::test_kernel_bytes",
+    f"{LIVE}/test_churn.py::test_every",
+)
+"""What other kernels than SMOKE run in other ways of attaching than the best: what those ways count."""
+
 SMOKE_TESTS = (
     f"{LIVE}/test_cgroups.py",
     f"{LIVE}/test_truth.py",
@@ -47,7 +56,7 @@ V1_TESTS = (
     f"{LIVE}/test_churn.py::test_every",
     f"{IN_GUESTS}/test_doctor.py",
 )
-"""What runs in a guest whose memory controller is on cgroup v1."""
+"""What runs in a guest whose memory controller is on cgroup v1, attached in the best way."""
 
 
 def nodeids_for(kernel: LabKernel, smoke: bool) -> tuple[str, ...]:
@@ -56,10 +65,12 @@ def nodeids_for(kernel: LabKernel, smoke: bool) -> tuple[str, ...]:
     if smoke:
         return tuple(nodeid for nodeid in _beginning_with(SMOKE_TESTS, everything) if _way(nodeid) in ("", "best"))
     if kernel.cgroup_version == 1:
-        return _beginning_with(V1_TESTS, everything)
+        return tuple(nodeid for nodeid in _beginning_with(V1_TESTS, everything) if _way(nodeid) in ("", "best"))
     if kernel.name == SMOKE:
         return everything
     left_out = set(_beginning_with(ONE_KERNEL, everything))
+    other_ways = {nodeid for nodeid in everything if _way(nodeid) in ("fentry", "kprobe")}
+    left_out |= other_ways - set(_beginning_with(OTHER_WAYS, everything))
     return tuple(nodeid for nodeid in everything if nodeid not in left_out)
 
 
