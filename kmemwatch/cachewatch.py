@@ -35,6 +35,9 @@ class CacheWatch:
         self._ahead: dict[tuple[int, str], int] = {}
         """(address, kind) -> CLOCK_MONOTONIC of what a list has shown before any event."""
 
+        self._untold: list[CacheChange] = []
+        """What an event has shown that none had told."""
+
     def tell(self, event: SlabEvent) -> bool:
         """An event of kind ``cache_created`` or ``cache_destroyed``; False when `compare` was first to tell that."""
         if event.cache is None:
@@ -46,6 +49,9 @@ class CacheWatch:
         if self._ahead.pop((event.cache, event.kind), None) is not None:
             return False
         if event.kind == "cache_created":
+            before = self._known.get(event.cache)
+            if before is not None:  # the event of its end was lost
+                self._untold.append(CacheChange("cache_destroyed", *before))
             self._known[event.cache] = event.cache_name or "", event.kmemcg_id if event.kmemcg_id >= 0 else None
         else:
             self._known.pop(event.cache, None)
@@ -61,6 +67,8 @@ class CacheWatch:
                     self.tell(event)
             self._early.clear()
             return
+        yield from self._untold
+        self._untold.clear()
         self._told = {address: at for address, at in self._told.items() if at >= began_monotonic_ns}
         self._ahead = {change: at for change, at in self._ahead.items() if began_monotonic_ns - at < LATE_NS}
         for address, (name, kmemcg_id) in list(self._known.items()):

@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import select
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -182,6 +184,8 @@ class Ring:
         """Every record goes to `sink`. Raises KmemwatchError when the buffer cannot be mapped."""
         self._lib = libbpf.library()
         self._sink = sink
+        self._ready = select.poll()
+        self._ready.register(fd, select.POLLIN)
         self.decode_errors = 0
         # ctypes prints an exception of a callback and returns garbage to C; so none may leave it, see `_sample`.
         self._callback = libbpf.RING_SAMPLE_FN(self._sample)
@@ -199,12 +203,20 @@ class Ring:
     def poll(self, timeout_ms: int) -> None:
         """Hand over what is there, waiting up to `timeout_ms` for the first record."""
         if self._ring:
-            self._lib.ring_buffer__poll(self._ring, timeout_ms)
+            self._ready.poll(timeout_ms)
+            self.consume()
 
     def consume(self) -> None:
         """Hand over what is there, without waiting."""
-        if self._ring:
+        if not self._ring:
+            return
+        # Python runs the handler of a signal wherever it is; an exception of one (Ctrl-C, SIGTERM) that is raised in
+        # our callback, even before its first line, would be printed and forgotten.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
             self._lib.ring_buffer__consume(self._ring)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
         """Unmap; harmless when called twice."""

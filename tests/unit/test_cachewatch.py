@@ -122,6 +122,7 @@ class Kernel(RuleBasedStateMachine):
         self.reading: tuple[int, list[CacheRecord]] | None = None
         self.told: set[str] = set()
         """What somebody believes to be there who hears everything."""
+        self.ended: set[str] = set()
         assert compare(self.watch, self.now_ns) == []
 
     def _tick(self) -> int:
@@ -156,7 +157,10 @@ class Kernel(RuleBasedStateMachine):
             assert name not in self.told, "told twice"
             self.told.add(name)
         else:
-            self.told.remove(name)
+            # It may never have been heard of: its creation was lost, and no list was read meanwhile.
+            assert name not in self.ended, "told twice"
+            self.ended.add(name)
+            self.told.discard(name)
 
     @precondition(lambda self: self.reading is None)
     @rule()

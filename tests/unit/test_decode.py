@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import struct
 from collections.abc import Iterator
 
@@ -140,6 +141,36 @@ def test_an_exception_in_the_sink_is_counted(ring_map: int) -> None:
     ring.close()
     ring.poll(0)
     ring.consume()
+
+
+@pytest.mark.needs("root", "BTF")
+def test_a_signal_while_records_are_handed_over_comes_right_after(
+    ring_map: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Raised inside the callback, the exception that ends a command would be printed by ctypes, and forgotten."""
+    seen: list[bytes] = []
+    ring = Ring(ring_map, seen.append)
+    buffer = ctypes.create_string_buffer(b"record", 6)
+
+    class Library:
+        @staticmethod
+        def ring_buffer__consume(_: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(3):
+                ring._sample(0, ctypes.addressof(buffer), 6)
+
+    def terminated(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before, library = signal.signal(signal.SIGTERM, terminated), ring._lib
+    monkeypatch.setattr(ring, "_lib", Library)
+    with pytest.raises(KeyboardInterrupt):
+        ring.poll(0)
+    monkeypatch.setattr(ring, "_lib", library)
+    signal.signal(signal.SIGTERM, before)
+    assert seen == [b"record"] * 3
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    ring.close()
 
 
 @pytest.fixture
