@@ -10,8 +10,8 @@ from kmemwatch.kernel import plan
 from kmemwatch.sources import loader
 from tests.unit.fake_source import recorded_facts
 
-FACTS = ("debian-6.1", "debian-7.2")
-"""The kernel of the lab's smoke run, and the newest one recorded."""
+FACTS = ("debian-6.1", "debian-7.2", "lab-patched")
+"""Kernels that differ in what is attached: Debian's of the lab's smoke run, the newest, the one with the patch set."""
 _INSTRUCTION_BYTES = 8
 
 

@@ -34,6 +34,10 @@ which boots kernels in QEMU with `-icount shift=0,sleep=off`: each instruction o
 time, waiting takes none, and so all its clocks count instructions. The figures are the same in every run, to about
 0.1 % (whole jobs: 0.5 %), and say nothing about caches and mispredicted branches. `make bench` alone measures anew and
 fails when a figure of kmemwatch has grown by more than 10 %.
+
+An empty program on the same tracepoints says what it costs to be there at all. A hook that counts objects has a second
+program, `again`, that makes up for what the kernel skips in interrupts ([ADR 8](adr/0008-two-programs-a-hook.md)).
+bpftrace counts calls by cache and cgroup of the caller and nothing else; memleak keeps a stack for every object.
 """
 
 _CHECK = "__memcg_kmem_recharge_slab"
