@@ -69,7 +69,7 @@ class Ledger:
             unseen = mapped - present - final - {NOBODY}
             final |= unseen & self._unseen
             self._unseen = unseen - final
-        pairs = [key for key in reading.pairs or () if key[1] in final]
+        pairs = [key for key in reading.pairs or () if key[1] in final] if final else []
         for key in pairs:
             self._retire(key, (reading.pairs or {})[key], {cache.address: cache for cache in reading.caches or ()})
         self._final = set(pairs)
