@@ -8,23 +8,13 @@ it left alive belongs, from its death on, to the nearest living ancestor, as the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Set
-from functools import partial
-from itertools import chain
-from typing import Any
+from collections.abc import Mapping
 
 from kmemwatch.kernel.era import OBJCG, RECHARGE
 from kmemwatch.model import Cache, Pair
+from kmemwatch.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Owners, PairRows
 from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
 from kmemwatch.sources.discover import CacheRecord
-
-NOBODY = 0
-"""cgroup id of objects that nobody is charged for."""
-_OBJECTS, _ACCOUNT_OBJECTS, _FREED = 0, 1, 2
-"""Of `PairCounts`."""
-_NOTHING = PairCounts(0, 0, 0)
-_as_pair: Callable[[tuple[Any, ...]], Pair] = partial(tuple.__new__, Pair)
-"""As `Pair._make`, in a third of the time."""
 
 Counts = Mapping[tuple[int, int], PairCounts]
 """(cache, cgroup id) -> what the maps count."""
@@ -36,6 +26,9 @@ class Ledger:
     def __init__(self, known: Known, era: str | None) -> None:
         self._known = known
         self._era = era
+        allocs, frees = known.gives("alloc"), known.gives("free")
+        # With the patch set objects go with their slab from one memcg to another.
+        self._pairs = PairRows(allocs, frees, knows_live=allocs and frees and era != RECHARGE)
         self._charges: dict[int, ChargeCounts] = {}
         self._settled: dict[int, ChargeCounts] = {}
         """cgroup id -> counts that were forgotten in the maps, for as long as the released memcg is shown."""
@@ -47,6 +40,8 @@ class Ledger:
         """Ids in the maps that the last walk did not show: born after it, or released before it."""
         self._ancestors: Mapping[int, int] = {}
         self._released: set[int] = set()
+        self._final: set[tuple[int, int]] = set()
+        """Pairs that the maps are about to forget."""
         self._root_id: int | None = None
 
     def update(
@@ -123,19 +118,25 @@ class Ledger:
         counts: Counts = reading.pairs
         if self._final:
             counts = {key: value for key, value in counts.items() if key not in self._final}
-        totals: dict[int, list[int]] = defaultdict(lambda: [0, 0])
-        for address, (objects, freed) in self._retired.items():
-            totals[address][0] += objects
-            totals[address][1] += freed
-        for (address, _), (objects, _, freed) in counts.items():
-            total = totals[address]
-            total[0] += objects
-            total[1] += freed
-        for address in caches:
-            totals[address]  # caches that nothing happened in are rows, too
-        return self._cache_rows(totals, caches), self._pair_rows(counts, caches)
+        counted = self._pairs.take(counts)
+        owners = self._owners(counts, caches)
+        roots = {address for address, cache in caches.items() if cache.root is None}
+        addresses = roots | counted | {address for address, _ in owners.given}
+        columns = {address: self._column(address, caches.get(address)) for address in addresses}
+        pairs = self._pairs.rows(columns, owners)
+        return self._cache_rows(self._totals(caches), caches), pairs
 
-    def _cache_rows(self, totals: Mapping[int, list[int]], caches: Mapping[int, CacheRecord]) -> tuple[Cache, ...]:
+    def _totals(self, caches: Mapping[int, CacheRecord]) -> Mapping[int, tuple[int, int]]:
+        """Cache address -> objects, freed objects: also of caches that nothing happened in, they are rows, too."""
+        totals = {}
+        for address in self._pairs.totals.keys() | self._retired.keys() | caches.keys():
+            parts = self._pairs.totals.get(address, (0, 0)), self._retired.get(address, (0, 0))
+            totals[address] = parts[0][0] + parts[1][0], parts[0][1] + parts[1][1]
+        return totals
+
+    def _cache_rows(
+        self, totals: Mapping[int, tuple[int, int]], caches: Mapping[int, CacheRecord]
+    ) -> tuple[Cache, ...]:
         allocs, frees = self._known.gives("alloc"), self._known.gives("free")
         rows = []
         for address, (objects, freed) in totals.items():
@@ -158,69 +159,25 @@ class Ledger:
             )
         return tuple(sorted(rows, key=lambda row: (row.name, row.address or 0)))
 
-    def _pair_rows(self, counts: Counts, caches: Mapping[int, CacheRecord]) -> tuple[Pair, ...]:
-        """One for each pair that was counted or holds something. There may be 65,536, so every step counts."""
+    def _owners(self, counts: Counts, caches: Mapping[int, CacheRecord]) -> Owners:
+        """With objcg what the dying have belongs to others; but they still show what was freed of it."""
         moved = {own: heir for own, heir in self._ancestors.items() if own != heir} if self._era == OBJCG else {}
-        given = self._given(counts, caches, moved)
-        columns = self._columns(counts.keys() | given.keys(), caches)
-        allocs, frees = self._known.gives("alloc"), self._known.gives("free")
-        # With the patch set objects go with their slab from one memcg to another.
-        knows_live = allocs and frees and self._era != RECHARGE
-        places, rows = [], []
-        for key, value in chain(counts.items(), ((key, _NOTHING) for key in given if key not in counts)):
-            address, cgroup_id = key
-            if cgroup_id == NOBODY:
-                continue
-            place, name, size, charged = columns[address]
-            objects, freed = value[_OBJECTS], value[_FREED]
-            left = None
-            # The root is charged for nothing of its own, only for what the dead below it have left.
-            own = 0 if charged is None or cgroup_id == self._root_id else value[charged]
-            if charged is not None and (own or freed):
-                left = 0 if cgroup_id in moved else own - freed
-            if given and key in given:
-                left = given[key] + (left or 0)
-            places.append(cgroup_id * len(columns) + place)
-            rows.append(_as_pair((
-                name, address, cgroup_id,
-                objects if allocs else None,
-                objects * size if allocs and size is not None else None,
-                freed if frees and left is not None else None,
-                left * size if knows_live and left is not None and size is not None else None,
-            )))  # fmt: skip
-        return tuple([rows[index] for index in sorted(range(len(rows)), key=places.__getitem__)])
-
-    def _given(
-        self, counts: Counts, caches: Mapping[int, CacheRecord], moved: Mapping[int, int]
-    ) -> dict[tuple[int, int], int]:
-        """(cache, memcg) -> charged objects that others have left to it. `moved`: the dying -> who is charged for them.
-
-        Their own objects are theirs no more, but they still show what was freed of them.
-        """
         given: dict[tuple[int, int], int] = defaultdict(int)
         for (address, cgroup_id), left in self._inherited.items():
             given[address, self._ancestors.get(cgroup_id, cgroup_id)] += left
-        if not moved:
-            return given
-        for (address, cgroup_id), value in counts.items():
-            if cgroup_id in moved:
-                charged = self._charged_objects(value, caches.get(address))
-                own = 0 if cgroup_id == self._root_id else charged
-                if own is not None and (own or value.freed_objects):
-                    given[address, moved[cgroup_id]] += own - value.freed_objects
-        return given
+        for key in [key for key in counts if key[1] in moved] if moved else ():
+            address, cgroup_id = key
+            charged = self._charged_objects(counts[key], caches.get(address))
+            own = 0 if cgroup_id == self._root_id else charged
+            freed = counts[key].freed_objects
+            if own is not None and (own or freed):
+                given[address, moved[cgroup_id]] += own - freed
+        return Owners(dict(given), frozenset(moved), self._root_id)
 
-    def _columns(
-        self, keys: Set[tuple[int, int]], caches: Mapping[int, CacheRecord]
-    ) -> dict[int, tuple[int, str, int | None, int | None]]:
-        """Cache's address -> (place in the order of caches, name, bytes of an object, what the kernel charges)."""
-        found = []
-        for address in {address for address, _ in keys}:
-            cache = caches.get(address)
-            size = cache.size_bytes if cache else None
-            found.append((cache.name if cache else f"{address:#x}", address, size, self._charged_column(cache)))
-        found.sort(key=lambda row: row[:2])
-        return {row[1]: (place, row[0], *row[2:]) for place, row in enumerate(found)}
+    def _column(self, address: int, cache: CacheRecord | None) -> Column:
+        if cache is None:
+            return Column(f"{address:#x}", None, None)
+        return Column(cache.name, cache.size_bytes, self._charged_column(cache))
 
     def _charged_objects(self, counts: PairCounts, cache: CacheRecord | None) -> int | None:
         """Those that the kernel charged; None where it does not tell."""
@@ -232,8 +189,8 @@ class Ledger:
         if cache is None or self._known.slab_account is None:
             return None
         if cache.flags & self._known.slab_account:
-            return _OBJECTS
-        return _ACCOUNT_OBJECTS if self._known.facts.gfp_account is not None else None
+            return OBJECTS
+        return ACCOUNT_OBJECTS if self._known.facts.gfp_account is not None else None
 
 
 def _root_name(cache: CacheRecord | None, caches: Mapping[int, CacheRecord]) -> str | None:
