@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping
 from kmemwatch.model import DYING, ONLINE, Cgroup, Lost, Snapshot
 from kmemwatch.units import NS_PER_S, UNKNOWN
 
+DYING_AGES_S = {"0s": 0, "1m": 60, "10m": 600, "1h": 3600, "6h": 21_600, "1d": 86_400}
+"""How dying memcgs are told apart by age: each is in the last one that it has reached."""
+
 PER_MEMCG_ERAS = ("recharge", "per-memcg")
 """Kernels where each memcg has child caches, so that a kmemcg_id -> cache map exists."""
 
@@ -31,6 +34,17 @@ def dying(snapshot: Snapshot) -> list[Cgroup]:
 def oldest_dying_s(snapshot: Snapshot) -> float | None:
     """Age of the oldest dying memcg, at least; None when there is none."""
     return max((dying_for(c, snapshot)[0] for c in dying(snapshot)), default=None)
+
+
+def dying_by_age(snapshot: Snapshot) -> dict[str, int] | None:
+    """Key of DYING_AGES_S -> dying memcgs of that age; None when it is not known which are dying."""
+    if dying_count(snapshot) is None:
+        return None
+    found = dict.fromkeys(DYING_AGES_S, 0)
+    for cgroup in dying(snapshot):
+        age_s, _ = dying_for(cgroup, snapshot)
+        found[max((name for name, least in DYING_AGES_S.items() if age_s >= least), key=DYING_AGES_S.__getitem__)] += 1
+    return found
 
 
 def pinned_bytes(cgroups: Iterable[Cgroup]) -> dict[str, int] | None:

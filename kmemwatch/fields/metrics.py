@@ -196,6 +196,17 @@ METRICS: tuple[MetricTable[Any], ...] = (
         _one("kmemwatch_dying_cgroup_bytes", BYTES, GAUGE, "Bytes that keep dying memory cgroups, by kind of memory."),
     ),
     MetricTable(
+        lambda s: _items(derived.dying_by_age(s)),
+        {"at_least": lambda item: label(item[0])},
+        _one(
+            "kmemwatch_dying_cgroups_by_age",
+            COUNT,
+            GAUGE,
+            "Dying memory cgroups by the time since they were removed: at least this, and less than the next larger"
+            " at_least. One that was removed before kmemwatch was attached counts from then.",
+        ),
+    ),
+    MetricTable(
         lambda s: _items(derived.caches_per_root(s)),
         {"root": lambda item: label(item[0])},
         _one("kmemwatch_caches_per_root", COUNT, GAUGE, "Child caches of a root cache."),

@@ -54,6 +54,7 @@ PROMISED = {
     "cgroup_cache_allocations_total": {"cgroup", "cache"},
     "dying_cgroups": set(),
     "dying_cgroup_bytes": {"kind"},
+    "dying_cgroups_by_age": {"at_least"},
     "oldest_dying_cgroup_seconds": set(),
     "cgroups_offlined_total": set(),
     "cgroups_released_total": set(),

@@ -13,7 +13,15 @@ import pytest
 from kmemwatch import ids
 from kmemwatch.fields import COUNTER, METRICS, Field
 from kmemwatch.fields.base import BYTES, SECONDS, rate_human
-from kmemwatch.fields.derived import caches_per_root, dying_for, dying_slab_bytes, losses, oldest_dying_s, pinned_bytes
+from kmemwatch.fields.derived import (
+    caches_per_root,
+    dying_by_age,
+    dying_for,
+    dying_slab_bytes,
+    losses,
+    oldest_dying_s,
+    pinned_bytes,
+)
 from kmemwatch.fields.measures import MAX_PREVIOUS_OWNERS
 from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, slabs_of
 from kmemwatch.fields.rows import Frame, frame
@@ -33,7 +41,7 @@ DESIGN = {
 
 
 MORE = {"recharge_lost_races_total", "kmemcg_ids_given_total", "kmemcg_ids_freed_total", "cache_slab_bytes",
-        "dying_cgroup_child_slab_bytes"}  # fmt: skip
+        "dying_cgroup_child_slab_bytes", "dying_cgroups_by_age"}  # fmt: skip
 """What kmemwatch exports beyond its contract."""
 
 
@@ -83,7 +91,7 @@ def test_samples_are_unique_or_can_be_added_and_never_negative(make: object) -> 
 
 def test_unknown_is_absent() -> None:
     known = {"build_info", "kernel_info", "probe_attached", "online_cgroups", "dying_cgroups",
-             "oldest_dying_cgroup_seconds", "map_entries", "map_capacity"}  # fmt: skip
+             "oldest_dying_cgroup_seconds", "dying_cgroups_by_age", "map_entries", "map_capacity"}  # fmt: skip
     told = {name.removeprefix("kmemwatch_") for name, _, value in samples(fakes.unknown()) if value is not None}
     assert told == known
 
@@ -110,6 +118,14 @@ def test_age_of_the_dying() -> None:
     assert dying_for(by_id[fakes.DIED_BEFORE], shown) == (600.0, False)
     assert oldest_dying_s(shown) == 600.0
     assert oldest_dying_s(fakes.empty()) is None
+
+
+def test_each_dying_cgroup_is_counted_once_by_age() -> None:
+    # Removed 500, 400 and 200 s ago, and one before the probes were attached 600 s ago.
+    assert dying_by_age(fakes.sample()) == {"0s": 0, "1m": 3, "10m": 1, "1h": 0, "6h": 0, "1d": 0}
+    assert dying_by_age(fakes.sample(3600)) == {"0s": 0, "1m": 0, "10m": 0, "1h": 4, "6h": 0, "1d": 0}
+    assert dying_by_age(fakes.empty()) == {"0s": 0, "1m": 0, "10m": 0, "1h": 0, "6h": 0, "1d": 0}
+    assert dying_by_age(replace(fakes.empty(), totals=Totals())) is None
 
 
 def test_pins_add_up_by_kind() -> None:
