@@ -86,8 +86,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
     # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
-    "child caches": lambda: _slab_mode() in ("private", "reuse"),
-    "recharges": lambda: _slab_mode() == "reuse",
+    "child caches": lambda: slab_mode() in ("private", "reuse"),
+    "recharges": lambda: slab_mode() == "reuse",
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
     "a tree that all may read": _tree_is_open,
     "the lab": lambda: GUEST is not None,
@@ -95,7 +95,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
 }
 
 
-def _slab_mode() -> str | None:
+def slab_mode() -> str | None:
+    """``shared``, ``private`` or ``reuse``; None on a kernel that is not the lab's own."""
     try:
         first = SLAB_COUNTERS.read_text().splitlines()[0]
     except OSError:

@@ -17,7 +17,7 @@ import pytest
 
 FILE_VARIABLE = "KMEMWATCH_GUEST_REPORT"
 RUNNING = "running"
-TEST_LIMIT_S = 300
+TEST_LIMIT_S = 500
 """For set-up, test and tear-down each: one test that waits for ever must not cost the others their turn."""
 
 

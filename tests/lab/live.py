@@ -64,12 +64,12 @@ class Matrix:
     """The guests of a whole run, as many at once as this machine has processors; each boots once."""
 
     def __init__(self, tests: Mapping[LabKernel, Sequence[str]], directory: Path) -> None:
-        """Starts the guests in the order given; node ids by kernel."""
+        """Starts the guests, those with the most to do first; node ids by kernel."""
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._stop = threading.Event()
         self._runs = {
             kernel.name: self._pool.submit(run_live, kernel, directory / kernel.name, nodeids, self._stop)
-            for kernel, nodeids in tests.items()
+            for kernel, nodeids in sorted(tests.items(), key=lambda item: -len(item[1]))
         }
 
     def run_of(self, kernel: str) -> LiveRun:

@@ -23,11 +23,13 @@ from tests.live.tell import settled
 from tests.needs import NEEDS
 
 ROUNDS = 100
-THROUGH_CHILD = 3
+THROUGH_CHILD = 2
 """Of them with the child and all; the others do what it does in this process, as its start takes 5 s in a guest."""
-WHOLE_EVERY = 20
+WHOLE_EVERY = 33
 """The other rounds go without what is attached to nothing, and with small maps: to check those programs and to fill
 those maps takes the kernel ten times as long as all the rest."""
+SLOW = "kmem_cache_free_bulk"
+"""Its loop takes the kernel as long to check as all other programs together."""
 SMALL_ENTRIES = 1024
 SMALL_RING_BYTES = 1 << 16
 WARM_UP = 10
@@ -74,9 +76,10 @@ def attach_here(kept: dict[str, Any]) -> LiveFeed:
 
 
 def smaller(kept: dict[str, Any]) -> dict[str, Any]:
-    """The same programs, attached in the same way, with small maps; without those that are attached to nothing."""
+    """The same programs, attached in the same way, with small maps; without those that are attached to nothing, and
+    without SLOW."""
     small = copy.deepcopy(kept)
-    attached = [program["kind"] != "test_run" for program in small["programs"]]
+    attached = [program["kind"] != "test_run" and program["target"] != SLOW for program in small["programs"]]
     small["programs"] = list(compress(small["programs"], attached))
     small["manifest"]["programs"] = list(compress(small["manifest"]["programs"], attached))
     for definition, told in zip(small["maps"], small["manifest"]["maps"], strict=True):
@@ -129,6 +132,7 @@ def test_kprobes_are_there_while_attached() -> None:
     feed = open_live(LiveOptions(("raw_tp", "fentry")))
     try:
         assert len(kprobe_list()) > len(before)
-        assert all(len(loaded(kind)) > 0 for kind in KINDS)
+        assert loaded("prog")
+        assert loaded("map")
     finally:
         feed.close()

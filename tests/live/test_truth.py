@@ -119,7 +119,8 @@ def test_files_on_tmpfs_come_and_go_in_both_their_caches(
             size = cache_named(snapshot(feed), "shmem_inode_cache").object_bytes
             assert live is not None
             assert size is not None
-            assert live.live_bytes == number * size
+            # Where slabs are recharged, an object may be another's by now.
+            assert live.live_bytes == (None if snapshot(feed).kernel.era == "recharge" else number * size)
             work.do(f"unlink {number} {tmpfs}")
             limit = time.monotonic() + patience(15 if exact else 1)
             while time.monotonic() < limit:

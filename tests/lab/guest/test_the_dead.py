@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Three hundred memcgs that die with objects left: what becomes of their ids and of their caches where each memcg has
+its own (they stay), and where they are reused (others take them over)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kmemwatch.live import LiveOptions, open_live
+from kmemwatch.model import ABSENT, DYING
+from tests.lab.guest.frames import look_at_frames
+from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, grown, lost_between, shrink
+from tests.lab.guest.workers import workers
+from tests.live.cgroups import OwnCgroup
+from tests.needs import slab_mode
+
+pytestmark = pytest.mark.needs("root", "bcc", "child caches")
+
+MEMCGS = 307
+PAUSE_MS = 50
+"""For the child caches of each, which are created in the background."""
+LIMIT_S = 60
+DROP_CACHES = Path("/proc/sys/vm/drop_caches")
+
+
+@pytest.fixture
+def watched(runner_in_root_cgroup: None) -> Iterator[Watched]:
+    """Attached in the best way."""
+    feed = open_live(LiveOptions(()))
+    yield Watched("best", feed)
+    feed.close()
+
+
+@pytest.fixture
+def parent(memory_root: Path) -> Iterator[OwnCgroup]:
+    """A living cgroup that has nothing itself, and whose children have a memory controller."""
+    cgroup = OwnCgroup(memory_root, "kmw-graveyard")
+    (cgroup.path / "cgroup.subtree_control").write_text("+memory")
+    yield cgroup
+    cgroup.remove()
+
+
+def test_three_hundred_die_with_objects_left(watched: Watched, parent: OwnCgroup, tmpfs: Path) -> None:
+    before = at_rest([watched])
+    with workers(1) as (worker,):
+        worker.do("lives", MEMCGS, parent.path, "kmw-dead", tmpfs, PAUSE_MS, parent.path.parent)
+        after = at_rest([watched])
+        ours, kernels = grown(before.ours("best"), after.ours("best")), grown(before.kernels(), after.kernels())
+        assert lost_between(before.feeds["best"], after.feeds["best"]) == {}
+        if slab_mode() == "private":
+            assert ours == {name: None if name.startswith("recharge") else value for name, value in kernels.items()}
+        else:
+            assert ours == kernels
+        assert kernels["css_offline"] == kernels["ids_allocated"] == MEMCGS
+        pinned_pages_are_the_kernels(watched, parent)
+        contrast(watched, kernels)
+        worker.do("unlink")
+    time.sleep(1)  # inodes are freed after a grace period of RCU
+    DROP_CACHES.write_text("2")  # dentries of the removed directories of cgroups
+    shrink()
+    deadline = time.monotonic() + LIMIT_S
+    while (left := at_rest([watched])).kernels()["dying"] and time.monotonic() < deadline:
+        time.sleep(1)
+    assert left.ours("best")["dying"] == left.kernels()["dying"] == 0
+
+
+def pinned_pages_are_the_kernels(watched: Watched, parent: OwnCgroup) -> None:
+    """In /proc/kpagecgroup, pages of a dead memcg count for its next living ancestor."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        dying = [cgroup for cgroup in watched.look().cgroups if cgroup.state == DYING]
+        ours = [sum(slabs.slab_bytes for slabs in cgroup.child_slabs or ()) for cgroup in dying]
+        kernels = look_at_frames().pages[parent.id] * PAGE_BYTES
+        if sum(ours) == kernels or time.monotonic() > deadline:
+            break
+    assert sum(ours) == kernels > 0
+    assert [(cgroup.pins or {}).get("slab", 0) for cgroup in dying] == ours
+
+
+def contrast(watched: Watched, kernels: dict[str, int | None]) -> None:
+    """What the series changes, as our figures show it."""
+    now = watched.look()
+    recharge = {probe.signal: probe.status for probe in now.probes}["recharge"]
+    assert kernels["dying"] is not None
+    assert kernels["child_caches"] is not None
+    assert now.ids.in_use is not None
+    if slab_mode() == "private":
+        assert recharge == ABSENT
+        assert kernels["dying"] == MEMCGS
+        assert now.ids.in_use >= MEMCGS
+        assert kernels["child_caches"] > 2 * MEMCGS
+        assert now.ids.reuses_total == 0
+    else:
+        assert recharge != ABSENT
+        # Objects that stay fill slabs, which keep the last who took from them.
+        assert kernels["dying"] < MEMCGS
+        assert now.ids.peak_online_memcgs is not None
+        assert now.ids.in_use <= now.ids.peak_online_memcgs < MEMCGS // 10
+        assert kernels["child_caches"] < MEMCGS
+        assert now.ids.reuses_total == kernels["id_reuses"]
+        assert kernels["id_reuses"] is not None
+        assert kernels["id_reuses"] > MEMCGS // 2
