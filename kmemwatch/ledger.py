@@ -16,6 +16,8 @@ from kmemwatch.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Owners, Pa
 from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
 from kmemwatch.sources.discover import CacheRecord
 
+_NO_CHARGES = ChargeCounts(0, 0)
+
 Counts = Mapping[tuple[int, int], PairCounts]
 """(cache, cgroup id) -> what the maps count."""
 
@@ -29,6 +31,7 @@ class Ledger:
         allocs, frees = known.gives("alloc"), known.gives("free")
         # With the patch set objects go with their slab from one memcg to another.
         self._pairs = PairRows(allocs, frees, knows_live=allocs and frees and era != RECHARGE)
+        self._knows_charges = known.gives("charge")
         self._charges: dict[int, ChargeCounts] = {}
         self._settled: dict[int, ChargeCounts] = {}
         """cgroup id -> counts that were forgotten in the maps, for as long as the released memcg is shown."""
@@ -80,8 +83,7 @@ class Ledger:
         self._settled = {key: counts for key, counts in self._settled.items() if key in self._ancestors}
 
     def _total_charges(self, cgroup_id: int) -> tuple[int, int]:
-        nothing = ChargeCounts(0, 0)
-        then, now = self._settled.get(cgroup_id, nothing), self._charges.get(cgroup_id, nothing)
+        then, now = self._settled.get(cgroup_id, _NO_CHARGES), self._charges.get(cgroup_id, _NO_CHARGES)
         return then.charged_pages + now.charged_pages, then.uncharged_pages + now.uncharged_pages
 
     def _hand_down(self) -> None:
@@ -104,7 +106,7 @@ class Ledger:
 
     def charges(self, cgroup_id: int) -> tuple[int | None, int | None]:
         """Bytes (charged, uncharged) by a memcg itself since the start; None without the signal."""
-        if not self._known.gives("charge"):
+        if not self._knows_charges:
             return None, None
         charged, uncharged = self._total_charges(cgroup_id)
         page = self._known.facts.page_bytes

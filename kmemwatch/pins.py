@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kmemwatch.kernel.era import OBJCG
@@ -29,10 +29,14 @@ class Units:
 
     def slab_bytes(self, stats: Sequence[int]) -> int | None:
         """``memory.stat`` slab. Bytes since Linux kernel commit d42f3245c7e2 (v5.9), pages before."""
-        parts = [self.stat(stats, f"NR_SLAB_{kind}_B", 1) for kind in ("RECLAIMABLE", "UNRECLAIMABLE")]
-        if None in parts:
-            parts = [self.stat(stats, f"NR_SLAB_{kind}", self.page_bytes) for kind in ("RECLAIMABLE", "UNRECLAIMABLE")]
-        return None if None in parts else sum(part for part in parts if part is not None)
+        found = self._sum(stats, "NR_SLAB_RECLAIMABLE_B", "NR_SLAB_UNRECLAIMABLE_B", 1)
+        if found is None:
+            found = self._sum(stats, "NR_SLAB_RECLAIMABLE", "NR_SLAB_UNRECLAIMABLE", self.page_bytes)
+        return found
+
+    def _sum(self, stats: Sequence[int], one: str, other: str, unit_bytes: int) -> int | None:
+        first, second = self.stat(stats, one, unit_bytes), self.stat(stats, other, unit_bytes)
+        return None if first is None or second is None else first + second
 
     def kernel_bytes(self, record: MemcgRecord) -> int | None:
         """``memory.kmem.usage_in_bytes`` on v1, ``memory.stat`` kernel on v2; None on v2 before v5.18."""
@@ -76,11 +80,12 @@ class Units:
         return {kind: size for kind, size in found.items() if size}
 
 
-def local_stats(records: Iterable[MemcgRecord]) -> dict[int, list[int]]:
-    """css -> statistics less those of its children: the kernel adds up what is below a memcg."""
+def local_stats(records: Iterable[MemcgRecord], wanted: Collection[int]) -> dict[int, list[int]]:
+    """css, of those `wanted` -> statistics less those of its children: the kernel adds up what is below a memcg."""
     local = {}
     for record in records:  # parents come before children
-        local[record.css] = list(record.stats)
+        if record.css in wanted:
+            local[record.css] = list(record.stats)
         parent = local.get(record.parent_css)
         if parent is not None:
             for index, value in enumerate(record.stats):

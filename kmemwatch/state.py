@@ -8,8 +8,9 @@ events say when and by whom. Where they differ the walk is right, and the event'
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from kmemwatch import pins
 from kmemwatch.children import Children
@@ -40,6 +41,21 @@ MAX_PENDING_EVENTS = 100_000
 """Events are dropped beyond this, oldest first, and counted as lost if anybody takes events at all."""
 
 
+class _Figures(NamedTuple):
+    """Of a walk, as in `model.Cgroup`."""
+
+    kmemcg_id: int | None = None
+    memory_bytes: int | None = None
+    kernel_bytes: int | None = None
+    slab_bytes: int | None = None
+    pins: Mapping[str, int] | None = None
+    references: int | None = None
+    child_slabs: tuple[ChildSlabs, ...] | None = None
+
+
+_UNKNOWN = _Figures()
+
+
 @dataclass(slots=True)
 class _Memcg:
     cgroup_id: int
@@ -59,9 +75,8 @@ class _Memcg:
     """It was dying when it was first seen, so there is no event of that."""
     seen_at_monotonic_ns: int = 0
     """Of its latest event; a walk that began earlier may not show it yet."""
-    record: MemcgRecord | None = None
-    figures: dict[str, object] = field(default_factory=dict)
-    """Sizes in `model.Cgroup`'s names."""
+    is_root: bool = False
+    figures: _Figures = _UNKNOWN
 
 
 class State:
@@ -192,7 +207,7 @@ class State:
     def _path(self, memcg: _Memcg) -> str | None:
         """From the root of the hierarchy; the path that is known stays when the parents are gone."""
         if memcg.parent_id is None:
-            return "/" if memcg.record is not None and not memcg.record.parent_css else memcg.path
+            return "/" if memcg.is_root else memcg.path
         parent = self._memcgs.get(memcg.parent_id)
         if parent is None or parent.path is None or memcg.name is None:
             return memcg.path
@@ -236,14 +251,18 @@ class State:
     ) -> None:
         records = list(records)
         by_css = {record.css: record for record in records}
-        local = pins.local_stats(records)
+        # Also those whose death was told before the walk saw it.
+        dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
+        local = pins.local_stats(
+            records, {record.css for record in records if not record.online or record.cgroup_id in dying}
+        )
         now_ns = began_ns + self._offset_ns()
         for record in records:
             memcg = self._memcgs.get(record.cgroup_id)
             if memcg is None:
                 state = ONLINE if record.online else DYING
                 memcg = self._add(_Memcg(record.cgroup_id, state, found_dying=not record.online))
-            memcg.record = record
+            memcg.is_root = not record.parent_css
             memcg.name = record.name
             parent = by_css.get(record.parent_css)
             memcg.parent_id = parent.cgroup_id if parent is not None else None
@@ -251,7 +270,7 @@ class State:
             if memcg.seen_at_monotonic_ns < began_ns:
                 self._set_state(memcg, ONLINE if record.online else DYING)
             slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id)
-            memcg.figures = self._figures(record, local[record.css], memcg.state, slabs)
+            memcg.figures = self._figures(record, local.get(record.css), memcg.state, slabs)
         seen = {record.cgroup_id for record in records}
         for memcg in self._memcgs.values():
             if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
@@ -260,18 +279,18 @@ class State:
         self._peak_online = max(self._peak_online or 0, self._online)
 
     def _figures(
-        self, record: MemcgRecord, local: list[int], state: str, slabs: tuple[ChildSlabs, ...] | None
-    ) -> dict[str, object]:
+        self, record: MemcgRecord, local: Sequence[int] | None, state: str, slabs: tuple[ChildSlabs, ...] | None
+    ) -> _Figures:
         dying = state == DYING
-        return {
-            "kmemcg_id": record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
-            "memory_bytes": record.memory_pages * self._units.page_bytes,
-            "kernel_bytes": self._units.kernel_bytes(record),
-            "slab_bytes": self._units.slab_bytes(record.stats),
-            "pins": self._units.pins(record, local, slabs) if dying else None,
-            "references": record.references if dying and self._counts_references else None,
-            "child_slabs": slabs if dying else None,
-        }
+        return _Figures(
+            kmemcg_id=record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
+            memory_bytes=record.memory_pages * self._units.page_bytes,
+            kernel_bytes=self._units.kernel_bytes(record),
+            slab_bytes=self._units.slab_bytes(record.stats),
+            pins=self._units.pins(record, local, slabs) if dying and local is not None else None,
+            references=record.references if dying and self._counts_references else None,
+            child_slabs=slabs if dying else None,
+        )
 
     @property
     def _counts_references(self) -> bool:
@@ -336,18 +355,23 @@ class State:
 
     def _cgroup(self, memcg: _Memcg) -> Cgroup:
         charged, uncharged = self._ledger.charges(memcg.cgroup_id)
-        figures = memcg.figures if memcg.state != RELEASED else {}
-        sizes = {name: figures.get(name) for name in _FIGURES}
+        figures = memcg.figures if memcg.state != RELEASED else _UNKNOWN
         return Cgroup(
             id=memcg.cgroup_id,
             path=memcg.path,
             state=memcg.state,
+            kmemcg_id=figures.kmemcg_id,
             online_at_ns=memcg.online_at_ns,
             offline_at_ns=memcg.offline_at_ns if memcg.state != ONLINE else None,
-            released_at_ns=memcg.released_at_ns if memcg.state == RELEASED else None,
+            memory_bytes=figures.memory_bytes,
+            kernel_bytes=figures.kernel_bytes,
+            slab_bytes=figures.slab_bytes,
             charged_bytes_total=charged,
             uncharged_bytes_total=uncharged,
-            **sizes,  # type: ignore[arg-type]
+            pins=figures.pins,
+            references=figures.references,
+            released_at_ns=memcg.released_at_ns if memcg.state == RELEASED else None,
+            child_slabs=figures.child_slabs,
         )
 
     def _lost(self, lost: Mapping[str, int]) -> Lost:
@@ -364,6 +388,5 @@ class State:
         )
 
 
-_FIGURES = ("kmemcg_id", "memory_bytes", "kernel_bytes", "slab_bytes", "pins", "references", "child_slabs")
 _MAP_FULL = ("pair_map_full", "charge_map_full", "recharge_map_full")
 _UNRESOLVED = ("cgroup_unreadable", "cache_unreadable", "recharge_unfollowed")

@@ -36,7 +36,7 @@ def record(cgroup_id: int, kmem_cache_id: int, held: bool = True, **values: obje
         kmem_cache_id=kmem_cache_id,
         kmem_cache_id_held=held,
     )
-    return replace(blank, **values)  # type: ignore[arg-type]
+    return blank._replace(**values)  # type: ignore[arg-type]
 
 
 def child(kmemcg_id: int, number: int = 0, slab_bytes: int | None = 4096) -> CacheRecord:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from kmemwatch.kernel.era import OBJCG, PER_MEMCG
@@ -50,7 +48,7 @@ def test_slab_pins_only_where_it_does_not_move_to_the_parent() -> None:
 def test_statistics_that_are_older_than_the_counter_tell_nothing_yet() -> None:
     one = record(memory=10, NR_FILE_PAGES=11)
     assert units().pins(one, one.stats) is None
-    assert units().pins(replace(one, memory_pages=11), one.stats) == {"file": 11 * PAGE}
+    assert units().pins(one._replace(memory_pages=11), one.stats) == {"file": 11 * PAGE}
 
 
 def test_without_the_order_of_statistics_nothing_is_told() -> None:
@@ -63,5 +61,7 @@ def test_without_the_order_of_statistics_nothing_is_told() -> None:
 @pytest.mark.parametrize("name", ["NR_FILE_PAGES", "NR_SHMEM"])
 def test_a_memcg_is_not_told_to_hold_what_its_children_hold(name: str) -> None:
     records = [record(1, 0, **{name: 100}), record(2, 1, **{name: 60}), record(3, 2, **{name: 25}), record(4, 1)]
-    local = local_stats(records)
+    local = local_stats(records, {1, 2, 3, 4})
     assert [local[css][INDEX[name]] for css in (1, 2, 3, 4)] == [40, 35, 25, 0]
+    some = local_stats(records, {2, 4})
+    assert some == {css: local[css] for css in (2, 4)}
