@@ -17,7 +17,8 @@ ARGS ?=
 # For example: make test-lab KERNELS=patched,7.x; see tests/lab/kernels.py
 KERNELS ?= all
 
-.PHONY: help setup setup-test top test test-unit test-live test-lab lab-kernels lab-facts lab-results bench lint clean
+.PHONY: help setup setup-test top test test-unit test-live test-e2e test-lab lab-kernels lab-facts lab-results bench \
+	dashboards lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -32,7 +33,7 @@ top: setup ## set up, then show live which cgroups and caches hold kernel memory
 	@$(SUDO) $(BIN)/kmemwatch top $(ARGS)
 
 test: lint ## set up, then run every check and test, with one stock kernel in QEMU
-	$(PYTEST) tests/unit tests/live tests/lab $(ARGS)
+	$(PYTEST) tests/unit tests/live tests/e2e tests/lab $(ARGS)
 
 test-unit: setup-test ## tests that need neither root nor a special kernel
 	$(BIN)/python -m pytest tests/unit $(ARGS)
@@ -45,6 +46,13 @@ lab-kernels: setup-test ## get the lab's kernels; builds those with our patches 
 
 lab-facts: setup-test ## record the facts of the lab's kernels again, for the tests of the plan
 	$(SUDO) $(TIDY) $(BIN)/python -m tests.lab.facts
+
+test-e2e: setup-test ## tests with the distribution's Prometheus and Alertmanager
+	$(PYTEST) tests/e2e $(ARGS)
+
+dashboards: setup-test ## write dashboards/*.json from their source, and draw docs/dashboards/*.png from what the tests see
+	$(BIN)/python -m dashboards
+	KMEMWATCH_PICTURES=$(CURDIR)/docs/dashboards $(PYTEST) tests/e2e -k draw
 
 test-lab: setup-test ## boot KERNELS (a list; all of them) in QEMU and run the live tests in them
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
@@ -61,6 +69,7 @@ lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	! $(BIN)/python -c 'import grafana_foundation_sdk' 2>/dev/null || $(BIN)/mypy --python-version 3.11 dashboards
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/shellcheck scripts/setup .ci/run tests/lab/*.sh
 
