@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from tests.bench import code, host, report, results
+from tests.bench import code, native, report, results
 from tests.bench.guest import PARTS, PROGRAMS
 from tests.bench.tools import TOOLS
 from tests.lab.archive import FetchError
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _measure(options: argparse.Namespace) -> results.Results:
     parts, tools = options.only.split(","), options.tools.split(",")
-    new: results.Results = {results.GUESTS: {}, results.HOST: {}, results.CODE: {}}
+    new: results.Results = {results.GUESTS: {}, results.NATIVE: {}, results.CODE: {}}
     at = time.strftime("%Y-%m-%d", time.gmtime())
     if in_guest := [part for part in PARTS if part in parts]:
         for name, version in _guests(options):
@@ -59,10 +59,10 @@ def _measure(options: argparse.Namespace) -> results.Results:
             new[results.GUESTS][guest] = measured
             _say(f"{guest}: {measured['release']}")
             _print(measured)
-    if results.HOST in parts:
+    if results.NATIVE in parts:
         machine = f"{os.cpu_count()} processors, {_processor()}"
-        new[results.HOST] = {"machine": machine, "release": platform.release(), "at": at, **host.measure()}
-        _say(json.dumps(new[results.HOST], indent=1))
+        new[results.NATIVE] = {"machine": machine, "release": platform.release(), "at": at, **native.measure()}
+        _say(json.dumps(new[results.NATIVE], indent=1))
     if results.CODE in parts:
         new[results.CODE] = {facts: code.lengths(facts) for facts in code.FACTS}
         new[results.COMPILER] = code.compiler()
@@ -109,7 +109,7 @@ def _say(text: str) -> None:
 
 
 def _options(argv: Sequence[str]) -> argparse.Namespace:
-    parts = (*PARTS, results.HOST, results.CODE)
+    parts = (*PARTS, results.NATIVE, results.CODE)
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--kernel", help="names in the lab's table, separated by commas; else 6.1 and patched")
     parser.add_argument("--cgroup", help="versions of the memory hierarchy: 2,1")

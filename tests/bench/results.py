@@ -12,19 +12,19 @@ from tests.bench.guest import JOBBED, OPERATED, PROGRAMS
 from tests.bench.tools import KMEMWATCH, NONE
 
 FILE = Path(__file__).with_name("results.json")
-GUESTS, HOST, CODE, COMPILER = "guests", "host", "code", "compiler"
+GUESTS, NATIVE, CODE, COMPILER = "guests", "native", "code", "compiler"
 TOLERATED = 0.10
 """Growth that is not yet a failure."""
 
 Results = dict[str, Any]
-"""``guests``: "KERNEL, cgroup vN" -> what tests.bench.guest measured, with ``release`` and ``at``; ``host``: figures by
-name; ``code``: recorded facts -> program -> BPF instructions as compiled, by ``compiler``."""
+"""``guests``: "KERNEL, cgroup vN" -> what tests.bench.guest measured, with ``release`` and ``at``; ``native``: figures
+by name; ``code``: recorded facts -> program -> BPF instructions as compiled, by ``compiler``."""
 
 
 def load(file: Path = FILE) -> Results:
     """The kept ones; empty when there are none."""
     if not file.exists():
-        return {GUESTS: {}, HOST: {}, CODE: {}, COMPILER: ""}
+        return {GUESTS: {}, NATIVE: {}, CODE: {}, COMPILER: ""}
     kept: Results = json.loads(file.read_text())
     return kept
 
@@ -38,7 +38,7 @@ def merged(kept: Results, new: Results) -> Results:
     """What is new in place of what was kept of the same guests and parts."""
     return {
         GUESTS: {**kept[GUESTS], **new.get(GUESTS, {})},
-        HOST: new.get(HOST) or kept[HOST],
+        NATIVE: new.get(NATIVE) or kept[NATIVE],
         CODE: new.get(CODE) or kept[CODE],
         COMPILER: new.get(COMPILER) or kept[COMPILER],
     }

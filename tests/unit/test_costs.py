@@ -29,7 +29,7 @@ def measured() -> results.Results:
                 "jobs": {"none": {"exec": 1e6}, "kmemwatch": {"exec": 1.1e6}},
             }
         },
-        "host": {},
+        "native": {},
         "code": {"debian-6.1": {"kmw_tp_kmalloc": 50}},
         "compiler": "bcc 0.26.0",
     }
@@ -86,7 +86,7 @@ def test_a_program_that_nothing_was_kept_of_is_told() -> None:
 
 
 def test_parts_are_kept_on_their_own() -> None:
-    other: results.Results = {"guests": {"patched, cgroup v2": {"programs": {}}}, "host": {}, "code": {}}
+    other: results.Results = {"guests": {"patched, cgroup v2": {"programs": {}}}, "native": {}, "code": {}}
     both = results.merged(measured(), other)
     assert sorted(both["guests"]) == ["6.1, cgroup v2", "patched, cgroup v2"]
     assert both["code"] == measured()["code"]
