@@ -60,6 +60,12 @@ def _has_version(distribution: str, version: str) -> bool:
         return False
 
 
+def unpacked(program: str) -> str | None:
+    """A program of a package that scripts/setup unpacks and does not install; else the installed one."""
+    here = Path(__file__).parents[1] / ".venv/unpacked/usr/bin" / program
+    return str(here) if here.exists() else shutil.which(program)
+
+
 def _tree_is_open() -> bool:
     """Whether other users reach this tree: home directories are often closed to them."""
     here = Path(__file__).resolve()
@@ -88,6 +94,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
     "child caches": lambda: slab_mode() in ("private", "reuse"),
     "recharges": lambda: slab_mode() == "reuse",
+    "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
+    "Grafana's types": lambda: importlib.util.find_spec("grafana_foundation_sdk") is not None,
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
     "a tree that all may read": _tree_is_open,
     "the lab": lambda: GUEST is not None,

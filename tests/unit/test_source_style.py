@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SPDX = "SPDX-License-Identifier: GPL-2.0-only"
 FUNCTION_LINES = 40
 MODULE_LINES = 400
-SOURCES = ("kmemwatch", "bpf", "tests", "scripts", ".ci")
+SOURCES = ("kmemwatch", "bpf", "dashboards", "tests", "scripts", ".ci")
 COMMENTED = {".py", ".c", ".h", ".sh", ".tcss", ".yml", ""}
 
 
