@@ -17,6 +17,7 @@ from dashboards.parts import (
     SHARE,
     THIRD,
     WARN,
+    WIDE,
     Query,
     bars,
     dashboard,
@@ -41,7 +42,7 @@ def build() -> builders.Dashboard:
         "Slab caches, memory cgroups, dying cgroups and kmemwatch itself on one host.",
         "now-1h",
     ).with_variable(host_variable("host", "Host"))
-    for part in (_numbers, _caches, _cgroups, _dying, _self):
+    for part in (_numbers, _caches, _rates_of_caches, _cgroups, _pairs, _dying, _self, _costs, _rest):
         part(board)
     return board
 
@@ -102,6 +103,12 @@ def _caches(board: builders.Dashboard) -> None:
             BYTES_PER_S,
             minimum=None,
         ),
+    ):
+        board.with_panel(panel)
+
+
+def _rates_of_caches(board: builders.Dashboard) -> None:
+    for panel in (
         lines(
             "Objects allocated",
             "By cache.",
@@ -151,16 +158,21 @@ def _cgroups(board: builders.Dashboard) -> None:
             BYTES_PER_S,
             THIRD,
         ),
+    ):
+        board.with_panel(panel)
+
+
+def _pairs(board: builders.Dashboard) -> None:
+    board.with_panel(
         bars(
             "Who allocates what",
             "Objects that tasks of a cgroup allocate in a cache, a second.",
             _rate("kmemwatch_cgroup_cache_allocations_total", "cgroup, cache"),
             "{{cgroup}} {{cache}}",
             PER_S,
-            24,
-        ),
-    ):
-        board.with_panel(panel)
+            WIDE,
+        )
+    )
 
 
 def _dying(board: builders.Dashboard) -> None:
@@ -201,9 +213,6 @@ def _dying(board: builders.Dashboard) -> None:
 
 def _self(board: builders.Dashboard) -> None:
     board.with_row(row("kmemwatch"))
-    scrape = [
-        f"rate(kmemwatch_{name}_total{{{HOST}}}[$__rate_interval])" for name in ("scrape_duration_seconds", "scrapes")
-    ]
     for panel in (
         lines(
             "Events lost",
@@ -231,6 +240,15 @@ def _self(board: builders.Dashboard) -> None:
             THIRD,
             8,
         ),
+    ):
+        board.with_panel(panel)
+
+
+def _costs(board: builders.Dashboard) -> None:
+    scrape = [
+        f"rate(kmemwatch_{name}_total{{{HOST}}}[$__rate_interval])" for name in ("scrape_duration_seconds", "scrapes")
+    ]
+    for panel in (
         lines(
             "Processor time",
             "Of kmemwatch, in cores; without the BPF programs, which run in whoever allocates.",
@@ -255,6 +273,12 @@ def _self(board: builders.Dashboard) -> None:
             SECONDS,
             THIRD,
         ),
+    ):
+        board.with_panel(panel)
+
+
+def _rest(board: builders.Dashboard) -> None:
+    for panel in (
         lines(
             "Folded cgroups",
             "Cgroups that have no series of their own, see --max-series, and the series that they would have.",

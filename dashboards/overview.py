@@ -35,7 +35,7 @@ def build() -> builders.Dashboard:
         "kmemwatch / Overview",
         "Kernel memory, dying cgroups and the health of kmemwatch itself, by host.",
     ).with_variable(host_variable("host", "Host", several=True))
-    for part in (_numbers, _memory, _dying, _health, _hosts):
+    for part in (_numbers, _numbers_of_health, _memory, _dying, _online, _health, _hosts):
         part(board)
     return board
 
@@ -62,6 +62,12 @@ def _numbers(board: builders.Dashboard) -> None:
             COUNT,
             ((None, GOOD), (1000, WARN), (10_000, BAD)),
         ),
+    ):
+        board.with_panel(panel)
+
+
+def _numbers_of_health(board: builders.Dashboard) -> None:
+    for panel in (
         number(
             "Signals not measured",
             "Hooks that kmemwatch wanted and could not attach to; kmemwatch doctor says why, on the host.",
@@ -124,6 +130,12 @@ def _dying(board: builders.Dashboard) -> None:
             SECONDS,
             THIRD,
         ),
+    ):
+        board.with_panel(panel)
+
+
+def _online(board: builders.Dashboard) -> None:
+    for panel in (
         lines(
             "Online cgroups by host",
             "Memory cgroups that are in use.",
