@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -97,6 +97,13 @@ class LiveFeed:
         self._source.forget(self._state.update(reading))
         self._updated_at_s = time.monotonic()
         return reading
+
+    def program_runs(self) -> Mapping[str, tuple[int, int]]:
+        """Program -> (runs, nanoseconds) where the kernel counts them, see `BpfSource.program_runs`; empty once
+        closed, and for a source that has no programs."""
+        runs = getattr(self._source, "program_runs", None)
+        with self._lock:
+            return {} if runs is None or self._closed.is_set() else runs()
 
     def take_events(self) -> Sequence[Event]:
         """All events since the last call, oldest first."""

@@ -3,72 +3,244 @@
 
 from __future__ import annotations
 
-import ctypes
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter import DEFAULT_ADDRESS
+
+if TYPE_CHECKING:
+    from kmemwatch.exporter.frames import ReaderState
+    from kmemwatch.exporter.http_process import HttpProcess
+    from kmemwatch.exporter.publisher import Publisher
+    from kmemwatch.exporter.selection import SelectionOptions
+    from kmemwatch.exporter.webfiles import WebFiles
+    from kmemwatch.exporter.webmodel import Web
+    from kmemwatch.feed import Feed
 
 INTERVAL_S = 5.0
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
 MAX_SERIES = 20_000
 MIN_SERIES = 1_000
 _CHECK_S = 1.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-"""mallopt(3)."""
+_FIRST_S = 2.0
 
 
 @click.command(short_help="Serve.")
-@click.option("--web.listen-address", "address", metavar="ADDR", default=DEFAULT_ADDRESS,
-              help=f"HOST:PORT, [IPv6]:PORT or :PORT; {DEFAULT_ADDRESS}. Port 0: any free one.")  # fmt: skip
+@click.option("--web.listen-address", "addresses", metavar="ADDR", multiple=True,
+              help=f"HOST:PORT, [IPv6]:PORT, :PORT, unix:PATH, fd:// or fd://NAME; {DEFAULT_ADDRESS}. Port 0: any free"
+                   " one. May be repeated.")  # fmt: skip
+@click.option("--web.systemd-socket", "systemd_socket", is_flag=True,
+              help="The same as --web.listen-address fd://: the sockets that systemd hands over.")  # fmt: skip
+@click.option("--web.config.file", "config_file", metavar="FILE",
+              help="TLS, client certificates, passwords: as for Prometheus' own exporters. Read again when it"
+                   " changes.")  # fmt: skip
 @click.option("--web.telemetry-path", "telemetry_path", metavar="PATH", default="/metrics",
               help="Where the metrics are: /metrics.")  # fmt: skip
 @click.option("--interval", metavar="S", type=Seconds(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
               help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
 @click.option("--max-series", metavar="N", type=click.IntRange(min=MIN_SERIES), default=MAX_SERIES,
               help=f"Fold the smallest cgroups into cgroup=other above N series: {MAX_SERIES}.")  # fmt: skip
+@click.option("--cgroup.include", "cgroup_include", metavar="REGEX", multiple=True,
+              help="Only cgroups whose whole path matches; may be repeated.")  # fmt: skip
+@click.option("--cgroup.exclude", "cgroup_exclude", metavar="REGEX", multiple=True,
+              help="No cgroups whose whole path matches; may be repeated.")  # fmt: skip
+@click.option("--cache.include", "cache_include", metavar="REGEX", multiple=True,
+              help="Only caches whose whole name matches; may be repeated.")  # fmt: skip
+@click.option("--cache.exclude", "cache_exclude", metavar="REGEX", multiple=True,
+              help="No caches whose whole name matches; may be repeated.")  # fmt: skip
+@click.option("--cgroup.name", "naming", type=click.Choice(("path", "kubernetes")), default="path",
+              help="kubernetes: label the cgroups of pods with qos, uid and container_id, too.")  # fmt: skip
 @replay_option
 @without_option
-def command(
-    address: str, telemetry_path: str, interval: float, max_series: int, replay: str | None, without: tuple[str, ...]
-) -> None:
+def command(**given: Any) -> None:
     """Serve metrics for Prometheus, and the latest snapshot as JSON, over HTTP until SIGTERM or Ctrl-C."""
-    from kmemwatch.exporter.app import App, check_telemetry_path
-    from kmemwatch.exporter.exposition import Exposition
-    from kmemwatch.exporter.publisher import Publisher
-    from kmemwatch.exporter.server import Server, listen, url_of
+    from kmemwatch.exporter.heap import keep_memory_low
 
-    _keep_memory_low()
-    # First what is quick to fail: a port in use must not cost the time to attach.
-    check_telemetry_path(telemetry_path)
+    keep_memory_low()
     with until_stopped(), ExitStack() as stack:
-        listener = stack.enter_context(listen(address))
-        feed = open_feed(None, replay, without, realtime=True)
-        publisher = Publisher(feed, interval, _log, can_go_stale=replay is None)
-        stack.callback(publisher.stop)
-        app = App(publisher, Exposition(publisher.frame, max_series), telemetry_path, _log)
-        server = Server(app, [listener])
-        stack.callback(server.stop)
+        Daemon(Options.of(given), stack).run()
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command line, checked."""
+
+    addresses: tuple[str, ...]
+    config_file: str | None
+    telemetry_path: str
+    interval_s: float
+    max_series: int
+    selection: SelectionOptions
+    replay: str | None
+    without: tuple[str, ...]
+
+    @staticmethod
+    def of(given: dict[str, Any]) -> Options:
+        """Raises UsageError."""
+        from kmemwatch.exporter.paths import check_telemetry_path
+        from kmemwatch.exporter.selection import SelectionOptions
+
+        check_telemetry_path(given["telemetry_path"])
+        selection = SelectionOptions(
+            given["cgroup_include"],
+            given["cgroup_exclude"],
+            given["cache_include"],
+            given["cache_exclude"],
+            given["naming"],
+        )
+        selection.selection()
+        addresses = (*given["addresses"], *(["fd://"] if given["systemd_socket"] else []))
+        return Options(
+            addresses=addresses or (DEFAULT_ADDRESS,),
+            config_file=given["config_file"],
+            telemetry_path=given["telemetry_path"],
+            interval_s=given["interval"],
+            max_series=given["max_series"],
+            selection=selection,
+            replay=given["replay"],
+            without=given["without"],
+        )
+
+
+class Daemon:
+    """One process reads the kernel, another one serves; see docs/adr/0014-two-processes.md. This is the first."""
+
+    def __init__(self, options: Options, stack: ExitStack) -> None:
+        """Everything that has to be undone at the end goes to `stack`."""
+        self._options = options
+        self._stack = stack
+
+    def run(self) -> None:
+        """Until something ends it. Raises KmemwatchError."""
+        from kmemwatch.exporter.publisher import Publisher
+        from kmemwatch.exporter.wire import BrokenWeb, NewWeb
+
+        # First what is quick to fail: a port in use must not cost the time to attach.
+        files, web = self._read_web()
+        http, urls = self._start_http(web)
+        if web is not None:
+            http.wait_ready()
+        feed = open_feed(None, self._options.replay, self._options.without, realtime=True)
+        self._stack.callback(feed.close)
+        if web is None:
+            http.wait_ready()
+        publisher = Publisher(
+            feed,
+            self._options.interval_s,
+            _log,
+            can_go_stale=self._options.replay is None,
+            forward=http.forward,
+            reader=self._reader(feed),
+        )
+        if _is_live(feed):
+            give_up_privileges(feed)
+        # Threads have the privileges that there are when they begin.
+        self._stack.callback(publisher.stop)
+        self._stack.callback(http.stop)
+        http.start()
         publisher.start()
-        server.start()
-        _log(f"serving {url_of(listener)}{telemetry_path}")
-        stack.callback(_log, "stopping")
+        self._wait_first(publisher, http)
+        for url in urls:
+            _log(f"serving {url}")
+        self._stack.callback(_log, "stopping")
         while True:
             publisher.wait(_CHECK_S)
-            server.check()
+            http.check()
+            if files is not None:
+                files.reload(lambda now: http.tell(NewWeb(now)), lambda why: http.tell(BrokenWeb(why)))
+
+    def _read_web(self) -> tuple[WebFiles, Web] | tuple[None, None]:
+        if self._options.config_file is None:
+            return None, None
+        from kmemwatch.exporter import privileges
+        from kmemwatch.exporter.webfiles import WebFiles
+
+        files = WebFiles(self._options.config_file)
+        # As it will have to be read when it changes: a certificate must not be found unreadable when it is renewed.
+        with privileges.only(()):
+            return files, files.load()
+
+    def _start_http(self, web: Web | None) -> tuple[HttpProcess, list[str]]:
+        """The process, and where it can be reached."""
+        from kmemwatch.exporter import listening
+        from kmemwatch.exporter.http_process import HttpProcess
+        from kmemwatch.exporter.reader import ReaderProbe
+        from kmemwatch.exporter.wire import Settings
+
+        listeners = listening.listen_all(self._options.addresses)
+        self._stack.callback(listening.remove_unix, self._options.addresses)
+        scheme = "http" if web is None or web.config.tls is None else "https"
+        path = self._options.telemetry_path
+        urls = [
+            url if url.startswith(listening.UNIX) else url + path
+            for url in (listening.url_of(listener, scheme) for listener in listeners)
+        ]
+        http = HttpProcess(listeners)
+        self._stack.callback(http.stop)
+        settings = Settings(
+            listeners=[listener.fileno() for listener in listeners],
+            telemetry_path=path,
+            max_series=self._options.max_series,
+            stale_s=self._stale_s(),
+            selection=self._options.selection,
+            reader=ReaderProbe().state({}),
+            web=web,
+        )
+        for listener in listeners:
+            listener.close()
+        http.configure(settings)
+        return http, urls
+
+    @staticmethod
+    def _wait_first(publisher: Publisher, http: HttpProcess) -> None:
+        """Who reads that it serves wants to see something; a feed that is slow to begin is told of without it."""
+        deadline = time.monotonic() + _FIRST_S
+        while not http.has_frame(_FIRST_S / 100) and time.monotonic() < deadline:
+            publisher.wait(0)
+            http.check()
+
+    def _stale_s(self) -> float:
+        from kmemwatch.exporter.frames import STALE_INTERVALS
+
+        # A recording ends, and what it showed last stays valid.
+        return STALE_INTERVALS * self._options.interval_s if self._options.replay is None else float("inf")
+
+    def _reader(self, feed: Feed) -> Callable[[], ReaderState]:
+        """What this process, and the programs that it reads, cost."""
+        from kmemwatch.exporter.frames import ProgramRuns
+        from kmemwatch.exporter.reader import ReaderProbe
+
+        probe = ReaderProbe()
+        runs = getattr(feed, "program_runs", dict)
+        return lambda: probe.state({name: ProgramRuns(*counted) for name, counted in runs().items()})
 
 
-def _keep_memory_low() -> None:
-    """Give freed memory back at once, and have one heap for all threads: Python lets only one of them run anyway."""
+def _is_live(feed: Feed) -> bool:
+    from kmemwatch.live import LiveFeed
+
+    return isinstance(feed, LiveFeed)
+
+
+def give_up_privileges(feed: Feed) -> None:
+    """Keep what reading needs, for good: nothing on most kernels, CAP_BPF on some. Raises KmemwatchError."""
+    from kmemwatch.exporter import privileges, sandbox
+
+    # A whole snapshot: every way in which the kernel is read is tried.
+    _, enough = privileges.least_for(lambda: feed.next_snapshot(0))
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # not glibc
-        return
-    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 64 << 10), (_M_TRIM_THRESHOLD, 64 << 10)):
-        mallopt(parameter, value)
+        privileges.give_up(enough)
+    except OSError as error:
+        raise KmemwatchError(f"privileges cannot be given up: {error}") from error
+    if missing := sandbox.for_reader():
+        _log(f"system calls are not filtered: {missing}")
 
 
 def _log(message: str) -> None:

@@ -12,66 +12,108 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 
-from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from kmemwatch.exporter.collector import to_metric
-from kmemwatch.exporter.publisher import Frame
-from kmemwatch.exporter.series import Build, Family, SeriesBuilder
+from kmemwatch.exporter import own
+from kmemwatch.exporter.frames import Frame, ReaderState
+from kmemwatch.exporter.selection import ALL, Selection
+from kmemwatch.exporter.series import Build, SeriesBuilder
 from kmemwatch.exporter.text import write_text
-from kmemwatch.fields.serving import SERVING, Serving
+from kmemwatch.exporter.webmodel import WebState
+from kmemwatch.fields.serving import Serving
 
 _GZIP_WBITS = 31
 _GZIP_LEVEL = 1
 """Metric text packs well; higher levels take several times as long for a tenth less."""
 
+Format = tuple[str, bool]
+"""Content-Type, and whether it is packed."""
+
 
 class Exposition:
     """Answers scrapes; may be used from many threads at once."""
 
-    def __init__(self, frame: Callable[[], Frame | None], max_series: int) -> None:
+    def __init__(
+        self,
+        frame: Callable[[], Frame | None],
+        max_series: int,
+        selection: Selection = ALL,
+        *,
+        reader: Callable[[], ReaderState | None] = lambda: None,
+        web: WebState | None = None,
+    ) -> None:
+        """`frame`: the latest that is valid; `reader`: of the process that reads the kernel, if it is another one."""
         self._frame = frame
-        self._builder = SeriesBuilder(max_series)
+        self._reader = reader
+        self._web = web
+        self._builder = SeriesBuilder(max_series, selection)
         self._building = threading.Lock()
         self._built: tuple[int, Build] | None = None
-        self._process = CollectorRegistry()
-        ProcessCollector(registry=self._process)
+        self._process = own.OwnProcess()
         self._counting = threading.Lock()
         self._scrapes = 0
         self._seconds = 0.0
+        self._asked: tuple[Frame, set[Format]] | None = None
 
-    def render(self, accept: str, packed: bool) -> tuple[str, bytes]:
-        """(Content-Type, body) in the format that `accept` asks for, gzip if `packed`."""
+    def render(self, accept: str, packed: bool) -> tuple[str, tuple[bytes, ...]]:
+        """(Content-Type, parts of the body) in the format that `accept` asks for, gzip if `packed`."""
         began = time.monotonic()
         encode, content_type = choose_encoder(accept)
         frame = self._frame()
-        build = None if frame is None else frame.once("series", lambda: self._build(frame))
+        build = None if frame is None else self._build_of(frame)
         tail = encode(_Collected(self._own_metrics(frame, build)))
-        if frame is None or build is None:
-            body = Begun(b"").join(tail) if packed else tail
+        if frame is None:
+            parts: tuple[bytes, ...] = (Begun(()).join(tail) if packed else tail,)
         else:
-            text: bytes = frame.once(
-                (content_type, "text"),
-                lambda: write_text(build.families, openmetrics="openmetrics" in content_type),
-            )
-            body = frame.once((content_type, "gzip"), lambda: Begun(text)).join(tail) if packed else text + tail
+            self._note_asked(frame, (content_type, packed))
+            parts = self._with_tail(frame, content_type, packed, tail)
         with self._counting:
             self._scrapes += 1
             self._seconds += time.monotonic() - began
-        return content_type, body
+        return content_type, parts
+
+    def prepare(self, frame: Frame, before: Frame | None) -> None:
+        """Write the metrics of `frame`, which nobody can ask for yet, in the formats that were asked for of `before`.
+
+        Where snapshots are large and scraped as often as they are taken, nobody then waits for the writing.
+        """
+        with self._counting:
+            formats = set(self._asked[1]) if self._asked is not None and self._asked[0] is before else set()
+        for content_type, packed in formats:
+            self._with_tail(frame, content_type, packed, b"")
+
+    def _note_asked(self, frame: Frame, format_: Format) -> None:
+        with self._counting:
+            if self._asked is None or self._asked[0] is not frame:
+                self._asked = frame, set()
+            self._asked[1].add(format_)
+
+    def _with_tail(self, frame: Frame, content_type: str, packed: bool, tail: bytes) -> tuple[bytes, ...]:
+        def text() -> bytes:
+            return write_text(self._build_of(frame).families, openmetrics="openmetrics" in content_type)
+
+        if not packed:
+            return frame.once((content_type, "text"), text), tail
+        begun = frame.once((content_type, "gzip"), lambda: Begun((text(),)))
+        return begun.start, begun.rest(tail)
+
+    def _build_of(self, frame: Frame) -> Build:
+        return frame.once("series", lambda: self._build(frame))
 
     def _build(self, frame: Frame) -> Build:
+        snapshot = frame.snapshot
         with self._building:
             # Counters continue from snapshot to snapshot, so a slow request must not go back in time.
-            if self._built is not None and frame.snapshot.taken_at_ns < self._built[0]:
+            if self._built is not None and snapshot.taken_at_ns < self._built[0]:
                 return self._built[1]
-            build = self._builder.build(frame.snapshot)
-            self._built = frame.snapshot.taken_at_ns, build
+            build = self._builder.build(snapshot)
+            self._built = snapshot.taken_at_ns, build
             return build
 
     def _own_metrics(self, frame: Frame | None, build: Build | None) -> Iterable[Metric]:
+        reader, web = self._reader(), self._web
         with self._counting:
             serving = Serving(
                 self._scrapes,
@@ -79,12 +121,15 @@ class Exposition:
                 None if frame is None else time.monotonic() - frame.published_s,
                 None if build is None else build.folded_cgroups,
                 None if build is None else build.folded_series,
+                None if build is None else build.excluded_cgroups,
+                None if build is None else build.excluded_caches,
+                None if web is None else web.successful,
+                None if web is None else web.loaded_at_s,
+                own.processes(reader),
+                own.programs(reader),
             )
-        for field in SERVING:
-            value = field.get(serving)
-            if isinstance(value, (int, float)):
-                yield to_metric(Family(field, (), {(): value}))
-        yield from self._process.collect()
+        yield from own.serving_metrics(serving)
+        yield from self._process.metrics(reader)
 
 
 class _Collected(Collector):
@@ -100,11 +145,15 @@ class _Collected(Collector):
 class Begun:
     """The first part of a gzip stream that any number of answers can continue."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, texts: Iterable[bytes]) -> None:
         self._packer = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_WBITS)
-        self._start = self._packer.compress(text)
+        self.start = b"".join(map(self._packer.compress, texts))
+
+    def rest(self, tail: bytes) -> bytes:
+        """What has to follow `start`: the end of a gzip file."""
+        packer = self._packer.copy()
+        return packer.compress(tail) + packer.flush()
 
     def join(self, tail: bytes) -> bytes:
-        """A whole gzip file: the text and `tail`."""
-        packer = self._packer.copy()
-        return self._start + packer.compress(tail) + packer.flush()
+        """A whole gzip file: the texts and `tail`."""
+        return self.start + self.rest(tail)

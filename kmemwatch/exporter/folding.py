@@ -9,11 +9,10 @@ Cgroups that are released have no series.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from kmemwatch.fields.base import label
-from kmemwatch.model import RELEASED, Cgroup, Snapshot
+from kmemwatch.model import Cgroup
 
 OTHER = "other"
 """No path looks like this: they start with a slash."""
@@ -40,33 +39,37 @@ class Folding:
         return sum(name == OTHER for name in self.labels.values())
 
 
-def fold(snapshot: Snapshot, per_cgroup: int, room: int, before: Collection[str] = ()) -> Folding:
+def fold(
+    cgroups: Mapping[str, Collection[Cgroup]],
+    pairs: Iterable[tuple[int, str]],
+    per_cgroup: int,
+    room: int,
+    before: Collection[str] = (),
+) -> Folding:
     """Fit the series that have a cgroup label into `room`, OTHER's own included.
 
-    `per_cgroup` is how many series each cgroup has besides those of its pairs; `before` are the labels that had
-    series of their own last time.
+    `cgroups` are those that are to have series, by label value; `pairs` are (cgroup id, cache label); `per_cgroup` is
+    how many series each cgroup has besides those of its pairs; `before` are the labels that had series of their own
+    last time.
     """
-    present = [c for c in snapshot.cgroups if c.state != RELEASED]
-    labels = {c.id: label(c.path) for c in present}
-    series: Counter[str] = Counter(dict.fromkeys(labels.values(), per_cgroup))
+    labels = {c.id: name for name, same in cgroups.items() for c in same}
+    series: Counter[str] = Counter(dict.fromkeys(cgroups, per_cgroup))
     caches: set[str] = set()
-    for pair in snapshot.pairs:
-        name = labels.get(pair.cgroup_id)
+    for cgroup_id, cache in pairs:
+        name = labels.get(cgroup_id)
         if name is not None:
             series[name] += 1
-            caches.add(pair.cache)
+            caches.add(cache)
     if series.total() <= room:
         return Folding(labels, (), frozenset(series), 0)
-    own = _largest(_weights(present, labels, before), series, room - per_cgroup - len(caches))
-    folded = {c.id: c for c in present if labels[c.id] not in own}
+    own = _largest(_weights(cgroups, before), series, room - per_cgroup - len(caches))
+    folded = {c.id: c for name, same in cgroups.items() if name not in own for c in same}
     labels.update(dict.fromkeys(folded, OTHER))
     return Folding(labels, _inside(folded.values()), own, sum(n for name, n in series.items() if name not in own))
 
 
-def _weights(cgroups: list[Cgroup], labels: Mapping[int, str], before: Collection[str]) -> Counter[str]:
-    weights: Counter[str] = Counter()
-    for cgroup in cgroups:
-        weights[labels[cgroup.id]] += _kernel_bytes(cgroup)
+def _weights(cgroups: Mapping[str, Collection[Cgroup]], before: Collection[str]) -> Counter[str]:
+    weights = Counter({name: sum(map(_kernel_bytes, same)) for name, same in cgroups.items()})
     for name in before:
         if name in weights:
             weights[name] = int(weights[name] * _STAY)

@@ -6,15 +6,19 @@ Items of equal labels are one series: gauges are added up; counters continue, se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from kmemwatch.exporter.folding import OTHER, Folding, fold
+from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.fields import COUNTER, HISTOGRAM, METRICS, Field, MetricTable
-from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
+from kmemwatch.fields.base import label
+from kmemwatch.model import RELEASED, Cache, Cgroup, Pair, Snapshot
 
 CGROUP_LABEL = "cgroup"
+CACHE_LABELS = ("cache", "root")
+"""Labels whose values are root caches."""
 BUCKETS_S = (0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0)
 
 Labels = tuple[str, ...]
@@ -51,6 +55,9 @@ class Build:
     families: tuple[Family, ...]
     folded_cgroups: int
     folded_series: int
+    excluded_cgroups: int | None = None
+    """None when nothing is excluded on purpose, as below."""
+    excluded_caches: int | None = None
 
 
 @dataclass
@@ -109,50 +116,104 @@ class Delays:
         return Histogram(tuple(self._counts), self._sum)
 
 
+@dataclass(frozen=True)
+class _Cgroups:
+    """How items that have a cgroup are labelled in one snapshot."""
+
+    folding: Folding
+    labels: Mapping[str, Labels]
+    """Value of the label ``cgroup`` -> the values of those that come with it."""
+
+
 class SeriesBuilder:
     """Turns snapshots, in the order in which they were taken, into series. Not thread-safe."""
 
-    def __init__(self, max_series: int) -> None:
+    def __init__(self, max_series: int, selection: Selection = ALL) -> None:
         self._max_series = max_series
+        self._selection = selection
         self._own: frozenset[str] = frozenset()
         self._counters: dict[str, Accumulator] = {}
         self._delays: dict[str, Delays] = {}
+        self._more_labels: dict[str, Labels] = {}
 
     def build(self, snapshot: Snapshot) -> Build:
         """All families of `snapshot` that have a series."""
+        items = [self._chosen(table, snapshot) for table in METRICS]
         free: list[Family] = []
-        for table in METRICS:
+        for table, some in zip(METRICS, items, strict=True):
             if CGROUP_LABEL not in table.labels:
-                free += self._families(table, snapshot, None)
+                free += self._families(table, some, None)
         room = self._max_series - sum(family.size for family in free) - self._kept()
         per_cgroup = sum(_is_of_cgroup(table) * len(table.fields) for table in METRICS)
-        folding = fold(snapshot, per_cgroup, room, self._own)
+        chosen, excluded = self._cgroups(snapshot)
+        folding = fold(chosen, _pairs(items), per_cgroup, room, self._own)
         self._own = folding.own if folding.folded_series else frozenset()
-        for table in METRICS:
+        cgroups = _Cgroups(folding, self._labels(folding))
+        for table, some in zip(METRICS, items, strict=True):
             if CGROUP_LABEL in table.labels:
-                free += self._families(table, snapshot, folding)
-        return Build(tuple(f for f in free if f.series), folding.folded_cgroups, folding.folded_series)
+                free += self._families(table, some, cgroups)
+        return Build(
+            tuple(f for f in free if f.series),
+            folding.folded_cgroups,
+            folding.folded_series,
+            excluded if self._selection.filters_cgroups else None,
+            self._excluded_caches(snapshot),
+        )
+
+    def _chosen(self, table: MetricTable[Any], snapshot: Snapshot) -> Iterable[Any]:
+        """Items of `table` without those of caches that are excluded."""
+        items, name = table.items(snapshot), next((n for n in CACHE_LABELS if n in table.labels), None)
+        if name is None or not self._selection.filters_caches:
+            return items if CGROUP_LABEL not in table.labels else list(items)
+        get, known = table.labels[name], _Known(self._selection.has_cache)
+        return [item for item in items if known[get(item)]]
+
+    def _cgroups(self, snapshot: Snapshot) -> tuple[dict[str, list[Cgroup]], int]:
+        """(cgroups that have series, by label, number of those that are excluded)."""
+        found: dict[str, list[Cgroup]] = {}
+        excluded = 0
+        for cgroup in snapshot.cgroups:
+            if cgroup.state != RELEASED:
+                name = label(cgroup.path)
+                if name in found or self._selection.has_cgroup(name):
+                    found.setdefault(name, []).append(cgroup)
+                else:
+                    excluded += 1
+        return found, excluded
+
+    def _excluded_caches(self, snapshot: Snapshot) -> int | None:
+        if not self._selection.filters_caches:
+            return None
+        return sum(not self._selection.has_cache(name) for name in {label(c.root or c.name) for c in snapshot.caches})
+
+    def _labels(self, folding: Folding) -> Mapping[str, Labels]:
+        selection, before = self._selection, self._more_labels
+        if not selection.cgroup_labels:
+            return {}
+        names = set(folding.labels.values())
+        self._more_labels = {name: before.get(name) or selection.label_cgroup(name) for name in names}
+        return self._more_labels
 
     def _kept(self) -> int:
         """Series that stay whether or not anything is folded now."""
         return sum(len(counter.kept) for counter in self._counters.values())
 
-    def _families(self, table: MetricTable[Any], snapshot: Snapshot, folding: Folding | None) -> list[Family]:
+    def _families(self, table: MetricTable[Any], items: Iterable[Any], cgroups: _Cgroups | None) -> list[Family]:
         found: list[dict[Labels, float | Histogram]] = [{} for _ in table.fields]
         counters, gauges, histograms = self._by_kind(table, found)
         names = tuple(table.labels)
         getters = tuple(get for name, get in table.labels.items() if name != CGROUP_LABEL)
-        at = names.index(CGROUP_LABEL) if folding else 0
-        for item in table.items(snapshot):
+        at = names.index(CGROUP_LABEL) if cgroups else 0
+        for item in items:
             labels = tuple([get(item) for get in getters])
             inside = False
-            if folding:
+            if cgroups:
                 cgroup_id = _cgroup_id(item)
-                path = folding.labels.get(cgroup_id)
+                path = cgroups.folding.labels.get(cgroup_id)
                 if path is None:
                     continue
-                labels = (*labels[:at], path, *labels[at:])
-                inside = cgroup_id in folding.inside
+                labels = (*labels[:at], path, *labels[at:], *cgroups.labels.get(path, ()))
+                inside = cgroup_id in cgroups.folding.inside
             identity = _identity(item, labels) if counters else None
             for get, counter in counters:
                 if (value := get(item)) is not None:
@@ -166,6 +227,7 @@ class SeriesBuilder:
         for f, series in zip(table.fields, found, strict=True):
             if f.kind == COUNTER:
                 series.update(self._counters[str(f.metric)].finish())
+        names += self._selection.cgroup_labels if cgroups else ()
         return [Family(f, names, series) for f, series in zip(table.fields, found, strict=True)]
 
     def _by_kind(
@@ -182,6 +244,27 @@ class SeriesBuilder:
             else:
                 gauges.append((f.get, series))
         return counters, gauges, histograms
+
+
+class _Known(dict[str, bool]):
+    """Answers of a function, kept: there are many pairs, of few caches."""
+
+    def __init__(self, ask: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._ask = ask
+
+    def __missing__(self, name: str) -> bool:
+        self[name] = self._ask(name)
+        return self[name]
+
+
+def _pairs(items: Iterable[Iterable[Any]]) -> Iterable[tuple[int, str]]:
+    """(cgroup id, cache label) of what has both."""
+    for table, some in zip(METRICS, items, strict=True):
+        if CGROUP_LABEL in table.labels and not _is_of_cgroup(table):
+            get = table.labels["cache"]
+            for item in some:
+                yield _cgroup_id(item), get(item)
 
 
 def _is_of_cgroup(table: MetricTable[Any]) -> bool:

@@ -1,83 +1,54 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Sockets and the HTTP server; see docs/adr/0002-http-server.md for why it is uvicorn."""
+"""The HTTP server; see docs/adr/0002-http-server.md for why it is uvicorn."""
 
 from __future__ import annotations
 
-import errno
+import asyncio
 import logging
-import os
 import socket
+import ssl
 import threading
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import uvicorn
 
-from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.exporter import DEFAULT_ADDRESS
-from kmemwatch.exporter.app import App
+from kmemwatch.errors import KmemwatchError
+from kmemwatch.exporter.protocol import Connections, LimitedProtocol
 
-_BACKLOG = 128
 _KEEP_ALIVE_S = 75
 """More than the usual scrape interval of a minute, so that Prometheus can keep its connection."""
 _FINISH_S = 1
 """Time for answers that are on their way when the daemon stops."""
+_HANDSHAKE_S = 10.0
 _MAX_HEADER_BYTES = 16 * 1024
 _START_S = 10.0
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """``HOST:PORT``, ``[IPv6]:PORT`` or ``:PORT`` -> (host, port); host is empty for all interfaces."""
-    host, colon, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    # Unlike int(), which takes spaces, signs and underscores.
-    valid = colon and port.isascii() and port.isdigit() and int(port) <= 65535 and (bracketed or ":" not in host)
-    if not valid:
-        raise UsageError(f"not an address to listen on: {text!r}", f"HOST:PORT, for example {DEFAULT_ADDRESS}")
-    return (host[1:-1] if bracketed else host), int(port)
-
-
-def listen(address: str) -> socket.socket:
-    """A listening socket. Raises UsageError for text that is no address, KmemwatchError when it cannot be had."""
-    host, port = parse_address(address)
-    try:
-        if not host:
-            return _listen_everywhere(port)
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, _, _, _, target = found[0]
-        return socket.create_server(target, family=family, backlog=_BACKLOG)
-    except socket.gaierror as exc:
-        raise UsageError(f"cannot listen on {address}: {exc.strerror}", "is the host name right?") from exc
-    except OSError as exc:
-        hints = {
-            errno.EADDRINUSE: "another program has this port; choose one with --web.listen-address HOST:PORT",
-            errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one",
-            errno.EADDRNOTAVAIL: "this host has no such address; see: ip address",
-        }
-        reason = os.strerror(exc.errno) if exc.errno else str(exc)
-        raise KmemwatchError(f"cannot listen on {address}: {reason}", hints.get(exc.errno or 0)) from exc
-
-
-def _listen_everywhere(port: int) -> socket.socket:
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
-    return socket.create_server(("", port), backlog=_BACKLOG)
-
-
-def url_of(listener: socket.socket) -> str:
-    """``http://127.0.0.1:10777``, with the port that the kernel chose."""
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+_REPEAT_S = 60.0
+"""The same trouble is told at most once in this time."""
 
 
 class Server:
     """Serves `app` on `listeners` from a thread of its own until `stop`, which also closes them."""
 
-    def __init__(self, app: App, listeners: list[socket.socket]) -> None:
+    def __init__(
+        self,
+        app: Any,
+        listeners: list[socket.socket],
+        *,
+        tls: ssl.SSLContext | None = None,
+        connections: Connections | None = None,
+        log: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        """`app`: ASGI; `tls`: for new connections, None for plain HTTP."""
         _quiet()
         self._listeners = listeners
-        self._server = uvicorn.Server(_config(app))
+        self._log = log
+        self._server = uvicorn.Server(_config(app, connections or Connections(), tls))
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._error: BaseException | None = None
+        self._told_s = float("-inf")
 
     def start(self) -> None:
         """Return when requests are answered. Raises KmemwatchError when that fails."""
@@ -104,16 +75,38 @@ class Server:
             listener.close()
 
     def _run(self) -> None:
+        loop = _Loop()
+        loop.set_exception_handler(self._on_loop_error)
         try:
-            self._server.run(sockets=self._listeners)
+            loop.run_until_complete(self._server.serve(sockets=self._listeners))
         except BaseException as exc:  # noqa: BLE001 - told by `start`
             self._error = exc
+        finally:
+            loop.close()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A client that goes away or speaks no TLS is not our trouble; being out of sockets is."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and "accept" not in context.get("message", ""):  # ssl.SSLError is one, too
+            return
+        if time.monotonic() > self._told_s + _REPEAT_S:
+            self._told_s = time.monotonic()
+            self._log(f"http: {context.get('message', 'error')}: {type(error).__name__}: {error}")
 
 
-def _config(app: Any) -> uvicorn.Config:
-    return uvicorn.Config(
+class _Loop(asyncio.SelectorEventLoop):
+    """uvicorn gives a TLS handshake the minute that asyncio does: long for somebody who only keeps a socket."""
+
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
+        if options.get("ssl") is not None:
+            options["ssl_handshake_timeout"] = _HANDSHAKE_S
+        return await super().create_server(*args, **options)
+
+
+def _config(app: Any, connections: Connections, tls: ssl.SSLContext | None) -> uvicorn.Config:
+    config = uvicorn.Config(
         app,
-        http="h11",
+        http=partial(LimitedProtocol, connections=connections),  # type: ignore[arg-type]
         loop="asyncio",
         lifespan="off",
         ws="none",
@@ -126,11 +119,16 @@ def _config(app: Any) -> uvicorn.Config:
         timeout_graceful_shutdown=_FINISH_S,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
+    config.load()
+    # Its own way takes names of files, and the process that serves may not be allowed to read them.
+    config.ssl = tls
+    return config
 
 
 def _quiet() -> None:
     """uvicorn's own messages say nothing that ours do not; a client's bad request is not our problem to log."""
-    logger = logging.getLogger("uvicorn.error")
-    logger.propagate = False
-    if not logger.handlers:
-        logger.addHandler(logging.NullHandler())
+    for name in ("uvicorn.error", "asyncio"):
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        if not logger.handlers:
+            logger.addHandler(logging.NullHandler())

@@ -170,6 +170,16 @@ class BpfSource:
                     skipped[signal] -= recovered
         return skipped
 
+    def program_runs(self) -> dict[str, tuple[int, int]]:
+        """Program -> (runs, nanoseconds), of those that the kernel has counted runs of: it does so only while
+        kernel.bpf_stats_enabled is set, or somebody asks it to."""
+        found = {}
+        for name, fd in self._handed.programs.items():
+            stats = program_stats(fd)
+            if stats.run_cnt:
+                found[name] = (stats.run_cnt, stats.run_time_ns)
+        return found
+
     def forget(self, final: Forget) -> None:
         """Drop counters that can never change again."""
         self._delete("pairs", (decode.PAIR_KEY.pack(*key) for key in final.pairs))

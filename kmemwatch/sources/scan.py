@@ -13,6 +13,7 @@ from kmemwatch.sources import decode
 from kmemwatch.sources.maps import MapHandle, MapReader, map_memory, test_run
 
 KCORE = Path("/proc/kcore")
+ZONEINFO = Path("/proc/zoneinfo")
 FIRST_BUDGET_S = 0.25
 """For the first slice: somebody waits for it, or asks only once."""
 BUDGET_S = 0.025
@@ -41,6 +42,10 @@ class SlabScan:
         self._page_base = page_base
         self._page_bytes, self._struct_bytes = sizes
         self._known = known
+        self._head: bytes | None = None
+        self._present: list[bytes] | None = None
+        """Pages that there were when the head was read."""
+        self._read_head()
         self._number = 0
         self._left: list[tuple[int, int]] = []
         """(address of the first struct page, address behind the last) of what this scan has not seen yet."""
@@ -60,20 +65,36 @@ class SlabScan:
         if not dying:
             self._left, self._found = [], None
             return {}
-        if not self._left:
-            self._begin(dying)
+        if not self._left and not self._begin(dying):
+            self._found = None
+            return None
         if self._go_on(time.monotonic() + self._budget_s):
             self._found = self._collect()
         self._budget_s = BUDGET_S
         return self._found
 
-    def _begin(self, dying: Collection[int]) -> None:
+    def _begin(self, dying: Collection[int]) -> bool:
+        """False when it is not known where memory is."""
         # Anew every time: memory may be plugged and unplugged.
-        self._left = [(self._page(start), self._page(end)) for start, end in memory_ranges(_kcore(), self._known)]
+        head = self._read_head()
+        if head is None:
+            return False
+        self._left = [(self._page(start), self._page(end)) for start, end in memory_ranges(head, self._known)]
         self._wanted = tuple(dying)
         self._number += 1
         self._full = False
         self._set_state(*self._left[-1])
+        return True
+
+    def _read_head(self) -> bytes | None:
+        """Opening /proc/kcore takes CAP_SYS_RAWIO, which a daemon gives up (docs/adr/0014-two-processes.md). It then
+        goes on with what it has read, as long as no memory came or went."""
+        try:
+            self._head, self._present = _kcore(), _present_pages()
+        except PermissionError:
+            if self._present != _present_pages():
+                self._head = None
+        return self._head
 
     def _page(self, address: int) -> int:
         """Address of the struct page of `address`, as bpf/slab.h computes it."""
@@ -154,3 +175,8 @@ def _kcore() -> bytes:
         elf = _ELF_HEADER.unpack(header)
         file.seek(0)
         return file.read(elf[5] + elf[9] * elf[10])
+
+
+def _present_pages() -> list[bytes]:
+    """Of each zone, in /proc/zoneinfo: changes when memory is plugged or unplugged, and not with balloons."""
+    return [line for line in ZONEINFO.read_bytes().splitlines() if line.lstrip().startswith(b"present ")]

@@ -23,7 +23,7 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from kmemwatch.exporter.collector import FamiliesCollector
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.folding import OTHER
-from kmemwatch.exporter.publisher import Frame
+from kmemwatch.exporter.frames import Frame
 from kmemwatch.exporter.series import Delays, SeriesBuilder
 from kmemwatch.exporter.text import write_text
 from kmemwatch.fields.base import label
@@ -81,8 +81,10 @@ PROMISED = {
     "snapshot_age_seconds": set(),
     "folded_cgroups": set(),
     "folded_series": set(),
+    "process_cpu_seconds_total": {"process"},
+    "process_resident_memory_bytes": {"process"},
 }
-SERVING_SERIES = [name for name in PROMISED if name.startswith(("scrape", "snapshot_age", "folded"))]
+SERVING_SERIES = [name for name in PROMISED if name.startswith(("scrape", "snapshot_age", "folded", "process_"))]
 
 
 class Scraper:
@@ -94,7 +96,7 @@ class Scraper:
 
     def text(self, snapshot: Snapshot | None, accept: str = "") -> str:
         self.frame = None if snapshot is None else Frame(snapshot, time.monotonic())
-        return self.exposition.render(accept, packed=False)[1].decode("utf-8")
+        return b"".join(self.exposition.render(accept, packed=False)[1]).decode("utf-8")
 
     def scrape(self, snapshot: Snapshot | None, accept: str = "") -> Series:
         """All series of kmemwatch; fails on duplicates."""
@@ -168,7 +170,12 @@ def test_unknown_is_absent_and_never_zero() -> None:
 
 
 def test_without_a_snapshot_only_the_exporter_speaks() -> None:
-    assert {name for name, _ in Scraper().scrape(None)} == {"scrapes_total", "scrape_duration_seconds_total"}
+    assert {name for name, _ in Scraper().scrape(None)} == {
+        "scrapes_total",
+        "scrape_duration_seconds_total",
+        "process_cpu_seconds_total",
+        "process_resident_memory_bytes",
+    }
     assert "process_resident_memory_bytes" in Scraper().text(None)
 
 
@@ -209,9 +216,10 @@ def test_the_text_says_what_the_snapshot_says(snapshot: Snapshot, accept: str) -
 def test_formats_agree_and_gzip_is_the_same(snapshot: Snapshot) -> None:
     scraper = Scraper()
     plain = scraper.scrape(snapshot)
-    open_ = series_of(parse_openmetrics(scraper.exposition.render(OPENMETRICS, packed=False)[1].decode()))
-    packed = gzip.decompress(scraper.exposition.render("", packed=True)[1]).decode()
+    open_ = series_of(parse_openmetrics(b"".join(scraper.exposition.render(OPENMETRICS, packed=False)[1]).decode()))
+    packed = gzip.decompress(b"".join(scraper.exposition.render("", packed=True)[1])).decode()
     changing = {"scrapes_total", "scrape_duration_seconds_total", "snapshot_age_seconds"}
+    changing |= {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 
     def same(series: Series) -> Series:
         return {key: value for key, value in series.items() if key[0] not in changing}
@@ -237,7 +245,7 @@ def test_one_snapshot_is_written_once() -> None:
     scraper = Scraper()
     scraper.text(fakes.sample())
     scraper.scrape(fakes.sample(5))
-    again = scraper.exposition.render("", packed=False)[1].decode()
+    again = b"".join(scraper.exposition.render("", packed=False)[1]).decode()
     assert pick(series_of(parse_text(again)), "scrapes_total") == {(): 2.0}
 
 

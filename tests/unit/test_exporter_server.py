@@ -17,10 +17,12 @@ import pytest
 
 from kmemwatch.codec import snapshot_from_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.exporter.app import App, accepts_gzip, check_telemetry_path
+from kmemwatch.exporter.app import App, accepts_gzip
 from kmemwatch.exporter.exposition import Exposition
+from kmemwatch.exporter.listening import listen, parse_address, url_of
+from kmemwatch.exporter.paths import check_telemetry_path
 from kmemwatch.exporter.publisher import Publisher
-from kmemwatch.exporter.server import Server, listen, parse_address, url_of
+from kmemwatch.exporter.server import Server
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event, Snapshot
 from tests.unit import fakes

@@ -17,8 +17,9 @@ from kmemwatch.codec import snapshot_to_json
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.app import App
 from kmemwatch.exporter.exposition import Exposition
+from kmemwatch.exporter.listening import listen
 from kmemwatch.exporter.publisher import Publisher
-from kmemwatch.exporter.server import Server, listen
+from kmemwatch.exporter.server import Server
 from kmemwatch.model import Snapshot
 from kmemwatch.remote import RemoteFeed
 from tests.unit import fakes

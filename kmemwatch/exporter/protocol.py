@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""uvicorn's HTTP/1.1 protocol with what it leaves to a proxy: deadlines, a limit of connections, names of clients.
+
+A client that sends slowly, or takes its answer slowly, costs a socket until its deadline, and never a thread. When
+there are too many connections, those that wait longest without asking anything go first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_S = 10.0
+"""From a connection, or the first byte of a further request, to the end of the request's headers."""
+ANSWER_S = 60.0
+"""From there until the client has taken the whole answer."""
+_FLUSH_S = 5.0
+"""For what is written when a connection is closed for being idle."""
+MAX_CONNECTIONS = 512
+
+
+class Connections:
+    """All connections of one server, and what they have in common."""
+
+    def __init__(self, allowed_names: Callable[[], Collection[str]] = tuple) -> None:
+        """`allowed_names`: of which a client's certificate must have one; empty: any will do."""
+        self.allowed_names = allowed_names
+        self.request_s = REQUEST_S
+        self.answer_s = ANSWER_S
+        self.limit = MAX_CONNECTIONS
+        self._waiting: dict[LimitedProtocol, None] = {}
+        """Those that are not being answered, longest first."""
+        self._number = 0
+
+    def opened(self, one: LimitedProtocol) -> None:
+        """Count it; if there are too many, close the one that waits longest."""
+        self._number += 1
+        self._waiting[one] = None
+        if self._number > self.limit:
+            next(iter(self._waiting)).abort()
+
+    def closed(self, one: LimitedProtocol) -> None:
+        """Forget it."""
+        self._number -= 1
+        self._waiting.pop(one, None)
+
+    def answers(self, one: LimitedProtocol) -> None:
+        """It has asked, and must not be closed for others."""
+        self._waiting.pop(one, None)
+
+    def waits(self, one: LimitedProtocol) -> None:
+        """It has its answer, and may ask again."""
+        self._waiting[one] = None
+
+
+class LimitedProtocol(H11Protocol):
+    """One connection."""
+
+    def __init__(self, *args: Any, connections: Connections, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._all = connections
+        self._deadline: asyncio.TimerHandle | None = None
+        self._opened = False
+        self._refused = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._opened = True
+        self._all.opened(self)
+        if not _has_name(transport.get_extra_info("peercert"), self._all.allowed_names()):
+            self._refused = True
+            self.abort()
+            return
+        self._set_deadline(self._all.request_s)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._set_deadline(None)
+        if self._opened:
+            self._opened = False
+            self._all.closed(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:  # it may have come together with the end of the handshake
+            return
+        if self._deadline is None:  # the first byte of a further request
+            self._set_deadline(self._all.request_s)
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before and not self.cycle.response_complete:
+            self._all.answers(self)
+            self._set_deadline(self._all.answer_s)
+
+    def on_response_complete(self) -> None:
+        self._set_deadline(None)
+        if self._opened:
+            self._all.waits(self)
+        if self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+            # It announced a body, which nobody wants, and may take for ever to send it.
+            self.transport.close()
+        super().on_response_complete()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._set_deadline(_FLUSH_S)  # closing waits for a client that has not read the end of its answer
+
+    def abort(self) -> None:
+        """Close without a word, and without waiting until what was written is sent."""
+        self.transport.abort()
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self.abort)
+
+
+def _has_name(certificate: Mapping[str, Any] | None, allowed: Collection[str]) -> bool:
+    """`certificate` as `ssl.SSLSocket.getpeercert` gives it."""
+    if not allowed:
+        return True
+    names = (certificate or {}).get("subjectAltName", ())
+    return any(kind in _SAN_KINDS and _plain(kind, name) in allowed for kind, name in names)
+
+
+_SAN_KINDS = ("DNS", "email", "URI", "IP Address")
+
+
+def _plain(kind: str, name: str) -> str:
+    """OpenSSL writes 0:0:0:0:0:0:0:1."""
+    try:
+        return str(ipaddress.ip_address(name.strip())) if kind == "IP Address" else name
+    except ValueError:
+        return name

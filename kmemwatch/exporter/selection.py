@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which cgroups and caches have series at all, and which labels a cgroup has besides its path. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from kmemwatch.errors import UsageError
+from kmemwatch.exporter import kubernetes
+
+PATH, KUBERNETES = "path", "kubernetes"
+NAMINGS = (PATH, KUBERNETES)
+
+Labeller = Callable[[str], tuple[str, ...]]
+
+
+def _everything(text: str) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to export; label values are asked for, as in the output."""
+
+    has_cgroup: Callable[[str], bool] = _everything
+    has_cache: Callable[[str], bool] = _everything
+    cgroup_labels: tuple[str, ...] = ()
+    """Names of labels besides ``cgroup``."""
+    label_cgroup: Labeller = field(default=lambda path: ())
+    """Their values for a value of ``cgroup``."""
+
+    @property
+    def filters_cgroups(self) -> bool:
+        """Some cgroups are left out on purpose."""
+        return self.has_cgroup is not _everything
+
+    @property
+    def filters_caches(self) -> bool:
+        """Some caches are left out on purpose."""
+        return self.has_cache is not _everything
+
+
+ALL = Selection()
+
+
+@dataclass(frozen=True)
+class SelectionOptions:
+    """The command line, as text: what can be sent to another process."""
+
+    cgroup_include: Sequence[str] = ()
+    cgroup_exclude: Sequence[str] = ()
+    cache_include: Sequence[str] = ()
+    cache_exclude: Sequence[str] = ()
+    naming: str = PATH
+
+    def selection(self) -> Selection:
+        """Raises UsageError that names the option of an expression that is none."""
+        has_cgroup = _matcher("cgroup", self.cgroup_include, self.cgroup_exclude)
+        has_cache = _matcher("cache", self.cache_include, self.cache_exclude)
+        if self.naming == PATH:
+            return Selection(has_cgroup, has_cache)
+        return Selection(has_cgroup, has_cache, kubernetes.LABELS, kubernetes.labels)
+
+
+def _matcher(what: str, include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
+    """As Prometheus' own exporters: expressions match whole names, and what is excluded stays so."""
+    wanted, unwanted = _compile(f"--{what}.include", include), _compile(f"--{what}.exclude", exclude)
+    if wanted is None and unwanted is None:
+        return _everything
+
+    def has(name: str) -> bool:
+        return (wanted is None or wanted.fullmatch(name) is not None) and (
+            unwanted is None or unwanted.fullmatch(name) is None
+        )
+
+    return has
+
+
+def _compile(option: str, expressions: Sequence[str]) -> re.Pattern[str] | None:
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UsageError(
+                f"{option}: not a regular expression: {expression!r}: {error}", "Python's syntax, for example /user.*"
+            ) from error
+    return re.compile("|".join(f"(?:{expression})" for expression in expressions)) if expressions else None

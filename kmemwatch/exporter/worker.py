@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The process that serves HTTP: it has no privileges, no BPF descriptors, and no way to get either.
+
+Run as ``python -m kmemwatch.exporter.worker FD`` with a Unix socket at descriptor FD, see `wire`. It imports everything
+before it gives its privileges up, as it may not be able to read Python's files afterwards. It ends when the other end
+of the socket is closed, however that came about.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures.thread  # noqa: F401 - asyncio would import it with the first request
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable, Sequence
+
+from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.exporter import privileges, sandbox, wire
+from kmemwatch.exporter.app import App
+from kmemwatch.exporter.exposition import Exposition
+from kmemwatch.exporter.frames import Latest
+from kmemwatch.exporter.front import Front, Rules
+from kmemwatch.exporter.heap import keep_memory_low
+from kmemwatch.exporter.protocol import Connections
+from kmemwatch.exporter.server import Server
+from kmemwatch.exporter.webmodel import Web, WebState
+from kmemwatch.exporter.wire import BrokenWeb, FrameMessage, NewWeb, Settings
+
+_CHECK_MS = 1000
+
+
+class Worker:
+    """Everything that serves, in this process."""
+
+    def __init__(self, settings: Settings, log: Callable[[str], None]) -> None:
+        """Raises UsageError for a web configuration that cannot be used."""
+        self._log = log
+        self._latest = Latest(settings.stale_s)
+        self._latest.reader = settings.reader
+        web = settings.web
+        self._web = None if web is None else WebState(True, web.loaded_at_s)
+        self._exposition = Exposition(
+            self._latest.frame,
+            settings.max_series,
+            settings.selection.selection(),
+            reader=lambda: self._latest.reader,
+            web=self._web,
+        )
+        self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, log))
+        self._allowed_names: Sequence[str] = ()
+        self._tls = None
+        if web is not None:
+            from kmemwatch.exporter import tls
+
+            self._tls = None if web.config.tls is None else tls.CurrentContext.of(tls.context_of(web))
+            self._use(web)
+        listeners = [socket.socket(fileno=fd) for fd in settings.listeners]
+        connections = Connections(lambda: self._allowed_names)
+        self._server = Server(self._front, listeners, tls=self._tls, connections=connections, log=log)
+
+    def start(self) -> None:
+        """Answer. Raises KmemwatchError."""
+        self._server.start()
+
+    def follow(self, channel: socket.socket) -> None:
+        """Take what the other process tells, until it ends. Raises KmemwatchError when the server stops."""
+        poll = select.poll()
+        poll.register(channel, select.POLLIN)
+        while True:
+            if not poll.poll(_CHECK_MS):
+                self._server.check()
+                continue
+            message = wire.receive(channel)
+            if message is None:
+                return
+            is_first = self._latest.last() is None
+            self._take(message)
+            if is_first and self._latest.last() is not None:
+                wire.answer(channel, None)
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, FrameMessage):
+            frame = message.frame
+            self._exposition.prepare(frame, self._latest.last())
+            self._latest.publish(frame)
+        elif isinstance(message, NewWeb):
+            try:
+                self._use(message.web)
+            except UsageError as error:
+                self._keep_last(str(error))
+            else:
+                self._log(f"{message.web.name}: in use as it is now")
+        elif isinstance(message, BrokenWeb):
+            self._keep_last(message.why)
+
+    def _use(self, web: Web) -> None:
+        """Raises UsageError, and changes nothing then."""
+        from kmemwatch.exporter import tls
+
+        assert self._web is not None
+        config = web.config
+        if (config.tls is None) != (self._tls is None):
+            raise UsageError(f"{web.name}: tls_server_config: turning TLS on or off takes a restart")
+        context = None if config.tls is None else tls.context_of(web)
+        rules = Rules.of(config, self._front.rules)
+        if self._tls is not None and context is not None:
+            assert config.tls is not None
+            self._tls.current = context
+            self._allowed_names = config.tls.client_allowed_sans
+        self._front.rules = rules
+        self._web.loaded_at_s, self._web.successful = web.loaded_at_s, True
+
+    def _keep_last(self, why: str) -> None:
+        assert self._web is not None
+        self._web.successful = False
+        self._log(f"{why} (the last good configuration stays in use)")
+
+    def stop(self) -> None:
+        """Let answers finish for a moment."""
+        self._server.stop()
+
+
+def confine(log: Callable[[str], None]) -> None:
+    """Give up everything. Raises OSError."""
+    privileges.limit()
+    if not privileges.become_nobody() and os.geteuid() == 0:
+        log("http: no user but root in this namespace")
+    privileges.give_up()
+    privileges.die_with_parent()
+    if missing := sandbox.for_http():
+        log(f"http: system calls are not filtered: {missing}")
+
+
+def _log(message: str) -> None:
+    text = f"kmemwatch: {' '.join(message.split())}\n"
+    try:
+        os.write(2, text.encode("utf-8", "backslashreplace"))
+    except OSError:
+        pass  # nobody reads it
+
+
+def main(argv: Sequence[str]) -> int:
+    """Entry point; the exit status is 0 when the other process has ended it, or was told why it does not serve."""
+    # The other process ends us, after it has ended what it does; Ctrl-C and systemd tell both.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    keep_memory_low()
+    channel = socket.socket(fileno=int(argv[1]))
+    settings = wire.receive(channel)
+    if settings is None:
+        return 0
+    try:
+        worker = _serve(settings)
+    except KmemwatchError as error:
+        wire.answer(channel, error)
+        return 0
+    wire.answer(channel, None)
+    try:
+        worker.follow(channel)
+    except KmemwatchError as error:
+        _log(str(error))
+        return 1
+    worker.stop()
+    return 0
+
+
+def _serve(settings: Settings) -> Worker:
+    if settings.web is not None:
+        import bcrypt  # noqa: F401 - a later configuration may have passwords
+
+        from kmemwatch.exporter import tls  # noqa: F401
+    try:
+        confine(_log)
+    except OSError as error:
+        raise KmemwatchError(f"http: privileges cannot be given up: {error}") from error
+    worker = Worker(settings, _log)
+    worker.start()
+    return worker
+
+
+if __name__ == "__main__":
+    status = main(sys.argv)
+    # Threads may still wait for clients.
+    os._exit(status)
