@@ -155,3 +155,9 @@ def pair_of(snapshot: Snapshot, cache: str, cgroup_id: int) -> Pair | None:
     """Row of a pair; None when nothing was counted yet."""
     address = cache_named(snapshot, cache).address
     return next((p for p in snapshot.pairs if p.cgroup_id == cgroup_id and p.cache_address == address), None)
+
+
+def shrink() -> None:
+    """Give back the empty slabs of all caches; a root cache does so for its children."""
+    for path in SLAB_SYSFS.glob("*/shrink"):
+        path.write_text("1")

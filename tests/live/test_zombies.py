@@ -20,7 +20,8 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, lost_lifecycle, settled, snapshot, warm_up, workload
+from tests.live.tell import cgroup_of, lost_lifecycle, settled, shrink, snapshot, warm_up, workload
+from tests.needs import NEEDS
 
 PAGE = 4096
 SO_MEMINFO = 55
@@ -162,12 +163,17 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
     graveyard.close()
     zombies = [(f"{kind}, older", zombie) for kind, zombie in older.items()]
     zombies += [(f"{kind}, younger", zombie) for kind, zombie in younger.items()]
+    # Where a memcg is charged for whole slabs, each of these has some; tests/lab/guest sees whether they are right.
+    child_caches = NEEDS["child caches"]()
 
     def told(zombie: Zombie) -> tuple[object, ...] | None:
         row = cgroup_of(snapshot(feed), zombie.cgroup_id)
         if row is None:
             return None
-        return row.state, row.path, dict(row.pins or {}), row.references in zombie.references
+        pins = dict(row.pins or {})
+        if child_caches:
+            pins.pop("slab", None)
+        return row.state, row.path, pins, row.references in zombie.references
 
     for kind, zombie in zombies:
         expected: tuple[object, ...] | None = (DYING, zombie.path, zombie.pins, True)
@@ -180,6 +186,9 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
     for _, zombie in zombies:
         zombie.let_go()
     Path("/proc/sys/vm/drop_caches").write_text("1")  # strays, and pages that wait in a CPU's batch
+    if child_caches:
+        time.sleep(1)  # inodes are freed after a grace period of RCU
+        shrink()
 
     def left() -> list[str]:
         rows = {row.id: row.state for row in snapshot(feed).cgroups}

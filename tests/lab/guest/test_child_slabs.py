@@ -25,7 +25,7 @@ from kmemwatch.sources.decode import MemcgRecord
 from tests.cgroup_mounts import MemoryMount
 from tests.lab.guest.frames import Frames, look_at_frames
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import SLAB_SYSFS, settled, snapshot, warm_up, workload
+from tests.live.tell import settled, shrink, snapshot, warm_up, workload
 from tests.needs import SLAB_COUNTERS
 
 pytestmark = pytest.mark.needs("root", "bcc", "child caches")
@@ -214,5 +214,4 @@ def unlink(directory: Path, one_in: int) -> None:
         path.unlink()
     for _ in range(2):
         time.sleep(0.5)  # inodes are freed after a grace period of RCU
-        for shrink in SLAB_SYSFS.glob("*/shrink"):
-            shrink.write_text("1")
+        shrink()

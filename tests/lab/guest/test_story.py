@@ -17,10 +17,10 @@ from typing import IO, Any
 
 import pytest
 
-from tests.lab.guest.truth import kernel_counters, shrink, slabinfo_children
+from tests.lab.guest.truth import kernel_counters, slabinfo_children
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import settled
+from tests.live.tell import settled, shrink
 
 pytestmark = pytest.mark.needs("root", "bcc", "recharges")
 

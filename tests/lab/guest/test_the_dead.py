@@ -13,9 +13,10 @@ import pytest
 from kmemwatch.live import LiveOptions, open_live
 from kmemwatch.model import ABSENT, DYING
 from tests.lab.guest.frames import look_at_frames
-from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, grown, lost_between, shrink
+from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, grown, lost_between
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
+from tests.live.tell import shrink
 from tests.needs import slab_mode
 
 pytestmark = pytest.mark.needs("root", "bcc", "child caches")

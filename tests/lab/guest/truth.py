@@ -6,13 +6,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, FROM_NONE, Event, Snapshot
-from tests.live.tell import SLAB_SYSFS, snapshot
+from tests.live.tell import snapshot
 from tests.needs import SLAB_COUNTERS
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -168,9 +168,3 @@ def slabinfo_children() -> set[str]:
     """Names of all child caches: those with a number in brackets."""
     lines = Path("/proc/slabinfo").read_text().splitlines()[2:]
     return {line.split()[0] for line in lines if "(" in line.split()[0]}
-
-
-def shrink(caches: Iterable[str] = ()) -> None:
-    """Give back the empty slabs of these root caches and of their children; of all when none is named."""
-    for path in [SLAB_SYSFS / name for name in caches] or SLAB_SYSFS.iterdir():
-        (path / "shrink").write_text("1")
