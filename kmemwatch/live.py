@@ -18,7 +18,11 @@ if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
     from kmemwatch.sources.base import Reading, Source
 
 _TICK_S = 0.1
-"""Longest time that `close` has to wait for another thread's poll."""
+"""Longest time that `close` has to wait for another thread's poll, unless that is between snapshots far apart:"""
+_TICKS = 20
+"""it is a part of the time between them then, up to _MAX_TICK_S, so that a daemon need not wake up ten times a second
+all day. An event ends every poll at once."""
+_MAX_TICK_S = 0.5
 _UPDATE_S = 5.0
 """Who only waits for events needs the tree now and then: for paths, and so that the released are forgotten."""
 
@@ -80,8 +84,9 @@ class LiveFeed:
     def next_snapshot(self, delay_s: float) -> Snapshot | None:
         """The state in `delay_s` seconds; None once closed."""
         deadline = time.monotonic() + delay_s
+        tick_s = min(max(_TICK_S, delay_s / _TICKS), _MAX_TICK_S)
         while (left := deadline - time.monotonic()) > 0:
-            if not self._poll(min(left, _TICK_S)):
+            if not self._poll(min(left, tick_s)):
                 return None
         with self._lock:
             if self._closed.is_set():
