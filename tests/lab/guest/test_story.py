@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.lab.guest.truth import kernel_counters, slabinfo_children
+from tests.lab.guest.truth import kernel_counters, slabinfo_children, take_used_ids
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import settled, shrink
@@ -80,22 +80,10 @@ def story(memory_root: Path) -> Iterator[Story]:
         process.wait()
 
 
-def next_id_is_new(memory_root: Path) -> list[Path]:
-    """Directories whose memcgs have all the ids that were ever given to anybody, but that of the last of them."""
-    made: list[Path] = []
-    while True:
-        reuses = kernel_counters()["id_reuses"]
-        path = memory_root / f"kmw-filler-{len(made)}"
-        path.mkdir()
-        if kernel_counters()["id_reuses"] == reuses:
-            return [*made, path]
-        made.append(path)
-
-
 def test_a_dies_and_b_takes_over(
     story: Story, memory_root: Path, own_cgroup: Callable[..., OwnCgroup], tmpfs: Path
 ) -> None:
-    fillers = next_id_is_new(memory_root)
+    fillers = take_used_ids(memory_root)
     settled(lambda: kernel_counters()["css_offline"] - kernel_counters()["css_free"], 0, LIMIT_S)
     story.wait("online", path=f"/{fillers[-1].name}")
     start, counters = len(story.told), [kernel_counters()]

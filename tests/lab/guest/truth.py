@@ -168,3 +168,15 @@ def slabinfo_children() -> set[str]:
     """Names of all child caches: those with a number in brackets."""
     lines = Path("/proc/slabinfo").read_text().splitlines()[2:]
     return {line.split()[0] for line in lines if "(" in line.split()[0]}
+
+
+def take_used_ids(memory_root: Path) -> list[Path]:
+    """Directories whose memcgs have all the ids that anybody ever had, and the last of them one that is new; so the
+    next id is new as well, and every id that is reused later on is lower than one which is in use now."""
+    made: list[Path] = []
+    while True:
+        reuses = kernel_counters()["id_reuses"]
+        made.append(memory_root / f"kmw-filler-{len(made)}")
+        made[-1].mkdir()
+        if kernel_counters()["id_reuses"] == reuses:
+            return made
