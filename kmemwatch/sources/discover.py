@@ -303,17 +303,23 @@ def _stats_table(peek: Peek, facts: Facts, total: int, elements: int) -> bytes |
 
 def is_stats_table(table: bytes, elements: int) -> bool:
     """Every index from 0 to `elements` - 1 once, and 255 everywhere else."""
-    return sorted(value for value in table if value != 0xFF) == list(range(elements))
+    # One 0: says no to nearly all that is none, at once.
+    return table.count(0) == 1 and sorted(table.replace(b"\xff", b"")) == list(range(elements))
 
 
 def find_stats_tables(data: bytes, total: int, elements: int) -> list[bytes]:
     """All places of `data` that can only be the table of statistics; the linker aligns an array this long to 32."""
-    # In C, and first: the one 0 leaves at least half of the table in one run of other plausible bytes.
-    dense = re.compile(rb"[\x01-\x%02x\xff]{%d,}" % (elements - 1, total // 2), re.DOTALL)
+    # First what C does in a moment: the one 0 leaves at least half of the table in one run of other plausible bytes.
+    plausible = bytes(0 < value < elements or value == 0xFF for value in range(256))
+    marks = data.translate(plausible)
     starts: set[int] = set()
-    for run in dense.finditer(data):
-        earliest = max(0, run.start() - total)
-        starts.update(range(-(-earliest // 32) * 32, min(run.end(), len(data) - total + 1), 32))
+    run = marks.find(bytes([1]) * (total // 2))
+    while run >= 0:
+        end = marks.find(0, run)
+        end = len(data) if end < 0 else end
+        earliest = max(0, run - total)
+        starts.update(range(-(-earliest // 32) * 32, min(end, len(data) - total + 1), 32))
+        run = marks.find(bytes([1]) * (total // 2), end)
     tables = (data[start : start + total] for start in sorted(starts))
     return [table for table in tables if is_stats_table(table, elements)]
 
