@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A fleet of three hosts: this machine, and two invented ones that play recordings, scraped by a real Prometheus."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cgroup_mounts import MemoryMount
+from tests.e2e.invented import PATCHED, UNPATCHED, record
+from tests.e2e.servers import Prometheus, Webhook, serve, start_alertmanager, wait_for
+from tests.live.cgroups import OwnCgroup
+from tests.needs import require
+
+LIVE = "this-machine"
+HOSTS = {PATCHED: "invented-patched", UNPATCHED: "invented-unpatched"}
+"""Kind of an invented host -> its name in Prometheus."""
+WORK_S = 40
+"""How long the fleet is watched before anybody asks."""
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """What runs, and when it began."""
+
+    prometheus: Prometheus
+    webhook: Webhook
+    addresses: dict[str, str]
+    """Instance -> where it is served."""
+    began_s: float
+
+    def variables(self) -> dict[str, str]:
+        """What Grafana would fill in to show this machine, or the two invented hosts side by side."""
+        return {
+            "host": LIVE,
+            "patched": HOSTS[PATCHED],
+            "unpatched": HOSTS[UNPATCHED],
+            "__rate_interval": "5s",
+            "__range": f"{int(time.time() - self.began_s)}s",
+        }
+
+
+@pytest.fixture(scope="session")
+def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """The fleet, after it has worked for a while."""
+    require("Prometheus")
+    directory = tmp_path_factory.mktemp("fleet")
+    with ExitStack() as stack:
+        addresses = {}
+        recordings = {kind: record(kind, 2 * WORK_S, directory) for kind in HOSTS}
+        program, addresses[LIVE] = serve(LIVE, directory)
+        stack.callback(program.stop)
+        for kind, name in HOSTS.items():
+            program, addresses[name] = serve(name, directory, "--replay", recordings[kind])
+            stack.callback(program.stop)
+        webhook = Webhook()
+        stack.callback(webhook.stop)
+        alertmanager, alerts = start_alertmanager(webhook, directory)
+        stack.callback(alertmanager.stop)
+        prometheus = Prometheus(
+            addresses, alerts, {"scheme": "http", "basic_auth": None, "tls_config": None}, directory
+        )
+        stack.callback(prometheus.program.stop)
+        wait_for("answer of Prometheus", prometheus.ready)
+        began_s = time.time()
+        work(memory.path, directory, WORK_S)
+        yield Fleet(prometheus, webhook, addresses, began_s)
+
+
+def work(root: Path, directory: Path, seconds: int) -> None:
+    """Cgroups that come and go; every fourth leaves a file in a tmpfs behind, and so stays, dying."""
+    tmpfs = directory / "tmpfs"
+    tmpfs.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "kmw-e2e", str(tmpfs)], check=True)
+    service = OwnCgroup(root, "kmw-e2e.service")
+    steady = service.popen(["/bin/sh", "-c", "while :; do ls -R /proc/self /usr/share/doc >/dev/null; sleep 0.2; done"])
+    try:
+        end = time.monotonic() + seconds
+        number = 0
+        while time.monotonic() < end:
+            job = OwnCgroup(root, f"kmw-e2e-job-{number}.scope")
+            job.run(["/bin/sh", "-c", f"head -c {100 + number % 7 * 50}K /dev/zero >{tmpfs}/{number}"])
+            if number % 4:
+                (tmpfs / str(number)).unlink()
+            job.remove()
+            number += 1
+            time.sleep(0.2)
+    finally:
+        service.remove()
+        steady.wait()
+        subprocess.run(["umount", "-l", str(tmpfs)], check=True)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The programs of the test: kmemwatch, Prometheus, Alertmanager, and who gets its messages. All on 127.0.0.1."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from tests.grafana import PROMETHEUS, ROOT, RULES
+from tests.needs import unpacked
+
+T = TypeVar("T")
+SCRAPE_S = 1
+START_S = 60
+
+
+def wait_for(what: str, look: Callable[[], T | None], limit_s: float = START_S) -> T:
+    """The first result of `look` that is not None."""
+    deadline = time.monotonic() + limit_s
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, f"no {what} in {limit_s} s"
+        time.sleep(0.1)
+    return found
+
+
+def free_address() -> str:
+    """An address that nobody listens on; the distribution's programs cannot choose one and tell it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def answers(url: str) -> bool | None:
+    """True when somebody answers 200; None, for `wait_for`, if not."""
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except OSError:
+        return None
+
+
+class Program:
+    """A process whose output goes to a file, for who looks for the cause of a failure."""
+
+    def __init__(self, argv: Sequence[str | Path], log: Path) -> None:
+        self.log = log
+        with log.open("w") as output:
+            self._process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
+
+    def runs(self) -> bool:
+        """True; fails with what it said when it has ended."""
+        assert self._process.poll() is None, f"{self.log.name} has ended:\n{self.log.read_text()[-2000:]}"
+        return True
+
+    def said(self, pattern: str) -> str | None:
+        """The first group of `pattern` in its output so far."""
+        found = re.search(pattern, self.log.read_text()) if self.runs() else None
+        return found[1] if found else None
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def serve(name: str, directory: Path, *options: str | Path) -> tuple[Program, str]:
+    """`kmemwatch serve`, and the address that it serves on."""
+    argv = [
+        sys.executable,
+        "-m",
+        "kmemwatch",
+        "serve",
+        "--web.listen-address",
+        "127.0.0.1:0",
+        "--interval",
+        "1",
+        *options,
+    ]
+    program = Program(argv, directory / f"{name}.log")
+    try:
+        return program, wait_for(f"address of {name}", lambda: program.said(r"https?://([\d.:]+)"))
+    except BaseException:
+        program.stop()
+        raise
+
+
+class Webhook:
+    """Takes what Alertmanager sends."""
+
+    def __init__(self) -> None:
+        messages: queue.Queue[dict[str, Any]] = queue.Queue()
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                messages.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Be quiet."""
+
+        self.messages = messages
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def start_alertmanager(webhook: Webhook, directory: Path) -> tuple[Program, str]:
+    """Alertmanager with the example beside the rules, except that it does not wait, and sends to `webhook`."""
+    config = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())
+    config["route"] |= {"group_wait": "0s", "group_interval": "1s"}
+    config["receivers"][0]["webhook_configs"][0]["url"] = webhook.url
+    path = directory / "alertmanager.yml"
+    path.write_text(yaml.safe_dump(config))
+    subprocess.run([str(unpacked("amtool")), "check-config", path], check=True, stdout=subprocess.DEVNULL)
+    address = free_address()
+    argv = [str(unpacked("prometheus-alertmanager")), f"--config.file={path}", f"--web.listen-address={address}",
+            f"--storage.path={directory}/alertmanager", "--cluster.listen-address="]  # fmt: skip
+    program = Program(_with_share(argv), directory / "alertmanager.log")
+    try:
+        wait_for("answer of Alertmanager", lambda: program.runs() and answers(f"http://{address}/-/ready"))
+    except BaseException:
+        program.stop()
+        raise
+    return program, address
+
+
+def _with_share(argv: Sequence[str]) -> list[str]:
+    """`argv` with /usr/share of its package, where Debian's Alertmanager looks for templates, if it is only unpacked.
+
+    Nobody else sees that: it is mounted in a namespace of its own.
+    """
+    share = Path(argv[0]).parents[1] / "share"
+    if str(share) == "/usr/share":
+        return list(argv)
+    return ["unshare", "--mount", "sh", "-c", f'mount --bind "{share}" /usr/share && exec "$@"', "sh", *argv]
+
+
+class Prometheus:
+    """Prometheus with the example configuration, except for hosts, files, and that it does everything each second."""
+
+    def __init__(self, hosts: Mapping[str, str], alertmanager: str, job: Mapping[str, Any], directory: Path) -> None:
+        """`hosts`: instance -> address; `job`: what its scrape configuration has instead of the example's."""
+        config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
+        config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
+        scrape = config["scrape_configs"][0] | job
+        config["scrape_configs"] = [{key: value for key, value in scrape.items() if value is not None}]
+        config["scrape_configs"][0]["static_configs"] = [
+            {"targets": [address], "labels": {"instance": name}} for name, address in hosts.items()
+        ]
+        path = directory / "prometheus.yml"
+        path.write_text(yaml.safe_dump(config))
+        # Only how often they are looked at differs.
+        rules = re.sub(r"interval: 1m", f"interval: {SCRAPE_S}s", RULES.read_text())
+        (directory / RULES.name).write_text(rules)
+        promtool("check", "config", path)
+        address = free_address()
+        self.url = f"http://{address}"
+        argv = [str(unpacked("prometheus")), f"--config.file={path}", f"--web.listen-address={address}",
+                f"--storage.tsdb.path={directory}/tsdb", "--log.level=warn"]  # fmt: skip
+        self.program = Program(argv, directory / "prometheus.log")
+
+    def get(self, path: str, **parameters: str) -> Any:
+        """Data of an answer of its HTTP API. Raises OSError when it does not answer, AssertionError for an error."""
+        url = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
+        try:
+            with urllib.request.urlopen(url, timeout=30) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as exc:
+            raise AssertionError(exc.read().decode()) from exc
+        assert answer["status"] == "success"
+        return answer["data"]
+
+    def ready(self) -> bool | None:
+        """True when it answers; None before."""
+        return answers(f"{self.url}/-/ready") if self.program.runs() else None
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """Series of an instant query, now."""
+        found: list[dict[str, Any]] = self.get("query", query=expr)["result"]
+        return found
+
+    def query_range(self, expr: str, start_s: float, end_s: float) -> list[dict[str, Any]]:
+        """Series of a query, each second."""
+        found: list[dict[str, Any]] = self.get(
+            "query_range", query=expr, start=str(start_s), end=str(end_s), step=str(SCRAPE_S)
+        )["result"]
+        return found
+
+
+def promtool(*arguments: str | Path, text: str | None = None) -> str:
+    """What promtool prints; fails when it does."""
+    done = subprocess.run(
+        [str(unpacked("promtool")), *arguments], input=text, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
