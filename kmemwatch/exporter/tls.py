@@ -18,6 +18,8 @@ _VERIFY = {
     VERIFY_IF_GIVEN: ssl.CERT_OPTIONAL,
     REQUIRE_AND_VERIFY: ssl.CERT_REQUIRED,
 }
+_MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
+"""The last is what OpenSSL says of keys of two kinds."""
 
 
 class CurrentContext(ssl.SSLContext):
@@ -69,7 +71,7 @@ def _set_certificate(context: ssl.SSLContext, config: TlsConfig, contents: Mappi
             raise _error(name, config.key, "is encrypted", "a daemon cannot ask for a password") from error
         except (ssl.SSLError, OSError) as error:
             reason = getattr(error, "reason", None) or str(error)
-            if reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+            if reason in _MISMATCHES:
                 raise _error(name, config.key, f"does not belong to {config.cert.key}") from error
             raise _error(name, config.cert, f"cannot be used with {config.key.key}: {reason}") from error
 

@@ -18,6 +18,7 @@ from kmemwatch.errors import UsageError
 from kmemwatch.exporter import tlsnames
 from kmemwatch.exporter.webmodel import NO_CLIENT_CERT, REQUIRE_AND_VERIFY, Pem, RateLimit, TlsConfig, WebConfig
 from kmemwatch.exporter.websection import HINT, Section
+from kmemwatch.units import printable
 
 _TLS, _HTTP, _USERS, _LIMIT = "tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"
 _BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{53}")
@@ -45,7 +46,8 @@ def parse(data: bytes, name: str) -> WebConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = name if mark is None else f"{name}:{mark.line + 1}"
-        raise UsageError(f"{place}: not YAML: {getattr(error, 'problem', None) or error}", HINT) from error
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UsageError(f"{place}: not YAML: {printable(problem)}", HINT) from error
     top = Section(name, "", root)
     with_tls = top.section(_TLS)
     http, limit = top.section(_HTTP), top.section(_LIMIT)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import yaml
 
 from kmemwatch.errors import UsageError
+from kmemwatch.units import printable
 
 T = TypeVar("T")
 
@@ -52,10 +53,8 @@ class Section:
         return f"{self._path}.{key}" if self._path else key
 
     def _error(self, node: yaml.Node | None, path: str, problem: str, hint: str | None = None) -> UsageError:
-        return UsageError(
-            f"{self._name}:{1 if node is None else node.start_mark.line + 1}: {path or 'the file'}: {problem}",
-            hint or HINT,
-        )
+        line = 1 if node is None else node.start_mark.line + 1
+        return UsageError(f"{self._name}:{line}: {printable(path) or 'the file'}: {problem}", hint or HINT)
 
     def refuse(self, key: str, problem: str, hint: str | None = None) -> UsageError:
         """What is wrong with the value of `key`."""

@@ -24,6 +24,7 @@ from kmemwatch.exporter.collector import FamiliesCollector
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.folding import OTHER
 from kmemwatch.exporter.frames import Frame
+from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.exporter.series import Delays, SeriesBuilder
 from kmemwatch.exporter.text import write_text
 from kmemwatch.fields.base import label
@@ -90,9 +91,9 @@ SERVING_SERIES = [name for name in PROMISED if name.startswith(("scrape", "snaps
 class Scraper:
     """An exposition whose snapshot a test sets."""
 
-    def __init__(self, max_series: int = 20_000) -> None:
+    def __init__(self, max_series: int = 20_000, selection: Selection = ALL) -> None:
         self.frame: Frame | None = None
-        self.exposition = Exposition(lambda: self.frame, max_series)
+        self.exposition = Exposition(lambda: self.frame, max_series, selection)
 
     def text(self, snapshot: Snapshot | None, accept: str = "") -> str:
         self.frame = None if snapshot is None else Frame(snapshot, time.monotonic())

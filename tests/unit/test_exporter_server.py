@@ -19,7 +19,7 @@ from kmemwatch.codec import snapshot_from_json
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.app import App, accepts_gzip
 from kmemwatch.exporter.exposition import Exposition
-from kmemwatch.exporter.listening import listen, parse_address, url_of
+from kmemwatch.exporter.listening import listen
 from kmemwatch.exporter.paths import check_telemetry_path
 from kmemwatch.exporter.publisher import Publisher
 from kmemwatch.exporter.server import Server
@@ -341,51 +341,3 @@ def test_stops_within_two_seconds_whatever_the_clients_do(run: Run) -> None:
         socket.create_connection(("127.0.0.1", daemon.port), timeout=5)
     with pytest.raises(KmemwatchError, match="HTTP server stopped"):
         daemon.server.check()
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("127.0.0.1:9000", ("127.0.0.1", 9000)),
-        (":9000", ("", 9000)),
-        ("[::1]:0", ("::1", 0)),
-        ("node1.example:65535", ("node1.example", 65535)),
-    ],
-)
-def test_addresses(text: str, expected: tuple[str, int]) -> None:
-    assert parse_address(text) == expected
-
-
-@pytest.mark.parametrize(
-    "text", ["", "9000", "host", "host:", "host:x", "host:65536", "host:-1", "::1:9000", "h:1_0", "h: 1"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match="not an address to listen on"):
-        listen(text)
-
-
-def test_a_port_in_use_is_one_line_with_a_hint() -> None:
-    with listen("127.0.0.1:0") as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(
-            KmemwatchError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"
-        ) as caught:
-            listen(f"127.0.0.1:{port}")
-    assert caught.value.exit_code == 1
-    assert "--web.listen-address" in str(caught.value.hint)
-
-
-@pytest.mark.parametrize("address", ["203.0.113.1:0", "no.such.host.invalid:0"])
-def test_an_address_that_is_not_ours(address: str) -> None:
-    with pytest.raises(KmemwatchError, match=f"cannot listen on {address}"):
-        listen(address)
-
-
-def test_every_interface_and_ipv6() -> None:
-    with listen(":0") as everywhere:
-        port = everywhere.getsockname()[1]
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    if not socket.has_dualstack_ipv6():
-        pytest.skip("no IPv6 on this host")
-    with listen("[::1]:0") as listener:
-        assert url_of(listener).startswith("http://[::1]:")

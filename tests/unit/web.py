@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A worker in the test's own process, with its privileges, on a web configuration that the test writes."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import os
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from kmemwatch.exporter import wire
+from kmemwatch.exporter.frames import Frame
+from kmemwatch.exporter.listening import listen
+from kmemwatch.exporter.reader import ReaderProbe
+from kmemwatch.exporter.selection import SelectionOptions
+from kmemwatch.exporter.webfiles import WebFiles
+from kmemwatch.exporter.wire import BrokenWeb, NewWeb, Settings
+from kmemwatch.exporter.worker import Worker
+from tests.unit import fakes
+
+EVERYTHING = SelectionOptions()
+Answer = tuple[int, http.client.HTTPMessage, bytes]
+
+
+class Site:
+    """What is served, and how to ask it."""
+
+    def __init__(self, directory: Path, text: str, selection: SelectionOptions) -> None:
+        self.directory = directory
+        self.path = directory / "web.yml"
+        self.path.write_text(text)
+        self.files = WebFiles(str(self.path))
+        self.logged: list[str] = []
+        self.listener = listen("127.0.0.1:0")
+        self.port = self.listener.getsockname()[1]
+        settings = Settings(
+            listeners=[os.dup(self.listener.fileno())],
+            telemetry_path="/metrics",
+            max_series=20_000,
+            stale_s=60.0,
+            selection=selection,
+            reader=ReaderProbe().state({}),
+            web=self.files.load(),
+        )
+        self.worker = Worker(settings, self.logged.append)
+        self.worker.start()
+        self.worker._take(wire.pack(Frame(fakes.sample(), time.monotonic())))
+
+    def ask(
+        self,
+        path: str = "/-/healthy",
+        *,
+        tls: ssl.SSLContext | None = None,
+        user: tuple[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        method: str = "GET",
+    ) -> Answer:
+        """One request on a connection of its own."""
+        sent = dict(headers or {})
+        if user is not None:
+            sent["Authorization"] = "Basic " + base64.b64encode(":".join(user).encode()).decode()
+        with closing(self.connect(tls)) as connection:
+            connection.request(method, path, headers=sent)
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+    def connect(self, tls: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+        """A connection that is not open yet."""
+        if tls is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=tls)
+
+    def write(self, text: str) -> None:
+        """Change the configuration; with `reload` it is used."""
+        self.path.write_text(text)
+
+    def reload(self) -> None:
+        """What `serve` does every second."""
+        self.files.reload(lambda web: self.worker._take(NewWeb(web)), lambda why: self.worker._take(BrokenWeb(why)))
+
+    def metric(self, name: str, **how: ssl.SSLContext | tuple[str, str]) -> str | None:
+        """Value of a metric without labels."""
+        text = self.ask("/metrics", **how)[2].decode()  # type: ignore[arg-type]
+        return next((line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")), None)
+
+
+Sites = Callable[..., Site]
+
+
+@contextmanager
+def sites(directory: Path) -> Iterator[Sites]:
+    """``start(text)`` serves on the web configuration `text`."""
+    with ExitStack() as stack:
+
+        def start(text: str = "", selection: SelectionOptions = EVERYTHING) -> Site:
+            site = Site(directory, text, selection)
+            stack.callback(site.listener.close)
+            stack.callback(site.worker.stop)
+            return site
+
+        yield start
