@@ -14,7 +14,7 @@ import pytest
 
 from tests.cgroup_mounts import MemoryMount
 from tests.e2e.invented import PATCHED, UNPATCHED, record
-from tests.e2e.servers import Prometheus, Webhook, serve, start_alertmanager, wait_for
+from tests.e2e.servers import Credentials, Prometheus, Webhook, make_credentials, serve, start_alertmanager, wait_for
 from tests.live.cgroups import OwnCgroup
 from tests.needs import require
 
@@ -31,9 +31,12 @@ class Fleet:
 
     prometheus: Prometheus
     webhook: Webhook
+    credentials: Credentials
     addresses: dict[str, str]
     """Instance -> where it is served."""
     began_s: float
+    ended_s: float
+    """Until when this machine's cgroups worked; dashboards are asked for the time up to it."""
 
     def variables(self) -> dict[str, str]:
         """What Grafana would fill in to show this machine, or the two invented hosts side by side."""
@@ -42,7 +45,7 @@ class Fleet:
             "patched": HOSTS[PATCHED],
             "unpatched": HOSTS[UNPATCHED],
             "__rate_interval": "5s",
-            "__range": f"{int(time.time() - self.began_s)}s",
+            "__range": f"{int(self.ended_s - self.began_s)}s",
         }
 
 
@@ -54,23 +57,23 @@ def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iter
     with ExitStack() as stack:
         addresses = {}
         recordings = {kind: record(kind, 2 * WORK_S, directory) for kind in HOSTS}
-        program, addresses[LIVE] = serve(LIVE, directory)
+        credentials = make_credentials(directory)
+        web = ("--web.config.file", credentials.web_config)
+        program, addresses[LIVE] = serve(LIVE, directory, *web)
         stack.callback(program.stop)
         for kind, name in HOSTS.items():
-            program, addresses[name] = serve(name, directory, "--replay", recordings[kind])
+            program, addresses[name] = serve(name, directory, "--replay", recordings[kind], *web)
             stack.callback(program.stop)
         webhook = Webhook()
         stack.callback(webhook.stop)
         alertmanager, alerts = start_alertmanager(webhook, directory)
         stack.callback(alertmanager.stop)
-        prometheus = Prometheus(
-            addresses, alerts, {"scheme": "http", "basic_auth": None, "tls_config": None}, directory
-        )
+        prometheus = Prometheus(addresses, alerts, credentials.job(), directory)
         stack.callback(prometheus.program.stop)
         wait_for("answer of Prometheus", prometheus.ready)
         began_s = time.time()
         work(memory.path, directory, WORK_S)
-        yield Fleet(prometheus, webhook, addresses, began_s)
+        yield Fleet(prometheus, webhook, credentials, addresses, began_s, time.time())
 
 
 def work(root: Path, directory: Path, seconds: int) -> None:

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import base64
 import http.server
 import json
 import queue
 import re
+import secrets
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -16,9 +19,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import bcrypt
 import yaml
 
 from tests.grafana import PROMETHEUS, ROOT, RULES
@@ -27,6 +32,8 @@ from tests.needs import unpacked
 T = TypeVar("T")
 SCRAPE_S = 1
 START_S = 60
+USER = "prometheus"
+"""As in the example."""
 
 
 def wait_for(what: str, look: Callable[[], T | None], limit_s: float = START_S) -> T:
@@ -102,6 +109,53 @@ def serve(name: str, directory: Path, *options: str | Path) -> tuple[Program, st
         raise
 
 
+@dataclass(frozen=True)
+class Credentials:
+    """What it takes to scrape: a certificate that signs itself, and a user with a password."""
+
+    directory: Path
+    certificate: Path
+    password_file: Path
+    web_config: Path
+    """For ``--web.config.file``."""
+
+    def job(self) -> dict[str, Any]:
+        """What the scrape configuration has instead of the example's."""
+        return {
+            "tls_config": {"ca_file": str(self.certificate)},
+            "basic_auth": {"username": USER, "password_file": str(self.password_file)},
+        }
+
+    def get(self, address: str, authorized: bool = True) -> str:
+        """The metrics that are served at `address`. Raises HTTPError."""
+        request = urllib.request.Request(f"https://{address}/metrics")
+        if authorized:
+            both = f"{USER}:{self.password_file.read_text()}".encode()
+            request.add_header("Authorization", "Basic " + base64.b64encode(both).decode())
+        context = ssl.create_default_context(cafile=str(self.certificate))
+        with urllib.request.urlopen(request, timeout=10, context=context) as response:
+            return str(response.read().decode())
+
+
+def make_credentials(directory: Path) -> Credentials:
+    """As docs/prometheus.md tells people to."""
+    key, certificate = directory / "server.key", directory / "server.crt"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=kmemwatch", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    password = secrets.token_urlsafe()
+    password_file, web_config = directory / "password", directory / "web.yml"
+    password_file.write_text(password)
+    config = {
+        "tls_server_config": {"cert_file": str(certificate), "key_file": str(key)},
+        "basic_auth_users": {USER: bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()},
+    }
+    web_config.write_text(yaml.safe_dump(config))
+    return Credentials(directory, certificate, password_file, web_config)
+
+
 class Webhook:
     """Takes what Alertmanager sends."""
 
@@ -166,8 +220,7 @@ class Prometheus:
         config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": f"{SCRAPE_S}s", "evaluation_interval": f"{SCRAPE_S}s"}
         config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [alertmanager]
-        scrape = config["scrape_configs"][0] | job
-        config["scrape_configs"] = [{key: value for key, value in scrape.items() if value is not None}]
+        config["scrape_configs"][0] |= job
         config["scrape_configs"][0]["static_configs"] = [
             {"targets": [address], "labels": {"instance": name}} for name, address in hosts.items()
         ]
@@ -198,9 +251,10 @@ class Prometheus:
         """True when it answers; None before."""
         return answers(f"{self.url}/-/ready") if self.program.runs() else None
 
-    def query(self, expr: str) -> list[dict[str, Any]]:
-        """Series of an instant query, now."""
-        found: list[dict[str, Any]] = self.get("query", query=expr)["result"]
+    def query(self, expr: str, at_s: float | None = None) -> list[dict[str, Any]]:
+        """Series of an instant query; None: now."""
+        at = {} if at_s is None else {"time": str(at_s)}
+        found: list[dict[str, Any]] = self.get("query", query=expr, **at)["result"]
         return found
 
     def query_range(self, expr: str, start_s: float, end_s: float) -> list[dict[str, Any]]:

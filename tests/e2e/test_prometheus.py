@@ -8,9 +8,11 @@ which plays recordings that tests/e2e/invented.py makes.
 from __future__ import annotations
 
 import math
+import os
 import queue
-import time
-import urllib.request
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ import pytest
 from tests.e2e.conftest import HOSTS, LIVE, Fleet
 from tests.e2e.invented import PATCHED
 from tests.e2e.servers import promtool, wait_for
-from tests.grafana import DASHBOARDS, RULES, Target, asked, filled_in, load, rules, targets
+from tests.grafana import DASHBOARDS, RULES, Target, asked, filled_in, load, panels, rules, targets
 from tests.unit.test_alerts import TESTS
 
 EVERY_TARGET = [target for name in DASHBOARDS for target in targets(name)]
@@ -37,6 +39,13 @@ ONLY_WITH_CHILD_CACHES = {
     "kmemwatch_recharges_total",
 }
 """Metrics that a kernel where all memcgs share the caches does not have."""
+
+SHOWN = {
+    "overview": "this machine and two invented hosts",
+    "host": "this machine; slabs of the dead in child caches: an invented host",
+    "patched-against-unpatched": "two invented hosts",
+}
+"""Whose figures are in the picture of a dashboard."""
 
 pytestmark = pytest.mark.needs("no lab", "Prometheus")
 
@@ -63,8 +72,8 @@ def answer(target: Target, fleet: Fleet) -> list[dict[str, Any]]:
     """Series of a query of a dashboard."""
     expr = filled_in(target.expr, variables_for(target, fleet))
     if target.instant:
-        return fleet.prometheus.query(expr)
-    return fleet.prometheus.query_range(expr, fleet.began_s, time.time())
+        return fleet.prometheus.query(expr, fleet.ended_s)
+    return fleet.prometheus.query_range(expr, fleet.began_s, fleet.ended_s)
 
 
 @pytest.mark.parametrize("target", EVERY_TARGET, ids=lambda t: f"{t.dashboard}-{t.panel}")
@@ -97,10 +106,14 @@ def test_variables_offer_hosts(name: str, fleet: Fleet) -> None:
 
 @pytest.mark.parametrize("name", [LIVE, *HOSTS.values()])
 def test_promtool_finds_nothing_wrong_with_metrics(name: str, fleet: Fleet) -> None:
-    with urllib.request.urlopen(f"http://{fleet.addresses[name]}/metrics", timeout=10) as response:
-        text = response.read().decode()
+    text = fleet.credentials.get(fleet.addresses[name])
     assert "kmemwatch_kernel_info" in text
     assert promtool("check", "metrics", text=text) == ""
+
+
+def test_nobody_else_gets_the_metrics(fleet: Fleet) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        fleet.credentials.get(fleet.addresses[LIVE], authorized=False)
 
 
 def test_prometheus_evaluates_every_rule(fleet: Fleet) -> None:
@@ -132,3 +145,23 @@ def test_an_alert_reaches_whoever_must_know(fleet: Fleet) -> None:
     }
     assert alert["annotations"]["summary"] == f"Slabs could not be recharged on {HOSTS[PATCHED]}."
     assert alert["annotations"]["runbook_url"] == "docs/runbook.md#kmemwatchrechargefailures"
+
+
+@pytest.mark.parametrize("name", DASHBOARDS)
+def test_it_can_be_drawn_and_no_panel_is_empty(name: str, fleet: Fleet, tmp_path: Path) -> None:
+    """`make dashboards` keeps the pictures, in docs/dashboards."""
+    from tests.e2e.drawing import draw
+
+    known = {(target.panel, target.expr): target for target in targets(name)}
+    board = load(name)
+    titles = {id(target): panel["title"] for panel in panels(board) for target in panel["targets"]}
+
+    def answers(target: Mapping[str, Any]) -> list[dict[str, Any]]:
+        return answer(known[titles[id(target)], target["expr"]], fleet)
+
+    path = Path(os.environ.get("KMEMWATCH_PICTURES") or tmp_path) / f"{name}.png"
+    path.parent.mkdir(exist_ok=True)
+    seconds = int(fleet.ended_s - fleet.began_s)
+    filled = draw(board, answers, path, f"{SHOWN[name]}; {seconds} s; drawn by matplotlib, not by Grafana")
+    assert filled == len(list(panels(board)))
+    assert path.read_bytes().startswith(b"\x89PNG")
