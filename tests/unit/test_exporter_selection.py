@@ -18,7 +18,7 @@ from tests.unit import fakes, strategies
 from tests.unit.test_exporter_series import Scraper, Series, cgroup, numbered, pair, pick, snapshot_of
 
 
-def scrape(snapshot: Snapshot, max_series: int = 20_000, **options: Any) -> Series:
+def scrape(snapshot: Snapshot, max_series: Any = 20_000, **options: Any) -> Series:
     return Scraper(max_series, SelectionOptions(**options).selection()).scrape(snapshot)
 
 

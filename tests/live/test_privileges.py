@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What `kmemwatch serve` may still do once it serves: asked of /proc, and tried from inside its processes."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.live import inject
+from tests.live.cgroups import OwnCgroup
+from tests.live.inject import Thread, stopped
+
+CAP_BPF, CAP_SYS_ADMIN = 39, 21
+NOBODY = "65534"
+INTERVAL_S = 0.5
+injected = pytest.mark.skipif(not inject.IS_POSSIBLE, reason="calls are put into processes of x86-64 only")
+
+
+class Serving:
+    """A daemon that serves: the process that reads the kernel, and the one that serves HTTP."""
+
+    def __init__(self, process: subprocess.Popen[str], limit_s: float) -> None:
+        assert process.stderr is not None
+        self.process = process
+        self.told: list[str] = []
+        while not self.told or "serving" not in self.told[-1]:
+            line = process.stderr.readline()
+            assert line, self.told
+            self.told.append(line)
+        self.url = self.told[-1].split()[-1].removesuffix("/metrics")
+        self.limit_s = limit_s
+        self.reader = process.pid
+        (self.http,) = _children(process.pid)
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=self.limit_s) as answer:
+            return str(answer.read().decode())
+
+    def metric(self, name: str) -> float:
+        for line in self.get("/metrics").splitlines():
+            if line.startswith(f"{name} "):
+                return float(line.split()[1])
+        raise AssertionError(f"no {name}")
+
+    def until(self, wanted: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self.limit_s
+        while not wanted():
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.1)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def serving(*args: str, limit_s: float = 20.0) -> Iterator[Serving]:
+    command = [sys.executable, "-m", "kmemwatch", "serve", "--web.listen-address", "127.0.0.1:0"]
+    command += ["--interval", str(INTERVAL_S), *args]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield Serving(process, limit_s)
+        finally:
+            process.terminate()
+            process.wait(limit_s)
+
+
+@pytest.fixture(scope="module")
+def daemon(runner_in_root_cgroup: None) -> Iterator[Serving]:
+    factor = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
+    with serving(limit_s=20 * factor) as daemon:
+        yield daemon
+
+
+def threads(pid: int) -> list[dict[str, str]]:
+    """/proc/PID/task/*/status of every thread."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").iterdir():
+        lines = (path / "status").read_text().splitlines()
+        found.append({name: value.strip() for name, _, value in (line.partition(":") for line in lines)})
+    return found
+
+
+def capabilities(mask: str) -> set[int]:
+    return {bit for bit in range(64) if int(mask, 16) >> bit & 1}
+
+
+def is_filtered(pid: int) -> bool:
+    """The kernel filters system calls of all of its threads; kernels without seccomp do not say."""
+    modes = {status.get("Seccomp") for status in threads(pid)}
+    assert len(modes) == 1
+    return modes == {"2"}
+
+
+def has_seccomp() -> bool:
+    """The kernel can filter system calls."""
+    return Path("/proc/sys/kernel/seccomp/actions_avail").exists()
+
+
+def bpf_descriptors(pid: int) -> set[str]:
+    links = (str(path.readlink()) for path in Path(f"/proc/{pid}/fd").iterdir())
+    return {link for link in links if re.match(r"anon_inode:(\[?bpf|\[perf)", link)}
+
+
+def test_the_http_process_has_no_privileges(daemon: Serving) -> None:
+    daemon.get("/metrics")  # threads that answer are there, too
+    found = threads(daemon.http)
+    assert len(found) > 1
+    for status in found:
+        for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert capabilities(status[name]) == set(), name
+        assert set(status["Uid"].split() + status["Gid"].split()) == {NOBODY}
+        assert status["Groups"] == ""
+        assert status["NoNewPrivs"] == "1"
+    assert is_filtered(daemon.http) is has_seccomp()
+
+
+def test_the_reader_keeps_what_reading_needs(daemon: Serving) -> None:
+    found = threads(daemon.reader)
+    assert len(found) > 1
+    kept = capabilities(found[0]["CapEff"])
+    assert kept in (set(), {CAP_BPF}), "CAP_BPF on kernels that want it for every bpf() call"
+    for status in found:
+        assert capabilities(status["CapEff"]) == capabilities(status["CapPrm"]) == kept
+        assert capabilities(status["CapBnd"]) <= kept
+        assert capabilities(status["CapInh"]) == capabilities(status["CapAmb"]) == set()
+        assert status["NoNewPrivs"] == "1"
+    assert is_filtered(daemon.reader) is has_seccomp()
+
+
+def test_it_reads_on(daemon: Serving, own_cgroup: Callable[..., OwnCgroup]) -> None:
+    """Events, the walk, maps, programs that are run: all of it, long after the privileges are gone."""
+    removed, online = daemon.metric("kmemwatch_cgroups_offlined_total"), daemon.metric("kmemwatch_online_cgroups")
+    made = [own_cgroup() for _ in range(7)]
+    daemon.until(lambda: daemon.metric("kmemwatch_online_cgroups") >= online + 7)
+    assert any(str(made[0].path.name) in line for line in daemon.get("/metrics").splitlines())
+    for cgroup in made:
+        cgroup.remove()
+    daemon.until(lambda: daemon.metric("kmemwatch_cgroups_offlined_total") >= removed + 7)
+    assert daemon.metric("kmemwatch_snapshot_age_seconds") < daemon.limit_s
+    assert daemon.process.poll() is None
+
+
+def test_descriptors_of_bpf_are_with_the_reader_alone(daemon: Serving) -> None:
+    assert any("bpf-map" in link for link in bpf_descriptors(daemon.reader))
+    assert bpf_descriptors(daemon.http) == set()
+
+
+@pytest.fixture
+def http(daemon: Serving) -> Iterator[Thread]:
+    with stopped(daemon.http) as thread:
+        yield thread
+
+
+@pytest.fixture
+def reader(daemon: Serving) -> Iterator[Thread]:
+    with stopped(daemon.reader) as thread:
+        yield thread
+
+
+@injected
+def test_calls_that_are_put_into_a_process_work() -> None:
+    """Else the tests below would prove nothing: somebody with our privileges can do it all."""
+    with subprocess.Popen(["sleep", "1000"]) as somebody:
+        try:
+            time.sleep(0.2)
+            with stopped(somebody.pid) as thread:
+                assert thread.load_program(inject.RAW_TRACEPOINT) >= 3
+                assert thread.load_program(inject.SOCKET_FILTER) >= 3
+                assert thread.create_map() >= 3
+                assert thread.call(inject.SOCKET, 2, 1, 0) >= 3
+                assert thread.call(inject.OPENAT, -100, b"/etc/shadow\0", 0) >= 3
+            assert somebody.poll() is None
+        finally:
+            somebody.kill()
+
+
+def unprivileged_bpf_is_disabled() -> bool:
+    return Path("/proc/sys/kernel/unprivileged_bpf_disabled").read_text().strip() != "0"
+
+
+@injected
+def test_the_http_process_cannot_load_programs(http: Thread) -> None:
+    assert http.load_program(inject.RAW_TRACEPOINT) == -errno.EPERM
+    if has_seccomp() or unprivileged_bpf_is_disabled():
+        assert http.load_program(inject.SOCKET_FILTER) == -errno.EPERM
+        assert http.create_map() == -errno.EPERM
+
+
+@injected
+def test_the_http_process_reaches_nothing(http: Thread, daemon: Serving) -> None:
+    for path in ("/etc/shadow", f"/proc/{daemon.reader}/mem", f"/proc/{daemon.reader}/fd/3"):
+        assert http.call(inject.OPENAT, -100, path.encode() + b"\0", 0) in (-errno.EACCES, -errno.EPERM), path
+    if has_seccomp():
+        assert http.call(inject.SOCKET, 2, 1, 0) == -errno.EPERM
+        assert http.call(inject.EXECVE, b"/bin/true\0", 0, 0) == -errno.EPERM
+
+
+@injected
+def test_the_reader_reads_and_makes_nothing(reader: Thread) -> None:
+    assert reader.load_program(inject.RAW_TRACEPOINT) == -errno.EPERM
+    if has_seccomp() or unprivileged_bpf_is_disabled():
+        assert reader.load_program(inject.SOCKET_FILTER) == -errno.EPERM
+        assert reader.create_map() == -errno.EPERM
+    if has_seccomp():
+        assert reader.bpf(inject.BPF_RAW_TRACEPOINT_OPEN, b"") == -errno.EPERM
+        assert reader.call(inject.EXECVE, b"/bin/true\0", 0, 0) == -errno.EPERM
+    # It is let through, and fails for its descriptor.
+    assert reader.bpf(inject.BPF_MAP_LOOKUP_ELEM, b"\xff\xff\xff\x7f") == -errno.EBADF
+
+
+@injected
+def test_it_goes_on_after_all_this(daemon: Serving) -> None:
+    assert daemon.get("/-/ready") == "kmemwatch is ready.\n"
+    daemon.until(lambda: daemon.metric("kmemwatch_snapshot_age_seconds") < 3 * INTERVAL_S)
+
+
+def test_nothing_is_missing_from_what_it_said(daemon: Serving) -> None:
+    """Where system calls cannot be filtered it says so, and nothing else."""
+    assert len(daemon.told) == (1 if has_seccomp() else 3)
