@@ -16,6 +16,7 @@ from dashboards.parts import (
     SECONDS,
     THIRD,
     Query,
+    ages,
     dashboard,
     grid,
     host_variable,
@@ -147,7 +148,7 @@ def _dying(board: builders.Dashboard) -> None:
         board,
         "Dying cgroups",
         "By the time since they were removed.",
-        lambda side: [Query(f"sum by (at_least) (kmemwatch_dying_cgroups_by_age{{{side}}})", "{{at_least}}")],
+        ages,
         COUNT,
         stacked=True,
     )

@@ -11,7 +11,6 @@ from dashboards.parts import (
     BYTES_PER_S,
     COUNT,
     GOOD,
-    HALF,
     PER_S,
     SECONDS,
     SHARE,
@@ -19,6 +18,7 @@ from dashboards.parts import (
     WARN,
     WIDE,
     Query,
+    ages,
     bars,
     dashboard,
     grid,
@@ -185,8 +185,8 @@ def _dying(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Dying cgroups by age",
-            "Time since they were removed, at least so much and less than the next.",
-            [Query(f"sum by (at_least) (kmemwatch_dying_cgroups_by_age{{{HOST}}})", "{{at_least}}")],
+            "By the time since they were removed.",
+            ages(HOST),
             COUNT,
             stacked=True,
         ),
@@ -251,17 +251,24 @@ def _costs(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Processor time",
-            "Of kmemwatch, in cores; without the BPF programs, which run in whoever allocates.",
-            [Query(f"sum(rate(process_cpu_seconds_total{{{HOST}}}[$__rate_interval]))", "kmemwatch")],
+            "Of the processes of kmemwatch, in cores: reader reads the kernel, http serves Prometheus.",
+            [
+                Query(
+                    f"sum by (process) (rate(kmemwatch_process_cpu_seconds_total{{{HOST}}}[$__rate_interval]))",
+                    "{{process}}",
+                )
+            ],
             SHARE,
             THIRD,
+            stacked=True,
         ),
         lines(
             "Memory",
-            "Resident memory of kmemwatch.",
-            [Query(f"sum(process_resident_memory_bytes{{{HOST}}})", "kmemwatch")],
+            "Resident memory of these processes, each with the libraries that they share.",
+            [Query(f"sum by (process) (kmemwatch_process_resident_memory_bytes{{{HOST}}})", "{{process}}")],
             BYTES,
             THIRD,
+            stacked=True,
         ),
         lines(
             "Scrapes",
@@ -280,6 +287,19 @@ def _costs(board: builders.Dashboard) -> None:
 def _rest(board: builders.Dashboard) -> None:
     for panel in (
         lines(
+            "Time in BPF programs",
+            "In cores, spent by whoever allocates; the kernel counts it only with sysctl kernel.bpf_stats_enabled=1.",
+            [
+                Query(
+                    f"sum by (program) (rate(kmemwatch_bpf_run_seconds_total{{{HOST}}}[$__rate_interval]))",
+                    "{{program}}",
+                )
+            ],
+            SHARE,
+            THIRD,
+            stacked=True,
+        ),
+        lines(
             "Folded cgroups",
             "Cgroups that have no series of their own, see --max-series, and the series that they would have.",
             [
@@ -287,14 +307,14 @@ def _rest(board: builders.Dashboard) -> None:
                 Query(f"sum(kmemwatch_folded_series{{{HOST}}})", "series"),
             ],
             COUNT,
-            HALF,
+            THIRD,
         ),
         grid(
             "Kernel",
             "Era: objcg, all cgroups share the caches; per-memcg, each has its own; recharge, these are used again.",
             f"kmemwatch_kernel_info{{{HOST}}}",
             (("release", "Kernel"), ("era", "Era"), ("patchset", "Patch set")),
-            HALF,
+            THIRD,
             8,
         ),
     ):

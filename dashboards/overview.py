@@ -80,7 +80,7 @@ def _numbers_of_health(board: builders.Dashboard) -> None:
             "What kernels did and kmemwatch could not count, in the time that is shown.",
             f"sum(increase(kmemwatch_events_lost_total{{{HOSTS}}}[$__range]))",
             COUNT,
-            ((None, GOOD), (1, BAD)),
+            ((None, GOOD), (1, WARN)),
         ),
     ):
         board.with_panel(panel)
@@ -202,7 +202,7 @@ def _health(board: builders.Dashboard) -> None:
 def _hosts(board: builders.Dashboard) -> None:
     board.with_panel(
         grid(
-            "Hosts",
+            "Kernels",
             "Era: objcg, all cgroups share the caches (since Linux 5.9); per-memcg, each cgroup has its own; recharge,"
             " these are used again (the patch set).",
             f"kmemwatch_kernel_info{{{HOSTS}}}"
@@ -219,10 +219,10 @@ def _hosts(board: builders.Dashboard) -> None:
     )
     board.with_panel(
         grid(
-            "Signals not measured",
-            "Hooks that could not be attached to, by host: what they would count is missing.",
-            f"sum by (instance, signal) (1 - kmemwatch_probe_attached{{{HOSTS}}})",
-            (("instance", "Host"), ("signal", "Signal"), ("Value", "Not measured")),
+            "Signals",
+            "0: no hook could be attached to, what it would count is missing. These come first.",
+            f"sort(sum by (instance, signal) (kmemwatch_probe_attached{{{HOSTS}}}))",
+            (("instance", "Host"), ("signal", "Signal"), ("Value", "Attached")),
             HALF,
         )
     )

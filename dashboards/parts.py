@@ -28,6 +28,17 @@ WIDE, HALF, THIRD, QUARTER, SIXTH = 24, 12, 8, 6, 4
 GOOD, WARN, BAD = "green", "orange", "red"
 
 
+AGES = (
+    ("0s", "less than 1 min"),
+    ("1m", "1 to 10 min"),
+    ("10m", "10 min to 1 h"),
+    ("1h", "1 to 6 h"),
+    ("6h", "6 to 24 h"),
+    ("1d", "24 h and more"),
+)
+"""`at_least` of kmemwatch_dying_cgroups_by_age -> what to call it; Grafana would sort 10m before 1m."""
+
+
 @dataclass(frozen=True)
 class Query:
     """One query of a panel."""
@@ -35,6 +46,14 @@ class Query:
     expr: str
     legend: str = ""
     """Name of a series: ``{{label}}`` stands for the value of a label."""
+
+
+def ages(selector: str) -> list[Query]:
+    """Dying cgroups by the time since they were removed, the youngest first."""
+    return [
+        Query(f'sum(kmemwatch_dying_cgroups_by_age{{{selector}, at_least="{at_least}"}})', name)
+        for at_least, name in AGES
+    ]
 
 
 def dashboard(uid: str, title: str, description: str, span: str = "now-6h") -> builders.Dashboard:

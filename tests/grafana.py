@@ -14,7 +14,7 @@ import promql_parser
 import yaml
 
 from kmemwatch.fields import HISTOGRAM, METRICS
-from kmemwatch.fields import serving as serving_fields
+from kmemwatch.fields.serving import SERVING, SERVING_TABLES
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = {path.stem: path for path in sorted((ROOT / "dashboards").glob("*.json"))}
@@ -24,8 +24,6 @@ RUNBOOK = ROOT / "docs/runbook.md"
 
 OF_PROMETHEUS = {"job", "instance"}
 """Labels that every scraped series has."""
-OF_THE_PROCESS = ("process_cpu_seconds_total", "process_resident_memory_bytes")
-"""What prometheus_client's collector of the process exports, of which we have no table."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +109,8 @@ def asked(expr: str) -> list[tuple[str, set[str]]]:
 
 def exported() -> dict[str, set[str]]:
     """Name of every series that `kmemwatch serve` can export -> its labels, from the field table."""
-    known: dict[str, set[str]] = {name: set() for name in OF_THE_PROCESS}
-    known |= {str(field.metric): set() for field in serving_fields.SERVING}
-    tables = [*METRICS, *getattr(serving_fields, "SERVING_TABLES", ())]
+    known: dict[str, set[str]] = {str(field.metric): set() for field in SERVING}
+    tables: tuple[Any, ...] = (*METRICS, *SERVING_TABLES)
     for table in tables:
         for field in table.fields:
             if field.kind == HISTOGRAM:

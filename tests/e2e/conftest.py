@@ -18,9 +18,19 @@ from tests.e2e.servers import Credentials, Prometheus, Webhook, make_credentials
 from tests.live.cgroups import OwnCgroup
 from tests.needs import require
 
+BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 LIVE = "this-machine"
 HOSTS = {PATCHED: "invented-patched", UNPATCHED: "invented-unpatched"}
 """Kind of an invented host -> its name in Prometheus."""
+TOP = "kmw-e2e"
+"""Above all cgroups of the test."""
+SERVICES = {
+    "find": "find /usr/share/doc /proc/self",
+    "files": "i=0; while [ $i -lt 200 ]; do : >files-$i; i=$((i+1)); done; rm files-*",
+    "pipes": "i=0; while [ $i -lt 30 ]; do echo $i | cat; i=$((i+1)); done",
+    "grow": "mkdir -p kept; i=0; while [ $i -lt 100 ]; do : >kept/$$-$i-$(date +%N); i=$((i+1)); done",
+}
+"""Name -> what it does again and again."""
 WORK_S = 40
 """How long the fleet is watched before anybody asks."""
 
@@ -55,11 +65,15 @@ def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iter
     require("Prometheus")
     directory = tmp_path_factory.mktemp("fleet")
     with ExitStack() as stack:
+        # So that the kernel counts the time of BPF programs; it does not by itself.
+        stack.callback(BPF_STATS.write_text, BPF_STATS.read_text())
+        BPF_STATS.write_text("1")
         addresses = {}
         recordings = {kind: record(kind, 2 * WORK_S, directory) for kind in HOSTS}
         credentials = make_credentials(directory)
         web = ("--web.config.file", credentials.web_config)
-        program, addresses[LIVE] = serve(LIVE, directory, *web)
+        # Other cgroups of this machine are nobody's business.
+        program, addresses[LIVE] = serve(LIVE, directory, *web, "--cgroup.include", f"/|/{TOP}(/.*)?")
         stack.callback(program.stop)
         for kind, name in HOSTS.items():
             program, addresses[name] = serve(name, directory, "--replay", recordings[kind], *web)
@@ -77,17 +91,22 @@ def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def work(root: Path, directory: Path, seconds: int) -> None:
-    """Cgroups that come and go; every fourth leaves a file in a tmpfs behind, and so stays, dying."""
+    """Services that work all the time, and jobs that come and go; every fourth leaves a file, so stays dying."""
     tmpfs = directory / "tmpfs"
     tmpfs.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "kmw-e2e", str(tmpfs)], check=True)
-    service = OwnCgroup(root, "kmw-e2e.service")
-    steady = service.popen(["/bin/sh", "-c", "while :; do ls -R /proc/self /usr/share/doc >/dev/null; sleep 0.2; done"])
+    top = OwnCgroup(root, TOP)
     try:
+        control = top.path / "cgroup.subtree_control"
+        if control.exists():  # cgroup v2
+            control.write_text("+memory")
+        for name, command in SERVICES.items():
+            loop = f"cd {tmpfs}; while :; do {command}; sleep 0.3; done"
+            top.child(f"{name}.service").popen(["/bin/sh", "-c", loop], stdout=subprocess.DEVNULL)
         end = time.monotonic() + seconds
         number = 0
         while time.monotonic() < end:
-            job = OwnCgroup(root, f"kmw-e2e-job-{number}.scope")
+            job = top.child(f"job-{number}.scope")
             job.run(["/bin/sh", "-c", f"head -c {100 + number % 7 * 50}K /dev/zero >{tmpfs}/{number}"])
             if number % 4:
                 (tmpfs / str(number)).unlink()
@@ -95,6 +114,5 @@ def work(root: Path, directory: Path, seconds: int) -> None:
             number += 1
             time.sleep(0.2)
     finally:
-        service.remove()
-        steady.wait()
+        top.remove()
         subprocess.run(["umount", "-l", str(tmpfs)], check=True)

@@ -11,13 +11,12 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+from PIL import Image
 
 from kmemwatch.units import bytes_human, count_human, seconds_human
 
 Series = list[dict[str, Any]]
-Ask = Callable[[str], Series]
-"""Panel's query, with variables in it -> series, of an instant or a time, as the panel's query says."""
 Answers = Sequence[tuple[Mapping[str, Any], Series]]
 """Targets of a panel, each with its series."""
 
@@ -80,6 +79,9 @@ def draw(board: Mapping[str, Any], answers: Callable[[Mapping[str, Any]], Series
         else:
             box.say("No data")
     figure.savefig(path, facecolor=BACKGROUND)
+    with Image.open(path) as picture:  # as small as it can be without showing it
+        small = picture.convert("RGB").quantize(128)
+    small.save(path, optimize=True)
     return filled
 
 
@@ -148,7 +150,8 @@ def _lines(box: _Box, panel: Mapping[str, Any], answers: Answers) -> None:
     box.card()
     unit, custom = _unit(panel), panel["fieldConfig"]["defaults"]["custom"]
     named = [(legend(target, one["metric"]), *_points(one)) for target, series in answers for one in series]
-    named.sort(key=lambda item: -item[2][-1] if math.isfinite(item[2][-1]) else 0)
+    if len(answers) == 1:  # else the panel has an order of its own
+        named.sort(key=lambda item: -item[2][-1] if math.isfinite(item[2][-1]) else 0)
     rows = min(len(named), LEGEND_ROWS)
     axes = box.axes(0.6, 0.36 + rows * LEGEND_IN, 0.12, 0.36)
     _style(axes, unit)
@@ -161,7 +164,7 @@ def _lines(box: _Box, panel: Mapping[str, Any], answers: Answers) -> None:
     axes.set_xlim(start, max(end, start + 1))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda value, _: f"+{value - start:.0f}s")
-    _limits(axes, panel)
+    _limits(axes, panel, max(value for _, _, values in named for value in values))
     for place, (color, (name, _, values)) in enumerate(zip(COLORS, named[:rows], strict=False)):
         y = 0.1 + (rows - 1 - place) * LEGEND_IN
         box.text(0.14, y, "■", 6, color=color)
@@ -170,10 +173,13 @@ def _lines(box: _Box, panel: Mapping[str, Any], answers: Answers) -> None:
         box.text(box.w - 0.12, y, short(values[-1], unit), 6.5, ha="right")
 
 
-def _limits(axes: Axes, panel: Mapping[str, Any]) -> None:
+def _limits(axes: Axes, panel: Mapping[str, Any], highest: float) -> None:
     if panel["fieldConfig"]["defaults"].get("min") == 0:
-        _, top = axes.get_ylim()
-        axes.set_ylim(0, top if top > 1e-9 else 1)
+        axes.set_ylim(0, axes.get_ylim()[1] if highest > 0 else 1)
+    if _unit(panel) in ("bytes", "binBps"):
+        low, high = axes.get_ylim()
+        step = 2.0 ** math.ceil(math.log2(max(high - low, 1) / 6))
+        axes.yaxis.set_major_locator(MultipleLocator(step))
 
 
 def _stack(axes: Axes, named: Sequence[tuple[str, list[float], list[float]]]) -> None:
