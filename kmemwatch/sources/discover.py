@@ -22,6 +22,8 @@ _NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
 _U64 = (1 << 64) - 1
 _SAMPLES = 64
 _LIST_TRIES = 5
+_REPAIRS = 1000
+"""So many caches may be found to have left the list in one go through it."""
 _ORDER_SHIFT = 16
 POSSIBLE_NODES = Path("/sys/devices/system/node/possible")
 
@@ -86,20 +88,52 @@ class CacheList:
         return self._structs()
 
     def _structs(self) -> dict[int, bytes]:
-        """address -> the struct, in the list's order. Those of last time are read at once, then the links followed."""
+        """address -> the struct, in the list's order. Those of last time are read at once, then the links followed.
+
+        Hundreds of child caches may be destroyed meanwhile. So each must name the one that led to it as the one before;
+        where it does not, that one is read again, and given up if it has left the list itself.
+        """
         link = self._offsets["kmem_cache__list"]
         known = self._known if self._bytes <= PEEK_PART_BYTES else []
         guessed = dict(zip(known, self._peek.read_many(known, self._bytes), strict=True))
-        found: dict[int, bytes] = {}
-        address = self._first
-        while address not in found:
-            raw = guessed.get(address) or self._peek.read(address, self._bytes)
-            found[address] = raw
-            address = struct.unpack_from("=Q", raw, link)[0] - link
-        if address != self._first:
-            # It was destroyed while we stood on it, and its memory is in use as another one.
-            raise KmemwatchError(f"the list of slab caches does not lead back to its beginning ({len(found)} visited)")
+        found = {self._first: self._peek.read(self._first, self._bytes)}
+        path, repairs = [self._first], 0
+        while (address := self._links(found[path[-1]])[0] - link) != self._first:
+            raw = guessed.pop(address, None) or self._try(address)
+            if raw is not None and self._links(raw)[1] == path[-1] + link and address not in found:
+                found[address] = raw
+                path.append(address)
+                continue
+            repairs += 1
+            if repairs > _REPAIRS:
+                raise KmemwatchError(
+                    f"the list of slab caches does not lead back to its beginning ({len(path)} visited)"
+                )
+            self._again(found, path)
         return found
+
+    def _again(self, found: dict[int, bytes], path: list[int]) -> None:
+        """Read the last of `path` anew; drop it if it is not in the list any more."""
+        last = path[-1]
+        raw = self._try(last)
+        if len(path) == 1:
+            found[last] = raw or self._peek.read(last, self._bytes)
+        elif raw is not None and self._links(raw)[1] == path[-2] + self._offsets["kmem_cache__list"]:
+            found[last] = raw
+        else:
+            del found[path.pop()]
+
+    def _try(self, address: int) -> bytes | None:
+        """The struct; None when there is nothing any more, or where a link is that the kernel has poisoned."""
+        try:
+            return self._peek.read(address, self._bytes)
+        except OSError:
+            return None
+
+    def _links(self, raw: bytes) -> tuple[int, int]:
+        """(next, previous), each the address of another one's links."""
+        following, previous = struct.unpack_from("=QQ", raw, self._offsets["kmem_cache__list"])
+        return following, previous
 
     def _pointer(self, raw: bytes, member: str) -> int:
         return int(struct.unpack_from("=Q", raw, self._offsets[f"kmem_cache__{member}"])[0])

@@ -158,7 +158,7 @@ def pair_of(snapshot: Snapshot, cache: str, cgroup_id: int) -> Pair | None:
 
 
 def shrink() -> None:
-    """Let go of dentries that nobody uses, those of removed cgroups among them, then of all slabs that are empty; a root
+    """Let go of dentries that nobody uses, those of removed cgroups among them, then of all empty slabs; a root
     cache does so for its children."""
     Path("/proc/sys/vm/drop_caches").write_text("2")
     for path in SLAB_SYSFS.glob("*/shrink"):

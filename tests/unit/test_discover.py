@@ -178,6 +178,7 @@ def make_caches(memory: FakeMemory, names: list[bytes]) -> list[int]:
     for number, address in enumerate(addresses):
         following = addresses[(number + 1) % len(addresses)] + OFF["kmem_cache__list"]
         memory.put_u64(address, OFF["kmem_cache__list"], following)
+        memory.put_u64(address, OFF["kmem_cache__list"] + 8, addresses[number - 1] + OFF["kmem_cache__list"])
         if number < len(names):
             name_at = address + 0x8000
             memory.put(name_at, 0, names[number] + b"\0")
@@ -210,6 +211,7 @@ def test_caches_that_came_and_went_since_the_last_reading() -> None:
     memory.put(new + 0x8000, 0, b"three\0")
     memory.put_u64(new, OFF["kmem_cache__name"], new + 0x8000)
     memory.put_u64(one, OFF["kmem_cache__list"], new + OFF["kmem_cache__list"])
+    memory.put_u64(head, OFF["kmem_cache__list"] + 8, new + OFF["kmem_cache__list"])
     del memory.parts[two]
     assert [cache.name for cache in caches.read()] == ["one", "three"]
     assert head
@@ -227,8 +229,50 @@ def test_a_list_that_leads_nowhere() -> None:
     memory = FakeMemory()
     first, *_ = make_caches(memory, [b"one"])
     memory.put_u64(first, OFF["kmem_cache__list"], 0xDEAD)
-    with pytest.raises(OSError, match="cannot be read"):
+    with pytest.raises(KmemwatchError, match="does not lead back"):
         CacheList(memory, FACTS, first).read()
+
+
+class Dying(FakeMemory):
+    """Where caches are destroyed while others look."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doomed: list[int] = []
+        self.every = 1
+        self._reads = 0
+
+    def read(self, address: int, size: int) -> bytes:
+        self._reads += 1
+        if self.doomed and self._reads % self.every == 0:
+            self.destroy(self.doomed.pop(0))
+        return super().read(address, size)
+
+    def destroy(self, address: int) -> None:
+        """As list_del() does it; some of the memory is used by others afterwards."""
+        link = OFF["kmem_cache__list"]
+        following, before = struct.unpack_from("=QQ", self.parts[address], link)
+        self.put_u64(before - link, link, following)
+        self.put_u64(following - link, link + 8, before)
+        self.put_u64(address, link, 0xDEAD000000000100)
+        self.put_u64(address, link + 8, 0xDEAD000000000122)
+        if address % 3 == 0:
+            del self.parts[address]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_caches_that_are_destroyed_while_the_list_is_followed(seed: int) -> None:
+    shuffle = random.Random(seed)
+    memory = Dying()
+    first, *others, _ = make_caches(memory, [b"cache-%d" % number for number in range(40)])
+    caches = CacheList(memory, FACTS, first)
+    assert len(caches.read()) == 40
+    shuffle.shuffle(others)
+    memory.every = shuffle.randint(1, 4)
+    memory.doomed, staying = others[:30], {first, *others[30:]}
+    while memory.doomed:
+        assert staying <= {cache.address for cache in caches.read()}
+    assert {cache.address for cache in caches.read()} == staying
 
 
 # struct page
