@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import MaxNLocator, MultipleLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, MultipleLocator
 from PIL import Image
 
 from kmemwatch.units import bytes_human, count_human, seconds_human
@@ -25,6 +25,8 @@ GAP_IN, TOP_IN = 0.09, 0.55
 BACKGROUND, CARD, BORDER, TEXT, FAINT = "#f4f5f5", "#ffffff", "#d8d9da", "#24292e", "#6e7277"
 COLORS = ("#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9", "#37872d", "#e0b400", "#1f60c4", "#fa6400",
           "#c4162a", "#8f3bb8")  # fmt: skip
+STEP_S = 10
+"""Between the marks of the time axis."""
 LEGEND_ROWS, LEGEND_IN = 6, 0.155
 NAMED = {"green": "#37872d", "orange": "#e8710a", "red": "#c4162a"}
 
@@ -132,7 +134,8 @@ def _unit(panel: Mapping[str, Any]) -> str:
 
 
 def _points(series: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    values = [(float(at), float(value)) for at, value in series["values"]]
+    # A quotient of nothing by nothing, and a quantile of nothing, are NaN.
+    values = [(float(at), float(value)) for at, value in series["values"] if math.isfinite(float(value))]
     return [at for at, _ in values], [value for _, value in values]
 
 
@@ -150,8 +153,9 @@ def _lines(box: _Box, panel: Mapping[str, Any], answers: Answers) -> None:
     box.card()
     unit, custom = _unit(panel), panel["fieldConfig"]["defaults"]["custom"]
     named = [(legend(target, one["metric"]), *_points(one)) for target, series in answers for one in series]
+    named = [(name, at, values) for name, at, values in named if values]
     if len(answers) == 1:  # else the panel has an order of its own
-        named.sort(key=lambda item: -item[2][-1] if math.isfinite(item[2][-1]) else 0)
+        named.sort(key=lambda item: -item[2][-1])
     rows = min(len(named), LEGEND_ROWS)
     axes = box.axes(0.6, 0.36 + rows * LEGEND_IN, 0.12, 0.36)
     _style(axes, unit)
@@ -160,9 +164,11 @@ def _lines(box: _Box, panel: Mapping[str, Any], answers: Answers) -> None:
     else:
         for color, (_, at, values) in zip(COLORS, named, strict=False):
             axes.plot(at, values, color=color, linewidth=1.1)
-    start, end = min(item[1][0] for item in named), max(item[1][-1] for item in named)
+    # Also for who has data in a part of it only.
+    start = min(float(one["values"][0][0]) for _, series in answers for one in series)
+    end = max(float(one["values"][-1][0]) for _, series in answers for one in series)
     axes.set_xlim(start, max(end, start + 1))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(FixedLocator([start + after for after in range(0, int(end - start) + 1, STEP_S)]))
     axes.xaxis.set_major_formatter(lambda value, _: f"+{value - start:.0f}s")
     _limits(axes, panel, max(value for _, _, values in named for value in values))
     for place, (color, (name, _, values)) in enumerate(zip(COLORS, named[:rows], strict=False)):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from tests.grafana import OF_PROMETHEUS, ROOT, RULES, RUNBOOK, anchors, asked, e
 
 ALERTS = {rule["alert"]: rule for rule in rules("alert")}
 RECORDS = {rule["record"]: rule for rule in rules("record")}
+GUIDE = ROOT / "docs/prometheus.md"
 TESTS = ROOT / "tests/e2e/rules_test.yml"
 
 
@@ -54,11 +56,16 @@ def test_the_runbook_has_no_page_without_an_alert_and_each_says_what_to_do() -> 
         assert parts in (["Means", "Find out", "Do"], ["Means", "Find out and do"]) or "| do |" in page
 
 
-def test_links_within_the_runbook_lead_somewhere() -> None:
-    text = RUNBOOK.read_text()
-    assert set(re.findall(r"\]\(#([^)]*)\)", text)) <= anchors(text)
-    for path in re.findall(r"\]\(([^#)]+)\)", text):
-        assert (RUNBOOK.parent / path).exists(), path
+@pytest.mark.parametrize("page", [RUNBOOK, GUIDE], ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in re.findall(r"\]\((?!https:)([^#)]*)#?([^)]*)\)", page.read_text()):
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), anchor
+
+
+def test_the_guide_lists_every_alert() -> None:
+    assert re.findall(r"^\| (Kmemwatch\w+) \|", GUIDE.read_text(), re.MULTILINE) == list(ALERTS)
 
 
 def test_every_panel_that_the_runbook_names_exists() -> None:
