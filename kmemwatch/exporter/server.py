@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import uvicorn
+import uvicorn.lifespan.off  # which it would import when it begins, see `worker`
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter.protocol import Connections, LimitedProtocol

@@ -143,7 +143,7 @@ def receive_answer(channel: socket.socket) -> bool:
     """Wait for `answer`; False when the other end closed without one. Raises the KmemwatchError that was sent."""
     text = bytearray()
     while not text.endswith(b"\n"):
-        part = channel.recv(4096)
+        part = channel.recv(1)  # not more than this answer
         if not part or len(text) > _MAX_ANSWER_BYTES:
             return False
         text += part
