@@ -31,6 +31,7 @@ COMMANDS = {
     "snapshot": "Measure for a while and print one snapshot as JSON.",
     "events": "Print lifecycle and recharge events as they happen.",
     "record": "Append snapshots and events to a file for `top --replay`.",
+    "churn": "Make cgroups that die with kernel memory behind them.",
     "doctor": "What this kernel can tell, what not, why, and what to change.",
 }
 """Name -> one-line help. The module is ``kmemwatch.cli.NAME``, imported only when the command is used."""

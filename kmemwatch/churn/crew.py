@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Workers as the run sees them: commands go out, answers come in, and all of them end."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kmemwatch.errors import KmemwatchError, UnsupportedError
+
+_ROOT = str(Path(__file__).parents[2])
+_CODE = "import sys; sys.path.append(sys.argv[1]); from kmemwatch.churn.worker import main; main(sys.argv[2:])"
+"""For an interpreter without site-packages: light, and forked for each cgroup."""
+START_S = 60.0
+END_S = 60.0
+Answer = dict[str, Any]
+
+
+class Worker:
+    """One process that runs worker.py, in a session of its own, so that a Ctrl-C in the terminal is not for it."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._channel, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, str(theirs.fileno()), *arguments]
+            errors = None if os.environ.get("KMEMWATCH_DEBUG") else subprocess.DEVNULL
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                pass_fds=[theirs.fileno()], start_new_session=True,
+            )  # fmt: skip
+        self._waiting: deque[str] = deque()
+        self._text = b""
+        self.busy = True
+        """A command, or the start, has not been answered yet."""
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def tell(self, command: str) -> None:
+        """Now, or as soon as all that was told before is done."""
+        self._waiting.append(command)
+        self._tell_next()
+
+    def _tell_next(self) -> None:
+        if self._waiting and not self.busy:
+            self.busy = True
+            with contextlib.suppress(OSError):  # `take` notices that it is gone
+                self._channel.sendall(f"{self._waiting.popleft()}\n".encode())
+
+    def take(self) -> Iterator[Answer]:
+        """Answers that have come; call it when `fileno` is readable. Raises KmemwatchError when the worker is gone."""
+        try:
+            part = self._channel.recv(1 << 20)
+        except ConnectionError:
+            part = b""
+        if not part:
+            raise KmemwatchError("churn: a worker ended unexpectedly", "was it killed? see: journalctl -k, dmesg")
+        *lines, self._text = (self._text + part).split(b"\n")
+        for line in lines:
+            self.busy = False
+            self._tell_next()
+            yield ast.literal_eval(line.decode())
+
+    def finish(self) -> None:
+        """Tell it to end when it is done; what waits is dropped."""
+        self._waiting.clear()
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_WR)
+
+    def reap(self, until: float) -> bool:
+        """Wait for its end, kill it and all its children when that takes too long; whether it ended by itself."""
+        try:
+            code = self._process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            code = -signal.SIGKILL
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._channel.close()
+        return code == 0
+
+
+class Crew:
+    """All workers of a run."""
+
+    def __init__(self, number: int, arguments: list[str]) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.workers: list[Worker] = []
+        self._number, self._arguments = number, arguments
+
+    def start(self, wake_fd: int) -> None:
+        """Until they are ready, or `wake_fd` is readable. Raises KmemwatchError, UnsupportedError when they refuse."""
+        self._selector.register(wake_fd, selectors.EVENT_READ)
+        for _ in range(self._number):
+            self.workers.append(Worker(self._arguments))
+            self._selector.register(self.workers[-1], selectors.EVENT_READ)
+        until = time.monotonic() + START_S
+        while any(worker.busy for worker in self.workers):
+            if time.monotonic() > until:
+                raise KmemwatchError(f"churn: workers are not ready after {START_S:g} s")
+            for answer in self.answers(until - time.monotonic()):
+                if "refused" in answer:
+                    hint = "run kmemwatch churn on the host, or choose other kinds with --kind"
+                    raise UnsupportedError(f"churn: a worker cannot work: {answer['refused']}", hint)
+            if self.woken:
+                return
+
+    woken = False
+    """`wake_fd` was readable."""
+
+    def answers(self, timeout_s: float | None) -> Iterator[Answer]:
+        """What workers answer, each with its ``worker``; returns at once when told to wake up."""
+        for key, _ in self._selector.select(None if timeout_s is None else max(0.0, timeout_s)):
+            if not isinstance(key.fileobj, Worker):
+                self.woken = True
+                self._selector.unregister(key.fileobj)
+                continue
+            for answer in key.fileobj.take():
+                yield {**answer, "worker": key.fileobj}
+
+    def end(self) -> bool:
+        """End all, and all they started; whether they did so by themselves and let go of everything."""
+        for worker in self.workers:
+            worker.finish()
+        until = time.monotonic() + END_S
+        ended = [worker.reap(until) for worker in self.workers]  # all of them, whatever the first one did
+        self._selector.close()
+        self.workers.clear()
+        return all(ended)

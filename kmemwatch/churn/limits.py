@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a run will need, what this host has, and whether the one fits into the other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from kmemwatch.churn.kinds import BY_NAME
+from kmemwatch.churn.plan import Options
+from kmemwatch.errors import UnsupportedError
+from kmemwatch.units import bytes_human, count_human
+
+PAGE = 4096
+MAX_MEMCG_IDS = 65535
+CGROUP_BYTES = 64 * 1024
+CGROUP_CPU_BYTES = 4 * 1024
+"""A memory cgroup, and what it has for each possible CPU; between what 4.x and 7.x kernels use."""
+WORKER_BYTES = 16 << 20
+CHILD_THREADS_BYTES = 4 << 20
+"""A child that stays for its threads."""
+RESERVE_SHARE = 0.03
+RESERVE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """At the worst moment, all workers together."""
+
+    memory_bytes: int
+    disk_bytes: int
+    processes: int
+    """Threads as well."""
+    descriptors: int
+    """Open files of the holder that has most."""
+    memcg_ids: int
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What is free; None: cannot be told."""
+
+    memory_bytes: int | None
+    disk_bytes: int | None
+    processes: int | None
+    descriptors: int | None
+    memcg_ids: int | None
+
+
+def estimate(options: Options, cpus: int) -> Needs:
+    """Needs of a run, rather too much than too little; pure."""
+    kept = held_at_once(options)
+    total = sum(weight for _, weight in options.mix)
+    busy = min(options.parallel, kept or options.parallel)
+    memory = options.parallel * WORKER_BYTES + (kept + busy) * (CGROUP_BYTES + cpus * CGROUP_CPU_BYTES)
+    disk = threads = descriptors = 0
+    for name, weight in options.mix:
+        kind = BY_NAME[name]
+        made = min(options.objects, options.objects * weight // total + 1)
+        left = made if name == "negative" else (made * options.leave_percent + 50) // 100
+        at_once = kept * left + busy * made
+        memory += at_once * kind.memory_bytes
+        descriptors += kept * left * kind.descriptors
+        if name == "file":
+            disk += at_once * PAGE
+        if name == "thread":
+            threads = at_once + kept
+            memory += kept * CHILD_THREADS_BYTES
+    one_holder = -(-descriptors // options.parallel)
+    return Needs(memory, disk, threads + 3 * options.parallel, one_holder, kept + busy + 2)
+
+
+def held_at_once(options: Options) -> int:
+    """Dead cgroups that keep something at the same time, at most; the options must bound them in some way."""
+    bounds = [options.dead] if options.dead is not None else []
+    if options.cgroups is not None:
+        bounds.append(options.cgroups)
+    if options.rate is not None and options.duration_s is not None:
+        bounds.append(int(options.rate * options.duration_s) + 1)
+    return min(bounds)
+
+
+def available(directory: Path, mounted_ids: int | None) -> Means:
+    """Means of this host now; `mounted_ids`: memory cgroups that there are already."""
+    free = os.statvfs(directory)
+    return Means(
+        memory_bytes=available_memory(),
+        disk_bytes=free.f_bavail * free.f_frsize,
+        processes=_free_processes(),
+        descriptors=_descriptor_limit(),
+        memcg_ids=None if mounted_ids is None else MAX_MEMCG_IDS - mounted_ids,
+    )
+
+
+def refuse_what_does_not_fit(needs: Needs, means: Means) -> None:
+    """Raises UnsupportedError with both figures."""
+    reserve = None if means.memory_bytes is None else means.memory_bytes - RESERVE_BYTES
+    checks = (
+        ("memory", needs.memory_bytes, reserve, bytes_human),
+        ("disk", needs.disk_bytes, means.disk_bytes, bytes_human),
+        ("processes and threads", needs.processes, means.processes, count_human),
+        ("open files in one process", needs.descriptors, means.descriptors, count_human),
+        ("ids of memory cgroups", needs.memcg_ids, means.memcg_ids, count_human),
+    )
+    for name, needed, has, human in checks:
+        if has is not None and needed > has:
+            raise UnsupportedError(
+                f"churn: this run may need {human(needed)} of {name}, this host has {human(max(has, 0))} to spare",
+                "fewer --cgroups or --objects, a smaller --leave or --dead, or a shorter --duration",
+            )
+
+
+def memory_is_short() -> bool:
+    """Whether the host has less than a run must leave it."""
+    free, total = available_memory(), _meminfo("MemTotal")
+    return free is not None and free < max(RESERVE_BYTES / 2, RESERVE_SHARE * (total or 0))
+
+
+def available_memory() -> int | None:
+    """Bytes, /proc/meminfo ``MemAvailable``."""
+    return _meminfo("MemAvailable")
+
+
+def _meminfo(field: str) -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == field:
+                return int(value.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _free_processes() -> int | None:
+    """Of the system, and of the pids cgroup that this process is in and all above it."""
+    limits = [_number(Path("/proc/sys/kernel/pid_max")), _number(Path("/proc/sys/kernel/threads-max"))]
+    known = [limit for limit in limits if limit is not None]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
+        known = [limit - running for limit in known]
+    known += _free_in_pids_cgroups()
+    return min(known) if known else None
+
+
+def _free_in_pids_cgroups() -> list[int]:
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        number, controllers, path = line.split(":", 2)
+        if number == "0" or "pids" in controllers.split(","):
+            for mount in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")):
+                here = mount / path.lstrip("/")
+                if (here / "pids.max").exists():
+                    return _free_up_to(here, mount)
+    return []
+
+
+def _free_up_to(here: Path, mount: Path) -> list[int]:
+    free = []
+    for directory in (here, *here.parents):
+        most, now = _number(directory / "pids.max"), _number(directory / "pids.current")
+        if most is not None and now is not None:
+            free.append(most - now)
+        if directory == mount:
+            break
+    return free
+
+
+def _descriptor_limit() -> int | None:
+    most = _number(Path("/proc/sys/fs/nr_open"))
+    return most if os.geteuid() == 0 else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
+def _number(path: Path) -> int | None:
+    """None when there is none, or it is ``max``."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
