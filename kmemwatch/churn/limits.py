@@ -22,6 +22,8 @@ CGROUP_CPU_BYTES = 4 * 1024
 WORKER_BYTES = 16 << 20
 CHILD_THREADS_BYTES = 4 << 20
 """A child that stays for its threads."""
+SPARE_DESCRIPTORS = 64
+CAP_SYS_RESOURCE = 24
 RESERVE_SHARE = 0.03
 RESERVE_BYTES = 64 << 20
 
@@ -35,7 +37,7 @@ class Needs:
     processes: int
     """Threads as well."""
     descriptors: int
-    """Open files of the holder that has most."""
+    """Open files of the process that has most."""
     memcg_ids: int
 
 
@@ -56,21 +58,23 @@ def estimate(options: Options, cpus: int) -> Needs:
     total = sum(weight for _, weight in options.mix)
     busy = min(options.parallel, kept or options.parallel)
     memory = options.parallel * WORKER_BYTES + (kept + busy) * (CGROUP_BYTES + cpus * CGROUP_CPU_BYTES)
-    disk = threads = descriptors = 0
+    disk = threads = held = 0
+    opened = SPARE_DESCRIPTORS
     for name, weight in options.mix:
         kind = BY_NAME[name]
         made = min(options.objects, options.objects * weight // total + 1)
         left = made if name == "negative" else (made * options.leave_percent + 50) // 100
         at_once = kept * left + busy * made
         memory += at_once * kind.memory_bytes
-        descriptors += kept * left * kind.descriptors
+        held += kept * left * kind.descriptors
+        opened += made * kind.descriptors
         if name == "file":
             disk += at_once * PAGE
         if name == "thread":
             threads = at_once + kept
             memory += kept * CHILD_THREADS_BYTES
-    one_holder = -(-descriptors // options.parallel)
-    return Needs(memory, disk, threads + 3 * options.parallel, one_holder, kept + busy + 2)
+    most = max(opened, SPARE_DESCRIPTORS - (-held // options.parallel))
+    return Needs(memory, disk, threads + 3 * options.parallel, most, kept + busy + 2)
 
 
 def held_at_once(options: Options) -> int:
@@ -169,8 +173,17 @@ def _free_up_to(here: Path, mount: Path) -> list[int]:
 
 
 def _descriptor_limit() -> int | None:
-    most = _number(Path("/proc/sys/fs/nr_open"))
-    return most if os.geteuid() == 0 else resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    """What a worker can raise its limit to."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return (_number(Path("/proc/sys/fs/nr_open")) or hard) if _may_raise_limits() else hard
+
+
+def _may_raise_limits() -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> CAP_SYS_RESOURCE & 1)
+    return False
 
 
 def _number(path: Path) -> int | None:

@@ -94,7 +94,7 @@ class _Run:
         kinds = [name for name, _ in self._options.mix if BY_NAME[name].disk]
         if kinds and self.grounds.has_disk() is False:
             raise UnsupportedError(
-                f"{self._options.directory}: no disk below it, which {' and '.join(kinds)} need",
+                f"{self._options.directory}: there is no disk below it, as there must be for {' and '.join(kinds)}",
                 "choose a directory on a disk with --directory",
             )
 
