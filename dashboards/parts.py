@@ -214,7 +214,9 @@ def grid(
 ) -> table.Panel:
     """A table of the labels of the present series: (label, title of its column), in this order; `Value` is one, too."""
     order = {label: place for place, (label, _) in enumerate(columns)}
+    hidden = {"Time", "__name__", "job", "instance", "Value"} - set(order)
     options = {
+        "excludeByName": {label: True for label in sorted(hidden)},
         "includeByName": {label: True for label, _ in columns},
         "indexByName": order,
         "renameByName": dict(columns),

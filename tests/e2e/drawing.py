@@ -82,7 +82,7 @@ def draw(board: Mapping[str, Any], answers: Callable[[Mapping[str, Any]], Series
             box.say("No data")
     figure.savefig(path, facecolor=BACKGROUND)
     with Image.open(path) as picture:  # as small as it can be without showing it
-        small = picture.convert("RGB").quantize(128)
+        small = picture.convert("RGB").quantize(256)
     small.save(path, optimize=True)
     return filled
 
