@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from kmemwatch.exporter import own
 from kmemwatch.exporter.frames import Frame, ReaderState
+from kmemwatch.exporter.heap import no_collector
 from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.exporter.series import Build, SeriesBuilder
 from kmemwatch.exporter.text import write_text
@@ -92,7 +93,8 @@ class Exposition:
 
     def _with_tail(self, frame: Frame, content_type: str, packed: bool, tail: bytes) -> tuple[bytes, ...]:
         def text() -> bytes:
-            return write_text(self._build_of(frame).families, openmetrics="openmetrics" in content_type)
+            with no_collector():
+                return write_text(self._build_of(frame).families, openmetrics="openmetrics" in content_type)
 
         if not packed:
             return frame.once((content_type, "text"), text), tail
@@ -100,7 +102,8 @@ class Exposition:
         return begun.start, begun.rest(tail)
 
     def _build_of(self, frame: Frame) -> Build:
-        return frame.once("series", lambda: self._build(frame))
+        with no_collector():
+            return frame.once("series", lambda: self._build(frame))
 
     def _build(self, frame: Frame) -> Build:
         snapshot = frame.snapshot

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """mallopt(3)."""
@@ -17,3 +20,16 @@ def keep_memory_low() -> None:
         return
     for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 64 << 10), (_M_TRIM_THRESHOLD, 64 << 10)):
         mallopt(parameter, value)
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """For making 100,000 series or so, in no cycles: Python would look through those that there are again and again,
+    which takes a quarter of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
