@@ -11,7 +11,6 @@ import tempfile
 import time
 from pathlib import Path
 
-from kmemwatch.churn.worker import OUTSIDER
 from kmemwatch.errors import UnsupportedError
 from kmemwatch.kernel.cgroupfs import PROC_CGROUPS, Hierarchy, cgroup_id, find_memory
 
@@ -39,17 +38,17 @@ def memory_hierarchy() -> tuple[Hierarchy, Path]:
 
 
 class Grounds:
-    """A cgroup with a name that nobody else has, with one child for outsiders, and a scratch directory."""
+    """A cgroup with a name that nobody else has, and a scratch directory; both locked while they are in use."""
 
     def __init__(self, hierarchy: Hierarchy, root: Path, directory: str) -> None:
         """Raises UnsupportedError when either cannot be made."""
         self.version = hierarchy.version
         self._root = root
         self._enabled_for: Path | None = None
-        self._lock = -1
+        self._locks: list[int] = []
         self.scratch = _make_scratch(directory)
         try:
-            self._lock = _locked(self.scratch)
+            self._locks.append(_locked(self.scratch))
             self.parent = root / self.scratch.name
             self.parent_id = self._make_parent()
         except BaseException:
@@ -59,11 +58,11 @@ class Grounds:
     def _make_parent(self) -> int:
         try:
             self.parent.mkdir()
+            self._locks.append(_locked(self.parent))
             if self.version == 2:
                 self._enable_memory()
             elif _read(self.parent / "memory.use_hierarchy") == "0":
                 (self.parent / "memory.use_hierarchy").write_text("1")
-            (self.parent / OUTSIDER).mkdir()
         except OSError as exc:
             raise UnsupportedError(
                 f"{exc.filename or self.parent}: no cgroup can be made: {exc.strerror}",
@@ -125,21 +124,18 @@ class Grounds:
                 self._enabled_for.write_text("-memory")
             self._enabled_for = None
         self.remove_scratch()
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        while self._locks:
+            os.close(self._locks.pop())
         if self.scratch.exists():
             remains.append(f"{self.scratch}: not empty")
         return remains
 
 
 def remove_cgroups(parent: Path, timeout_s: float) -> None:
-    """Remove the outsiders' cgroup, where a run that is alive would stop us, then all others. Raises OSError."""
+    """Remove the cgroups below it, and it. Raises OSError."""
     if not parent.exists():
         return
-    below = [entry.path for entry in os.scandir(parent) if entry.is_dir()]
-    below.sort(key=lambda path: not path.endswith(f"/{OUTSIDER}"))
-    for path in [*below, str(parent)]:
+    for path in [*(entry.path for entry in os.scandir(parent) if entry.is_dir()), str(parent)]:
         _rmdir(path, time.monotonic() + timeout_s)
 
 
@@ -156,17 +152,16 @@ def _rmdir(path: str, until: float) -> None:
 
 
 def sweep(root: Path, directory: str) -> None:
-    """Remove what runs left that were killed: cgroups without anybody in them, scratch that nobody has locked."""
+    """Remove what runs left that were killed: what nobody has locked, unless it was made this moment."""
     stale = time.time() - STALE_S
-    for parent in root.glob(f"{PREFIX}*"):
+    for left in (*root.glob(f"{PREFIX}*"), *Path(directory).glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):
-            if parent.stat().st_mtime < stale:
-                remove_cgroups(parent, 0)
-    for scratch in Path(directory).glob(f"{PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if scratch.stat().st_mtime < stale and scratch.stat().st_uid == os.geteuid():
-                os.close(_locked(scratch))
-                shutil.rmtree(scratch, ignore_errors=True)
+            if left.stat().st_mtime < stale and left.stat().st_uid == os.geteuid():
+                os.close(_locked(left))
+                if left.parent == root:
+                    remove_cgroups(left, 0)
+                else:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def _locked(directory: Path) -> int:

@@ -74,7 +74,7 @@ def estimate(options: Options, cpus: int) -> Needs:
             threads = at_once + kept
             memory += kept * CHILD_THREADS_BYTES
     most = max(opened, SPARE_DESCRIPTORS - (-held // options.parallel))
-    return Needs(memory, disk, threads + 3 * options.parallel, most, kept + busy + 2)
+    return Needs(memory, disk, threads + 3 * options.parallel, most, kept + busy + 1)
 
 
 def held_at_once(options: Options) -> int:

@@ -65,9 +65,8 @@ class _Run:
         self.tally = Tally(options.mix, lists)
         self.grounds = Grounds(hierarchy, root, options.directory)
         letters = "".join(BY_NAME[name].letter for name, _ in options.mix)
-        self._crew = Crew(
-            options.parallel, [str(self.grounds.parent), str(self.grounds.scratch), letters, str(hierarchy.version)]
-        )
+        places = [str(path) for path in (root, self.grounds.parent, self.grounds.scratch)]
+        self._crew = Crew(options.parallel, [*places, letters, str(hierarchy.version)])
         self._graves: deque[tuple[Worker, str]] = deque()
         self._began_s = 0.0
 

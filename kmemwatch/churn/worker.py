@@ -4,7 +4,8 @@
 Each cgroup below PARENT gets a child that is forked outside, enters it, does what its life says with plain system
 calls, and exits: its own memory goes with it, what it made stays. Files outlive it on a tmpfs that only this process
 and its children have mounted, page cache and negative dentries in SCRATCH. Pipes and sockets are sent to another child,
-who never was in any of the cgroups. A child with threads moves to the cgroup of the outsiders and waits there.
+who never was in any of the cgroups. A child with threads moves out and waits. All outsiders are in the root cgroup, so
+that what they use for themselves, such as blocks of directories, is charged to nobody and leaves no dead cgroup behind.
 
 One command a line on CHANNEL, one answer a line, a Python literal:
 
@@ -32,7 +33,6 @@ from kmemwatch.churn.holder import Holder, close_all_but, die_with_parent
 from kmemwatch.churn.objects import Making, Places
 
 ON_TMPFS = "dis"
-OUTSIDER = "outsider"
 RMDIR_S = 10.0
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 1 << 18, 2
 _TCP_LIMIT = str(1 << 40)
@@ -93,8 +93,11 @@ def _raise_descriptor_limit() -> None:
 class Worker:
     """Lives one life after the other."""
 
-    def __init__(self, channel: socket.socket, parent: str, scratch: str, letters: str, version: int) -> None:
+    def __init__(
+        self, channel: socket.socket, root: str, parent: str, scratch: str, letters: str, version: int
+    ) -> None:
         self._channel = channel
+        self._home = f"{root}/cgroup.procs"
         self._parent = parent
         self._disk = scratch
         self._tmpfs = f"{scratch}/tmpfs-{os.getpid()}"
@@ -104,7 +107,7 @@ class Worker:
         self._waiting: dict[str, int] = {}
         """Name -> pid of a child whose threads outlive their cgroup."""
         self._places: dict[str, Places] = {}
-        with open(f"{parent}/{OUTSIDER}/cgroup.procs", "wb", buffering=0) as procs:
+        with open(self._home, "wb", buffering=0) as procs:
             procs.write(b"0")
         _raise_descriptor_limit()
         self._holder = Holder()
@@ -124,7 +127,7 @@ class Worker:
         gc.disable()
         places = Places(self._tmpfs, self._disk, f"warm-{os.getpid()}")
         steps = "".join(f"{letter.upper()}2{letter}1" for letter in self._letters)
-        outcome = self._inhabit("warm", steps, places, f"{self._parent}/{OUTSIDER}/cgroup.procs")
+        outcome = self._inhabit("warm", steps, places, self._home)
         self._let_go("warm", places)
         if outcome["errors"] or outcome["failed"]:
             (what, number), *_ = list(outcome["errors"]) or list(outcome["failed"])
@@ -156,7 +159,7 @@ class Worker:
         try:
             places.prepare(steps.lower())
             procs = os.open(procs_path, os.O_WRONLY | os.O_CLOEXEC)
-            home = os.open(f"{self._parent}/{OUTSIDER}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            home = os.open(self._home, os.O_WRONLY | os.O_CLOEXEC)
             answer, theirs = os.pipe()
             pid = os.fork()
         except OSError as exc:
@@ -259,12 +262,12 @@ class Worker:
 
 
 def main(arguments: list[str]) -> None:
-    """CHANNEL (number of a descriptor), PARENT, SCRATCH, KINDS (letters), VERSION of cgroups: serve the other end."""
+    """CHANNEL (a descriptor), ROOT, PARENT, SCRATCH, KINDS (letters), VERSION of cgroups: serve the other end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = socket.socket(fileno=int(arguments[0]))
-    parent, scratch, letters, version = arguments[1:]
+    root, parent, scratch, letters, version = arguments[1:]
     try:
-        worker = Worker(channel, parent, scratch, letters, int(version))
+        worker = Worker(channel, root, parent, scratch, letters, int(version))
         worker.prepare()
     except OSError as exc:
         channel.sendall(f"{ {'refused': str(exc.strerror or exc)}!r}\n".encode())

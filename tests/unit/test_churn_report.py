@@ -304,31 +304,27 @@ def test_grounds_that_cannot_be_made_leave_nothing(tmp_path: Path) -> None:
 def test_remains_of_killed_runs_are_swept_but_not_those_of_live_ones(tmp_path: Path) -> None:
     root, scratch = tmp_path / "cgroup", tmp_path / "scratch"
     old = time.time() - 2 * grounds.STALE_S
-    for name, populated in (("dead", False), ("alive", True), ("young", False)):
-        for above in (root, scratch):
-            (above / f"{grounds.PREFIX}{name}" / "outsider").mkdir(parents=True)
-        if populated:  # a cgroup with processes cannot be removed, as this cannot
-            (root / f"{grounds.PREFIX}{name}" / "outsider/process").touch()
-        for above in (root, scratch):
+    for above in (root, scratch):
+        for name in ("dead", "alive", "young"):
+            (above / f"{grounds.PREFIX}{name}" / "c1").mkdir(parents=True)
             if name != "young":
                 os.utime(above / f"{grounds.PREFIX}{name}", (old, old))
-    (root / "other").mkdir()
-    lock = grounds._locked(scratch / f"{grounds.PREFIX}alive")
+        (above / "other").mkdir()
+    locks = [grounds._locked(above / f"{grounds.PREFIX}alive") for above in (root, scratch)]
     sweep(root, str(scratch))
-    os.close(lock)
-    assert sorted(path.name for path in root.iterdir()) == [f"{grounds.PREFIX}{n}" for n in ("alive", "young")] + [
-        "other"
-    ]
-    assert sorted(path.name for path in scratch.iterdir()) == [f"{grounds.PREFIX}{n}" for n in ("alive", "young")]
+    for lock in locks:
+        os.close(lock)
+    for above in (root, scratch):
+        stay = [f"{grounds.PREFIX}alive", f"{grounds.PREFIX}young", "other"]
+        assert sorted(path.name for path in above.iterdir()) == stay
 
 
-def test_removing_takes_the_outsiders_first(tmp_path: Path) -> None:
-    for name in ("c0", "outsider", "c1"):
-        (tmp_path / "p" / name).mkdir(parents=True)
-    (tmp_path / "p/outsider/process").touch()
-    with pytest.raises(OSError, match="outsider"):
+def test_a_cgroup_that_is_still_used_stays_and_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p/c0").mkdir(parents=True)
+    (tmp_path / "p/c1/process").mkdir(parents=True)  # a cgroup with processes cannot be removed, as this cannot
+    with pytest.raises(OSError, match="c1"):
         remove_cgroups(tmp_path / "p", 0)
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["c0", "c1", "outsider"]
+    assert (tmp_path / "p/c1").exists()
 
 
 # Signals
