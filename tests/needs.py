@@ -94,6 +94,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
     "child caches": lambda: slab_mode() in ("private", "reuse"),
     "recharges": lambda: slab_mode() == "reuse",
+    # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
+    "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
     "Grafana's types": lambda: importlib.util.find_spec("grafana_foundation_sdk") is not None,
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
@@ -101,6 +103,10 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "the lab": lambda: GUEST is not None,
     "no lab": lambda: GUEST is None,
 }
+
+
+def _has_symbol(name: str) -> bool:
+    return any(line.split()[2] == name for line in Path("/proc/kallsyms").read_text().splitlines())
 
 
 def slab_mode() -> str | None:

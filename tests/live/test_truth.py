@@ -144,7 +144,9 @@ def test_pipes_are_counted_in_kmalloc(
 ) -> None:
     """kmalloc objects are found through their page, which no argument of a hook names."""
     cgroup, number = own_cgroup(), 211
+    made: list[int] = []
     gone: list[int] = []
+    expected = [number, number] if kmalloc_is_complete(feed) else [number]
     with workload(cgroup) as work:
 
         def attempt() -> None:
@@ -161,15 +163,22 @@ def test_pipes_are_counted_in_kmalloc(
             after = kmalloc()
             # A pipe has one pipe_inode_info and one array of 16 buffers, both charged; nothing else here is.
             grown = {name: after[name][0] - before.get(name, (0, 0))[0] for name in after}
-            assert sorted(count for count in grown.values() if count >= number) == [number, number], grown
+            made[:] = sorted(count for count in grown.values() if count >= number)
             work.do("close")
             freed = partial(_freed, kmalloc, before, [name for name in grown if grown[name] >= number])
-            gone[:] = settled(freed, [number, number], patience(20 if exact else 2))
+            gone[:] = settled(freed, expected, patience(20 if exact else 2))
 
         exact = frees_are_exact(feed)
         without_loss(feed, attempt)
+    assert made == expected
     if exact:
-        assert gone == [number, number]
+        assert gone == expected
+
+
+def kmalloc_is_complete(feed: LiveFeed) -> bool:
+    """The array of a pipe's buffers has a size that the compiler does not know; `doctor` says where that is not seen."""
+    (probe,) = [probe for probe in snapshot(feed).probes if probe.signal == "alloc"]
+    return "not known at compile time" not in (probe.why or "")
 
 
 def _freed(
