@@ -176,7 +176,7 @@ def test_pipes_are_counted_in_kmalloc(
 
 
 def kmalloc_is_complete(feed: LiveFeed) -> bool:
-    """The array of a pipe's buffers has a size that the compiler does not know; `doctor` says where that is not seen."""
+    """The array of buffers of a pipe has a size that no compiler knows; `doctor` says where that is not seen."""
     (probe,) = [probe for probe in snapshot(feed).probes if probe.signal == "alloc"]
     return "not known at compile time" not in (probe.why or "")
 
