@@ -30,6 +30,8 @@ from tests.live.tell import lost_lifecycle, pair_of, settled, snapshot, wait_for
 SCHEMA = json.loads(resources.files("kmemwatch.churn").joinpath("report.schema.json").read_text())
 HOLDS = re.compile(rb"(\d+) cgroups removed below (\S+); holding")
 NAME = grounds.PREFIX
+TRIES = 5
+"""An interrupt that hits while a program runs may make kmemwatch lose a count, and say so."""
 
 
 class Churn:
@@ -133,36 +135,59 @@ def allocations(seen: Snapshot, cache: str, cgroups: set[int]) -> int:
     )
 
 
-def frees(seen: Snapshot, cache: str, cgroups: set[int]) -> int:
-    return sum((pair.frees_total or 0) for cgroup in cgroups if (pair := pair_of(seen, cache, cgroup)) is not None)
+def lost_allocations(seen: Snapshot) -> dict[str, int | None]:
+    """What was not counted and may have been an allocation, by reason; others do not matter here."""
+    return {
+        reason: number
+        for reason, number in seen.lost.reasons.items()
+        if reason not in ("skipped_charge", "skipped_free", "skipped_lifecycle", "charge_map_full")
+    }
+
+
+def kept_open(process: subprocess.Popen[bytes], kind: str) -> int:
+    """Descriptors of a kind (``pipe``, ``socket``) that the children of the workers have open, by /proc."""
+    targets: list[str] = []
+    for worker in workers_of(process):
+        for holder in Path(f"/proc/{worker}/task/{worker}/children").read_text().split():
+            targets += [str(fd.readlink()) for fd in Path(f"/proc/{holder}/fd").iterdir()]
+    return sum(target.startswith(f"{kind}:") for target in targets)
+
+
+def look(running: Churn, feed: LiveFeed, number: int, patience: Callable[[float], float]) -> tuple[Snapshot, int, int]:
+    """While it holds: all that kmemwatch sees, and how many pipes' ends and sockets are kept open."""
+    parent = running.held(patience(60))
+    assert settled(lambda: len(below(feed, parent, DYING)), number, patience(10)) == number
+    return snapshot(feed), kept_open(running.process, "pipe"), kept_open(running.process, "socket")
 
 
 def test_objects_are_those_that_kmemwatch_counts_in_the_cgroups(
     churn: Callable[..., Churn], feed: LiveFeed, scale: Callable[[int], int], patience: Callable[[float], float]
 ) -> None:
-    """Page cache keeps the dead, so that their counts stay to be read on every kernel."""
+    """Pages keep the dead, so that their counts stay to be read on every kernel."""
     number = scale(5)
-    lost = snapshot(feed).lost.events_total
-    running = churn(
-        "--kind", "shmem,inode=3,pipe=2,socket", "--cgroups", str(number), "--objects", "211", "--leave", "60",
-        "--hold", str(patience(600)), "--list", "--seed", "7",
-    )  # fmt: skip
-    parent = running.held(patience(60))
-    assert settled(lambda: len(below(feed, parent, DYING)), number, patience(10)) == number
-    seen = snapshot(feed)
-    running.process.send_signal(signal.SIGTERM)
-    report = running.end(patience(60))
+    for _ in range(TRIES):
+        lost = lost_allocations(snapshot(feed))
+        running = churn(
+            "--kind", "shmem,inode=3,pipe=2,socket", "--cgroups", str(number), "--objects", "211", "--leave", "60",
+            "--hold", str(patience(600)), "--list", "--seed", "7",
+        )  # fmt: skip
+        seen, pipe_ends, sockets = look(running, feed, number, patience)
+        running.process.send_signal(signal.SIGTERM)
+        report = running.end(patience(60))
+        if lost_allocations(seen) == lost:
+            break
+    else:
+        pytest.fail(f"allocations were lost in each of {TRIES} runs: {lost_allocations(seen)}")
     made = {kind: counts["made"] for kind, counts in report["objects"].items()}
-    freed = {kind: counts["made"] - counts["left"] for kind, counts in report["objects"].items()}
-    assert sum(made.values()) == number * 211
-    assert seen.lost.events_total == lost
+    left = {kind: counts["left"] for kind, counts in report["objects"].items()}
     cgroups = ids(report)
+    assert sum(made.values()) == number * 211
     assert allocations(seen, "shmem_inode_cache", cgroups) == made["inode"]
     assert allocations(seen, "filp", cgroups) == 2 * made["pipe"] + made["socket"]
     assert allocations(seen, "sock_inode_cache", cgroups) == made["socket"]
     assert allocations(seen, "dentry", cgroups) == made["inode"] + made["pipe"] + made["socket"]
-    if seen.kernel.era == "objcg":
-        assert frees(seen, "sock_inode_cache", cgroups) <= freed["socket"]  # inodes are freed after a grace period
+    assert 0 < left["pipe"] < made["pipe"]
+    assert (pipe_ends, sockets) == (2 * left["pipe"], left["socket"] + 1)  # and the one through which they came
 
 
 @pytest.mark.parametrize("kind", sorted(BY_NAME))
