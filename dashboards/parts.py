@@ -216,7 +216,7 @@ def grid(
     order = {label: place for place, (label, _) in enumerate(columns)}
     hidden = {"Time", "__name__", "job", "instance", "Value"} - set(order)
     options = {
-        "excludeByName": {label: True for label in sorted(hidden)},
+        "excludeByName": dict.fromkeys(sorted(hidden), True),
         "includeByName": {label: True for label, _ in columns},
         "indexByName": order,
         "renameByName": dict(columns),

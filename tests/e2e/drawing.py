@@ -58,8 +58,10 @@ def _cut(text: str, width: int) -> str:
     return text if len(text) <= width else "…" + text[-(width - 1) :]
 
 
-def draw(board: Mapping[str, Any], answers: Callable[[Mapping[str, Any]], Series], path: Path, subtitle: str) -> int:
-    """Write a PNG of `board`; returns how many panels have data in it. `answers`: target -> its series."""
+def draw(
+    board: Mapping[str, Any], answers: Callable[[Mapping[str, Any]], Series], path: Path, subtitle: str
+) -> list[str]:
+    """Write a PNG of `board`; returns the panels without data. `answers`: target -> its series."""
     places = [panel["gridPos"] for panel in board["panels"]]
     width = 24 * COLUMN_IN + 2 * GAP_IN
     height = max(at["y"] + at["h"] for at in places) * ROW_IN + TOP_IN + 2 * GAP_IN
@@ -68,7 +70,7 @@ def draw(board: Mapping[str, Any], answers: Callable[[Mapping[str, Any]], Series
         2 * GAP_IN / width, 1 - 0.22 / height, board["title"], fontsize=13, color=TEXT, va="center", weight="bold"
     )
     figure.text(2 * GAP_IN / width, 1 - 0.45 / height, subtitle, fontsize=8, color=FAINT, va="center")
-    filled = 0
+    empty = []
     for panel in board["panels"]:
         box = _Box(figure, panel, width, height)
         if panel["type"] == "row":
@@ -76,15 +78,15 @@ def draw(board: Mapping[str, Any], answers: Callable[[Mapping[str, Any]], Series
             continue
         found = [(target, answers(target)) for target in panel["targets"]]
         if any(series for _, series in found):
-            filled += 1
             DRAWERS[panel["type"]](box, panel, found)
         else:
             box.say("No data")
+            empty.append(panel["title"])
     figure.savefig(path, facecolor=BACKGROUND)
     with Image.open(path) as picture:  # as small as it can be without showing it
         small = picture.convert("RGB").quantize(256)
     small.save(path, optimize=True)
-    return filled
+    return empty
 
 
 class _Box:
