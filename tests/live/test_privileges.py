@@ -22,7 +22,9 @@ from tests.live.inject import Thread, stopped
 
 CAP_BPF, CAP_SYS_ADMIN = 39, 21
 NOBODY = "65534"
-INTERVAL_S = 0.5
+PATIENCE = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
+INTERVAL_S = 0.5 * PATIENCE
+"""What is older than a few intervals is not shown any more, and in an emulated machine everything takes longer."""
 injected = pytest.mark.skipif(not inject.IS_POSSIBLE, reason="calls are put into processes of x86-64 only")
 
 
@@ -77,8 +79,7 @@ def serving(*args: str, limit_s: float = 20.0) -> Iterator[Serving]:
 
 @pytest.fixture(scope="module")
 def daemon(runner_in_root_cgroup: None) -> Iterator[Serving]:
-    factor = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
-    with serving(limit_s=20 * factor) as daemon:
+    with serving(limit_s=20 * PATIENCE) as daemon:
         yield daemon
 
 
@@ -173,7 +174,7 @@ def test_calls_that_are_put_into_a_process_work() -> None:
     """Else the tests below would prove nothing: somebody with our privileges can do it all."""
     with subprocess.Popen(["sleep", "1000"]) as somebody:
         try:
-            time.sleep(0.2)
+            time.sleep(0.2 * PATIENCE)
             with stopped(somebody.pid) as thread:
                 assert thread.load_program(inject.RAW_TRACEPOINT) >= 3
                 assert thread.load_program(inject.SOCKET_FILTER) >= 3
