@@ -13,8 +13,10 @@ import pickle
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import starmap
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -22,13 +24,14 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter.frames import Frame, ReaderState
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.exporter.webmodel import Web
-from kmemwatch.model import Pair, Snapshot
+from kmemwatch.model import Cgroup, Pair, Snapshot
 
 _HEAD = struct.Struct("=Q")
 _MAX_ANSWER_BYTES = 64 * 1024
 _PROTOCOL = 5
 _ERRORS = {kind.__name__: kind for kind in (KmemwatchError, UsageError, UnsupportedError)}
 
+_CGROUP = attrgetter(*(one.name for one in fields(Cgroup)))
 _as_pair = partial(tuple.__new__, Pair)
 
 
@@ -42,9 +45,13 @@ class FrameMessage:
 
     def open(self) -> Snapshot:
         """The snapshot."""
-        snapshot, columns = pickle.loads(self.packed)
+        snapshot, cgroups, pairs = pickle.loads(self.packed)
         assert isinstance(snapshot, Snapshot)
-        return replace(snapshot, pairs=tuple(map(_as_pair, zip(*columns, strict=True))))
+        return replace(
+            snapshot,
+            cgroups=tuple(starmap(Cgroup, zip(*cgroups, strict=True))),
+            pairs=tuple(map(_as_pair, zip(*pairs, strict=True))),
+        )
 
     @property
     def frame(self) -> Frame:
@@ -84,8 +91,10 @@ def pack(frame: Frame) -> FrameMessage:
     """`frame` for the other side."""
     snapshot = frame.snapshot
     # Column by column: there may be 65,536 pairs, and an object each takes six times as long.
-    columns = tuple(zip(*snapshot.pairs, strict=True))
-    return FrameMessage(_dumps((replace(snapshot, pairs=()), columns)), frame.published_s, frame.reader)
+    cgroups = tuple(zip(*map(_CGROUP, snapshot.cgroups), strict=True))
+    pairs = tuple(zip(*snapshot.pairs, strict=True))
+    rest = replace(snapshot, cgroups=(), pairs=())
+    return FrameMessage(_dumps((rest, cgroups, pairs)), frame.published_s, frame.reader)
 
 
 class _Pickler(pickle.Pickler):
