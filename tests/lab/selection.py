@@ -29,9 +29,12 @@ ONE_KERNEL = (
     f"{LIVE}/test_cgroups.py::test_scaled",
     f"{LIVE}/test_churn.py::test_memory",
     f"{LIVE}/test_churn.py::test_odd",
+    f"{LIVE}/test_churn_command.py",
+    f"{LIVE}/test_serve.py",
     f"{LIVE}/test_startup.py",
 )
-"""Only SMOKE runs them, in the whole matrix: how commands end, our own bounds, the shapes of a tree of cgroups."""
+"""Only SMOKE runs them, in the whole matrix: how commands end, our own bounds, the shapes of a tree of cgroups, what a
+workload does."""
 
 OTHER_WAYS = (
     f"{LIVE}/test_truth.py::test_allocations",
