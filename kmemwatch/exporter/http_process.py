@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import signal
 import socket
@@ -12,12 +11,11 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 
-import kmemwatch
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter import wire
 from kmemwatch.exporter.frames import Frame
+from kmemwatch.sources.handover import CHILD_DIRECTORY, child_environ
 
 _MODULE = "kmemwatch.exporter.worker"
 _STOP_S = 3.0
@@ -31,10 +29,10 @@ class HttpProcess:
         self._channel, theirs = socket.socketpair()
         with theirs:
             fds = [theirs.fileno(), *(listener.fileno() for listener in listeners)]
-            # Python would look for modules in the current directory first, and we may be root in anybody's.
             self._process = subprocess.Popen(
                 [sys.executable, "-m", _MODULE, str(theirs.fileno())],
-                pass_fds=fds, cwd="/", env=_environ(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                pass_fds=fds, cwd=CHILD_DIRECTORY, env=child_environ(),
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             )  # fmt: skip
         self._wake = threading.Condition()
         self._frame: Frame | None = None
@@ -126,12 +124,3 @@ class HttpProcess:
             return KmemwatchError("the process that serves HTTP does not answer")
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return KmemwatchError(f"the process that serves HTTP ended: {how}")
-
-
-def _environ() -> dict[str, str]:
-    """A checkout that was found through the current directory must be found again."""
-    home = Path(kmemwatch.__file__).resolve().parent.parent
-    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if home.name not in ("site-packages", "dist-packages"):
-        paths.insert(0, str(home))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -12,8 +12,10 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import kmemwatch
 from kmemwatch import errors
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.sources import channel
@@ -109,6 +111,20 @@ def send(connection: socket.socket, manifest: Manifest, descriptors: Sequence[in
     channel.send(connection, manifest.to_raw(), descriptors)
 
 
+CHILD_DIRECTORY = "/"
+"""``python -m`` looks for modules in the current directory first, and we may be root in anybody's."""
+
+
+def child_environ() -> dict[str, str]:
+    """For a process that runs one of our modules in CHILD_DIRECTORY: a checkout that this process has found through its
+    own current directory must be found again."""
+    home = Path(kmemwatch.__file__).resolve().parent.parent
+    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if home.name not in ("site-packages", "dist-packages"):
+        paths.insert(0, str(home))
+    return {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+
+
 class Child:
     """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
 
@@ -121,7 +137,7 @@ class Child:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
         self._process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=self._stderr,
+            stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
         )  # fmt: skip
         theirs.close()
 

@@ -229,3 +229,23 @@ def test_it_goes_on_after_all_this(daemon: Serving) -> None:
 def test_nothing_is_missing_from_what_it_said(daemon: Serving) -> None:
     """Where system calls cannot be filtered it says so, and nothing else."""
     assert len(daemon.told) == (1 if has_seccomp() else 3)
+
+
+def test_nothing_in_the_current_directory_is_run(tmp_path: Path) -> None:
+    """Whoever attaches is root, maybe in a directory of somebody else's."""
+    for name in ("json", "socket", "kmemwatch"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    command = [sys.executable, "-c", "import sys; sys.path.pop(0); from kmemwatch.cli.main import main; main()"]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    # A checkout that is not installed, as in the lab, is found from outside as well.
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    done = subprocess.run(
+        [*command, "snapshot", "--duration", "0"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environ,
+        check=False,
+    )
+    assert not (tmp_path / "run").exists()
+    assert done.returncode == 0, done.stderr
