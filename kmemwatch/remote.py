@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kmemwatch import __version__
+from kmemwatch.access import ANYBODY, Access
 from kmemwatch.codec import snapshot_from_json
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.model import Event, Snapshot
@@ -36,9 +37,13 @@ class RemoteFeed:
     After that a daemon that goes away, for example to be restarted, is waited for; `notice` says so.
     """
 
-    def __init__(self, url: str, timeout_s: float = TIMEOUT_S, give_up_s: float = GIVE_UP_S) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = TIMEOUT_S, give_up_s: float = GIVE_UP_S, access: Access = ANYBODY
+    ) -> None:
         """`url` is ``http://HOST:PORT``, https, or just ``HOST:PORT``. Nothing is sent yet."""
         self._url = _base(url)
+        self._headers = access.headers()
+        self._opener = access.opener()
         self._timeout_s = timeout_s
         self._give_up_s = give_up_s
         self._closed = threading.Event()
@@ -120,10 +125,11 @@ class RemoteFeed:
                 "Accept": "application/json",
                 "Accept-Encoding": "gzip",
                 "User-Agent": f"kmemwatch/{__version__}",
+                **self._headers,
             },
         )
         try:
-            with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
+            with self._opener.open(request, timeout=self._timeout_s) as answer:
                 kind = answer.headers.get_content_type()
                 body = answer.read(MAX_ANSWER_BYTES)
                 packed = answer.headers.get("Content-Encoding") == "gzip"

@@ -31,6 +31,7 @@ COMMANDS = {
     "snapshot": "Measure for a while and print one snapshot as JSON.",
     "events": "Print lifecycle and recharge events as they happen.",
     "record": "Append snapshots and events to a file for `top --replay`.",
+    "compare": "Compare two hosts: does the patch set do what it promises?",
     "churn": "Make cgroups that die with kernel memory behind them.",
     "doctor": "What this kernel can tell, what not, why, and what to change.",
 }

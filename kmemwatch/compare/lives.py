@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the events and rows of one host: how long the dead took to be released, and whether caches changed owner."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from kmemwatch.compare.side import Delays, Handovers
+from kmemwatch.model import DYING, RELEASED, Event, Snapshot
+from kmemwatch.units import NS_PER_S
+
+_SAME_NS = NS_PER_S
+"""An event and a row that differ by less tell of the same removal."""
+
+
+@dataclass
+class Lives:
+    """Delays from removal to release, by the wall clock of the host, which must not jump in between."""
+
+    _dying: dict[int, tuple[int, int | None]] = field(default_factory=dict)
+    """cgroup id -> (removed at, jumps until then; None: it may have been before or after a jump)."""
+    _done: dict[int, int] = field(default_factory=dict)
+    """cgroup id -> when it was removed, of those that are released."""
+    _delays: list[tuple[int, float]] = field(default_factory=list)
+    """(removed at, delay)."""
+    _jumps: int = 0
+    _unusable: int = 0
+
+    def take_event(self, event: Event, jumped: bool) -> None:
+        """Of a lifecycle event; `jumped`: the clock did so near it."""
+        if event.cgroup_id is None:
+            return
+        if event.kind == "offline":
+            self._done.pop(event.cgroup_id, None)  # an id may be given again once its memcg is released
+            self._dying[event.cgroup_id] = event.at_ns, None if jumped else self._jumps
+        elif event.kind == "released":
+            self._release(event.cgroup_id, event.at_ns, jumped)
+
+    def take_rows(self, snapshot: Snapshot) -> None:
+        """Of a snapshot: where there are no events, rows tell the same."""
+        for row in snapshot.cgroups:
+            if row.offline_at_ns is None or abs(self._done.get(row.id, 0) - row.offline_at_ns) < _SAME_NS:
+                continue
+            if row.state in (DYING, RELEASED):
+                known = self._dying.get(row.id)
+                if known is None or abs(known[0] - row.offline_at_ns) >= _SAME_NS:
+                    self._dying[row.id] = row.offline_at_ns, self._jumps
+            if row.state == RELEASED and row.released_at_ns is not None:
+                self._release(row.id, row.released_at_ns, False)
+
+    def jump(self) -> None:
+        """The wall clock jumped."""
+        self._jumps += 1
+
+    def forget(self) -> None:
+        """The host was booted: nobody is dying any more, and nobody was released."""
+        self._dying.clear()
+        self._done.clear()
+
+    def _release(self, cgroup_id: int, at_ns: int, jumped: bool) -> None:
+        removed = self._dying.pop(cgroup_id, None)
+        if removed is None:
+            return
+        removed_ns, jumps = removed
+        self._done[cgroup_id] = removed_ns
+        if jumped or jumps != self._jumps or at_ns < removed_ns:
+            self._unusable += 1
+        else:
+            self._delays.append((removed_ns, (at_ns - removed_ns) / NS_PER_S))
+
+    def delays(self, begin_ns: int, last: Snapshot) -> Delays:
+        """Of those that were removed after `begin_ns`: others would be counted only if they took long."""
+        still = {row.id for row in last.cgroups if row.state == DYING}
+        ages, unusable = [], self._unusable
+        for cgroup_id, (removed_ns, jumps) in self._dying.items():
+            if cgroup_id not in still or removed_ns < begin_ns:
+                continue
+            if jumps == self._jumps and removed_ns <= last.taken_at_ns:
+                ages.append((last.taken_at_ns - removed_ns) / NS_PER_S)
+            else:
+                unusable += 1
+        released = tuple(delay for removed_ns, delay in self._delays if removed_ns >= begin_ns)
+        return Delays(released, tuple(ages), unusable=unusable)
+
+
+@dataclass
+class Owners:
+    """Child caches that are there, by kmemcg_id, and what becomes of them when the id gets its next memcg."""
+
+    _caches: Counter[int] = field(default_factory=Counter)
+    _events: int = 0
+    _reuses: int = 0
+    _with_caches: int = 0
+    _taken_over: int = 0
+
+    def begin(self, snapshot: Snapshot) -> None:
+        """The child caches that are there at first."""
+        self._caches.update(c.kmemcg_id for c in snapshot.caches if c.root is not None and c.kmemcg_id is not None)
+
+    def take(self, event: Event) -> None:
+        """Follow what an event says."""
+        self._events += 1
+        if event.kmemcg_id is None:
+            return
+        if event.kind == "cache_created":
+            self._caches[event.kmemcg_id] += 1
+        elif event.kind == "cache_destroyed":
+            self._caches[event.kmemcg_id] = max(0, self._caches[event.kmemcg_id] - 1)
+        elif event.kind == "id_reused":
+            self._reuses += 1
+            self._with_caches += self._caches[event.kmemcg_id] > 0
+            self._taken_over += self._caches[event.kmemcg_id]
+
+    def found(self) -> Handovers | None:
+        """What was seen; None without events."""
+        return Handovers(self._reuses, self._with_caches, self._taken_over) if self._events else None

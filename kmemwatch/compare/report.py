@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Two Sides -> what is said of them: notes, claims and the table; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kmemwatch.compare import figures
+from kmemwatch.compare.claims_ids import caches_bounded, ids_reused
+from kmemwatch.compare.claims_life import deaths, let_go
+from kmemwatch.compare.claims_recharge import cost, recharged
+from kmemwatch.compare.figures import Values
+from kmemwatch.compare.side import RECORDING, Side, value_at
+from kmemwatch.compare.stats import Trend
+from kmemwatch.compare.verdict import UNTOLD, Claim, Verdict, delay_text, number
+from kmemwatch.compare.workload import differ, doubts
+from kmemwatch.units import bytes_human
+
+CLAIMS: tuple[tuple[str, str, Callable[[Side], Verdict]], ...] = (
+    (
+        "caches-bounded",
+        "Child caches of one kind never exceed the largest number of kmem-active memcgs online at once.",
+        caches_bounded,
+    ),
+    ("ids-reused", "Ids, and with them caches, are reused by later memcgs.", ids_reused),
+    ("let-go", "Dead memcgs are let go sooner or later.", let_go),
+    ("recharged", "Slabs of the dead are recharged to the memcgs that use them.", recharged),
+    ("cost", "The check costs next to nothing where objects are allocated.", cost),
+)
+ROWS = 10
+"""Of the table; Gushchin's had seven days."""
+MEMORY: tuple[tuple[str, str, Callable[[Values], float | None]], ...] = (
+    ("slab", "slab memory of the host", lambda values: values.get(figures.SLAB_BYTES)),
+    ("kernel", "kernel memory of all memcgs", lambda values: values.get(figures.KERNEL_BYTES)),
+    ("pinned", "memory that dying memcgs keep", figures.pinned),
+)
+"""What "difference in memory" is, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    elapsed_s: float
+    dying: tuple[float | None, float | None]
+    memory_bytes: tuple[float | None, float | None]
+    """Change since the beginning of the side."""
+
+    @property
+    def difference_bytes(self) -> float | None:
+        """How much more the first side took."""
+        a, b = self.memory_bytes
+        return None if a is None or b is None else a - b
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Time, dying memcgs of both sides, difference in memory."""
+
+    memory: str | None
+    """Key of MEMORY; None when no figure of memory is known of both sides."""
+    memory_title: str | None
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """All that renderers print."""
+
+    sides: tuple[Side, Side]
+    side_notes: tuple[tuple[str, ...], tuple[str, ...]]
+    notes: tuple[str, ...]
+    """About the two together."""
+    claims: tuple[Claim, ...]
+    table: Table
+
+
+def compare(a: Side, b: Side) -> Comparison:
+    """Judge both, and look at what they have in common."""
+    sides = (a, b)
+    claims = tuple(
+        Claim(key, title, (_verdict(a, judge), _verdict(b, judge)), _difference(key, sides))
+        for key, title, judge in CLAIMS
+    )
+    return Comparison(sides, (side_notes(a), side_notes(b)), tuple(_both(a, b)), claims, _table(a, b))
+
+
+def _verdict(side: Side, judge: Callable[[Side], Verdict]) -> Verdict:
+    found = judge(side)
+    if not side.contradictions:
+        return found
+    return Verdict(UNTOLD, f"the {side.kind} contradicts itself: {side.contradictions[0]}", found.facts)
+
+
+def side_notes(side: Side) -> tuple[str, ...]:
+    """What to know before its figures are believed."""
+    found = [f"contradicts itself: {one}" for one in side.contradictions]
+    if side.cut is not None:
+        found.append(side.cut)
+    if side.samples < 2:
+        found.append("there is only one sample, so nothing can be said of a change")
+    if side.reboots:
+        found.append(f"the host was booted {_times(side.reboots)} meanwhile: all memcgs from before are gone")
+    if side.restarts > side.reboots:
+        again = side.restarts - side.reboots
+        found.append(f"kmemwatch was restarted {_times(again)}: its counters began at 0 again, and are added up")
+    falls = sum(track.falls() for track in side.tracks if not all(run.exact for run in track.runs))
+    if falls:
+        found.append(f"counters fell {_times(falls)} without a known restart; they are taken to have begun at 0 again")
+    for jump in side.clock_jumps_s:
+        to = "forward" if jump > 0 else "back"
+        found.append(f"its clock jumped {to} by {delay_text(abs(jump))}; times are of the clock that does not")
+    if side.delays.unusable:
+        found.append(f"{side.delays.unusable} delays span a jump of the clock and are left out")
+    for begin, length in side.gaps[:3]:
+        found.append(f"no samples for {delay_text(length)}, {delay_text(begin)} after the beginning")
+    if len(side.gaps) > 3:
+        found.append(f"{len(side.gaps) - 3} more times without samples")
+    lost = side.increase(figures.LOST)
+    if lost:
+        found.append(f"kmemwatch lost {number(lost)} events or counts: what it counted is too little")
+    if len(side.each("era")) > 1 or len(side.each("patchset")) > 1:
+        found.append("its hosts run kernels of several kinds; a claim is judged over all of them")
+    return (*found, *side.notes, *doubts(side))
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _both(a: Side, b: Side) -> list[str]:
+    """What to know before the two are compared."""
+    found = []
+    boots = [{boot for track in side.tracks for boot in track.boot_ids} for side in (a, b)]
+    (a_from, a_to), (b_from, b_to) = a.span_s, b.span_s
+    at_once = a_from <= b_to and b_from <= a_to
+    hosts = [{track.host for track in side.tracks} for side in (a, b)]
+    if a.fingerprint and a.fingerprint == b.fingerprint:
+        found.append("both sides are the same: same figures of the same time, so there is nothing to compare")
+    elif at_once and boots[0] & boots[1]:
+        found.append("both sides are one host at the same time: what differs is not the kernel")
+    elif at_once and a.kind == b.kind and a.kind != RECORDING and hosts[0] & hosts[1]:
+        found.append(f"both sides have hosts in common: {', '.join(sorted(hosts[0] & hosts[1]))}")
+    elif a.each("kernel") and a.each("kernel") == b.each("kernel") and a.patchset == b.patchset:
+        found.append(f"both sides run the same kernel, {', '.join(a.each('kernel'))}")
+    if a.each("era") != b.each("era"):
+        eras = " and ".join("/".join(side.each("era")) or "unknown" for side in (a, b))
+        found.append(f"kernels of different eras ({eras}): figures that only one of them has are not compared")
+    if len(a.tracks) != len(b.tracks):
+        found.append(f"{len(a.tracks)} and {len(b.tracks)} hosts: sums are not comparable, trends and shares are")
+    longer, shorter = max(a.duration_s, b.duration_s), min(a.duration_s, b.duration_s)
+    if longer > 1.2 * shorter + 1:
+        found.append(
+            f"measured for {delay_text(a.duration_s)} and {delay_text(b.duration_s)}: totals are not comparable"
+        )
+    if (other := differ(a.workload, b.workload)) is not None:
+        found.append(other)
+    elif a.workload is None or b.workload is None:
+        found.append("whether both sides had the same workload is not known")
+    return found
+
+
+def _difference(key: str, sides: tuple[Side, Side]) -> str | None:
+    """For the claim that has a measure on every kernel."""
+    if key != "let-go" or any(side.contradictions for side in sides):
+        return None
+    a, b = (deaths(side) for side in sides)
+    parts = []
+    if a.left is not None and b.left is not None:
+        apart = a.left.low > b.left.high or b.left.low > a.left.high
+        parts.append(
+            f"of the removed, {100 * a.left.value:.0f} % and {100 * b.left.value:.0f} % stay;"
+            f" {'the intervals are apart' if apart else 'the intervals overlap, so that may be chance'}"
+        )
+    if a.whole is not None and b.whole is not None:
+        parts.append(f"the trends {_apart(a.whole, b.whole)}")
+    return "; ".join(parts) or None
+
+
+def _apart(a: Trend, b: Trend) -> str:
+    if a.low_per_s > b.high_per_s or b.low_per_s > a.high_per_s:
+        more = "first" if a.per_s > b.per_s else "second"
+        return f"differ: the number of dying memcgs grows faster on the {more} side"
+    return "do not differ by more than chance"
+
+
+def _table(a: Side, b: Side) -> Table:
+    span_s = min(a.duration_s, b.duration_s)
+    chosen = next(((k, t, get) for k, t, get in MEMORY if a.total(get) and b.total(get)), None)
+    if span_s <= 0:
+        return Table(None, None, ())
+    dying = a.dying(), b.dying()
+    memory = ([], []) if chosen is None else (a.total(chosen[2]), b.total(chosen[2]))
+    rows = []
+    for n in range(ROWS + 1):
+        t = span_s * n / ROWS
+        rows.append(
+            Row(
+                t,
+                (_at(dying[0], t, span_s), _at(dying[1], t, span_s)),
+                (_grown(memory[0], t, span_s), _grown(memory[1], t, span_s)),
+            )
+        )
+    return Table(chosen and chosen[0], chosen and chosen[1], tuple(rows))
+
+
+def _at(series: list[tuple[float, float]], t: float, span_s: float) -> float | None:
+    """The value at a time, unless the last one known is of an earlier row."""
+    return value_at(series, t, span_s / ROWS)
+
+
+def _grown(series: list[tuple[float, float]], t: float, span_s: float) -> float | None:
+    now = _at(series, t, span_s)
+    return None if now is None else now - series[0][1]
+
+
+def memory_text(value: float | None) -> str:
+    """Of a difference, with its sign."""
+    return "?" if value is None else f"{'+' if value > 0 else ''}{bytes_human(value)}"

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is said of a claim for one side: verdict, reason, and the figures it rests on; how figures are written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kmemwatch.compare.stats import Share
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, seconds_human
+
+HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
+
+BYTES, COUNT, SECONDS, SHARE, RATIO, PER_HOUR, BYTES_PER_HOUR, NANOSECONDS = (
+    "bytes", "count", "seconds", "share", "ratio", "per hour", "bytes per hour", "ns",
+)  # fmt: skip
+
+MIN_DEAD = 20
+"""With fewer memcgs that died, or ids that were given, nothing is said."""
+MIN_CHECKS = 1000
+"""The same of recharge checks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One figure, with the interval that it lies in where it has one."""
+
+    key: str
+    """Stable name for JSON."""
+    title: str
+    value: float | None
+    """None: not known."""
+    unit: str = COUNT
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        if self.value is None and (self.low is not None or self.high is not None):
+            return between(self.low, self.high, self.unit)
+        text = written(self.value, self.unit)
+        if self.low is not None and self.high is not None and (self.low, self.high) != (self.value, self.value):
+            text += f" ({written(self.low, self.unit)} to {written(self.high, self.unit)})"
+        return text
+
+
+def of_share(key: str, title: str, share: Share | None) -> Fact:
+    """A share with its interval."""
+    return (
+        Fact(key, title, None, SHARE) if share is None else Fact(key, title, share.value, SHARE, share.low, share.high)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Of one claim and one side."""
+
+    verdict: str
+    """HOLDS, FAILS or UNTOLD."""
+    reason: str
+    facts: tuple[Fact, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the cover letter promises, and what became of it on each side."""
+
+    key: str
+    title: str
+    verdicts: tuple[Verdict, ...]
+    """In the order of the sides."""
+    difference: str | None = None
+    """What can be said of the two together."""
+
+
+def written(value: float | None, unit: str) -> str:
+    """A figure with its unit; ``?`` when it is not known."""
+    if value is None:
+        return UNKNOWN
+    if unit == BYTES:
+        return bytes_human(value)
+    if unit == BYTES_PER_HOUR:
+        return f"{bytes_human(value)}/h"
+    if unit == SECONDS:
+        return delay_text(value)
+    if unit == SHARE:
+        return _percent(value)
+    if unit == RATIO:
+        return f"{value:.3g}"
+    if unit == NANOSECONDS:
+        return f"{value:.0f} ns"
+    if unit == PER_HOUR:
+        return f"{rounded(value)}/h"
+    return rounded(value)
+
+
+def rounded(value: float) -> str:
+    """A count, or a rate of one that may be small."""
+    return f"{value:.2g}" if 0 < abs(value) < 9.95 and value != int(value) else count_human(value)
+
+
+def _percent(value: float) -> str:
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent in (0, 100) or 9.95 <= percent <= 90 else f"{percent:.1f} %"
+
+
+def delay_text(value: float) -> str:
+    """Seconds, with a fraction where that says something."""
+    if 0 < value < 1:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.1f} s" if value < 60 else seconds_human(value)
+
+
+def between(low: float | None, high: float | None, unit: str) -> str:
+    """A figure of which only bounds are known."""
+    if high is None:
+        return f"more than {written(low, unit)}"
+    return f"{written(low or 0.0, unit)} to {written(high, unit)}"
+
+
+def number(value: float | None) -> str:
+    """A count in a sentence."""
+    return UNKNOWN if value is None else count_human(value)
+
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of several hosts: one that fails is enough, then one that holds."""
+    for wanted in (FAILS, HOLDS, UNTOLD):
+        for verdict in verdicts:
+            if verdict.verdict == wanted:
+                return verdict
+    return Verdict(UNTOLD, "there is no host")
