@@ -97,8 +97,6 @@ def serve(name: str, directory: Path, *options: str | Path) -> tuple[Program, st
         "serve",
         "--web.listen-address",
         "127.0.0.1:0",
-        "--interval",
-        "1",
         *options,
     ]
     program = Program(argv, directory / f"{name}.log")
