@@ -126,7 +126,7 @@ def confine(log: Callable[[str], None]) -> None:
     """Give up everything. Raises OSError."""
     privileges.limit()
     if not privileges.become_nobody() and os.geteuid() == 0:
-        log("http: no user but root in this namespace")
+        log("http: stays root, without capabilities: becoming nobody takes CAP_SETUID and CAP_SETGID, and a user 65534")
     privileges.give_up()
     privileges.die_with_parent()
     if missing := sandbox.for_http():
