@@ -66,6 +66,12 @@ def unpacked(program: str) -> str | None:
     return str(here) if here.exists() else shutil.which(program)
 
 
+def _tells_kernel_memory() -> bool:
+    """On v2 since v5.18."""
+    mount = memory_mount()
+    return mount is not None and (mount.version == 1 or "\nkernel " in (mount.path / "memory.stat").read_text())
+
+
 def _tree_is_open() -> bool:
     """Whether other users reach this tree: home directories are often closed to them."""
     here = Path(__file__).resolve()
@@ -94,6 +100,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
     "child caches": lambda: slab_mode() in ("private", "reuse"),
     "recharges": lambda: slab_mode() == "reuse",
+    "kernel memory in the cgroups' files": _tells_kernel_memory,
     # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
     "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),

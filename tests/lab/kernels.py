@@ -65,7 +65,9 @@ KERNELS = (
         suites=("bullseye", "bullseye-security"),
         package=r"linux-image-5\.10\.0-\d+-amd64",
         # The cache is an argument of the tracepoint since 6.1, memcg has tracepoints since 6.13.
-        lacks=SHARED_CACHES | {"memcg tracepoints", "cache in tracepoints", "first choices"},
+        lacks=SHARED_CACHES
+        | {"memcg tracepoints", "cache in tracepoints", "first choices"}
+        | {"kernel memory in the cgroups' files"},
     ),
     LabKernel(
         name="6.1",

@@ -156,9 +156,7 @@ def test_pipes_are_counted_in_kmalloc(
             def kmalloc() -> dict[str, tuple[int, int]]:
                 taken = snapshot(feed)
                 return {
-                    p.cache: counts(p)
-                    for p in taken.pairs
-                    if p.cgroup_id == cgroup.id and p.cache.startswith(prefix)
+                    p.cache: counts(p) for p in taken.pairs if p.cgroup_id == cgroup.id and p.cache.startswith(prefix)
                 }
 
             before = kmalloc()
@@ -261,14 +259,15 @@ class _bpftrace:
             self._process.communicate()
 
 
-def kernel_file_bytes(memory: MemoryMount, cgroup: OwnCgroup) -> int | None:
-    """Kernel memory of a cgroup by the kernel's own word; None on v2 before v5.18."""
+def kernel_file_bytes(memory: MemoryMount, cgroup: OwnCgroup) -> int:
+    """Kernel memory of a cgroup by the kernel's own word."""
     if memory.version == 1:
         return int(cgroup.read("memory.kmem.usage_in_bytes"))
     stat = dict(line.split() for line in cgroup.read("memory.stat").splitlines())
-    return int(stat["kernel"]) if "kernel" in stat else None
+    return int(stat["kernel"])
 
 
+@pytest.mark.needs("kernel memory in the cgroups' files")
 def test_kernel_bytes_and_charges_equal_the_kernels_file(
     feed: LiveFeed,
     own_cgroup: Callable[..., OwnCgroup],
