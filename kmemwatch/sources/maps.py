@@ -202,9 +202,8 @@ class Ring:
 
     def poll(self, timeout_ms: int) -> None:
         """Hand over what is there, waiting up to `timeout_ms` for the first record."""
-        if self._ring:
-            if self._ready.poll(timeout_ms):
-                self.consume()
+        if self._ring and self._ready.poll(timeout_ms):
+            self.consume()
 
     def consume(self) -> None:
         """Hand over what is there, without waiting."""
