@@ -40,7 +40,9 @@ def short(value: float, unit: str) -> str:
     if unit == "percentunit":
         return f"{value:.1%}"
     if unit == "s":
-        return f"{value * 1000:.3g}ms" if abs(value) < 1 else seconds_human(value)
+        return (
+            f"{value * 1000:.3g}ms" if abs(value) < 1 else f"{value:.2g}s" if abs(value) < 9.5 else seconds_human(value)
+        )
     text = f"{value:.2g}" if 0 < abs(value) < 10 and value != int(value) else count_human(round(value))
     return text + ("/s" if unit == "cps" else "")
 
