@@ -10,76 +10,60 @@
  * objects are counted at the root cache, whichever child they are in.
  */
 
-struct pair_key {
-	u64 cache;      /* address of the struct kmem_cache of a root cache */
-	u64 cgroup_id;  /* kernfs id; 0: charged to nobody */
-};
+#ifdef GFP_ACCOUNT
+#define ALLOCATED(gfp_flags) (((gfp_flags) & GFP_ACCOUNT) / GFP_ACCOUNT) /* PAIR_OBJECTS or PAIR_ACCOUNT_OBJECTS */
+#else
+#define ALLOCATED(gfp_flags) PAIR_OBJECTS
+#endif
 
-struct pair_value {
-	u64 objects;          /* allocated */
-	u64 account_objects;  /* those of them that were allocated with __GFP_ACCOUNT */
-	u64 freed_objects;    /* freed, of those charged to the memcg */
-};
-
-BPF_PERCPU_HASH(pairs, struct pair_key, struct pair_value, MAX_PAIRS);
-
-static __always_inline struct pair_value *find_pair(u64 cache, u64 cgroup_id, u64 objects)
-{
-	struct pair_key key = {.cache = cache, .cgroup_id = cgroup_id};
-	struct pair_value zero = {}, *value;
-
-	value = pairs.lookup_or_try_init(&key, &zero);
-	if (!value)
-		count_lost(LOST_PAIRS_FULL, objects);
-	return value;
-}
-
-/* The counts are atomic because an interrupt may run the same program on the same CPU in between. */
 static __always_inline int count_alloc(u64 cache, u64 gfp_flags, u64 objects)
 {
-	u64 cgroup_id = current_cgroup_id();
-	struct pair_value *value;
+	u64 css = current_memcg();
 
-	if (!cgroup_id) {
-		count_lost(LOST_NO_CGROUP, objects);
-		return 0;
-	}
-	value = find_pair(cache, cgroup_id, objects);
-	if (!value)
-		return 0;
-	__sync_fetch_and_add(&value->objects, objects);
-#ifdef GFP_ACCOUNT
-	if (gfp_flags & GFP_ACCOUNT)
-		__sync_fetch_and_add(&value->account_objects, objects);
-#endif
+	count_pair(cache, css, CURRENT_SERIAL_NR(css), ALLOCATED(gfp_flags), objects);
 	return 0;
 }
 
 static __always_inline int count_alloc_object(u64 object, u64 gfp_flags)
 {
-	struct slab_of slab;
-	int error = find_slab(object, &slab);
+	u64 cache;
+	int error = find_cache(object, &cache);
 
 	if (error >= 2)
 		count_lost(LOST_NO_CACHE, 1);
-	return error ? 0 : count_alloc(root_cache(slab.cache), gfp_flags, 1);
+	return error ? 0 : count_alloc(root_cache(cache), gfp_flags, 1);
 }
 
-static __always_inline int count_free(u64 object)
+/* `error`: of finding the slab. */
+static __always_inline int count_free_in(u64 object, struct slab_of *slab, int error)
 {
-	struct slab_of slab;
-	struct pair_value *value;
-	int error = find_slab(object, &slab);
+	u64 css, serial_nr = NOBODY;
 
 	if (error) {
 		if (error >= 2)
 			count_lost(LOST_NO_CACHE, 1);
 		return 0;
 	}
-	value = find_pair(root_cache(slab.cache), object_owner(object, &slab), 1);
-	if (value)
-		__sync_fetch_and_add(&value->freed_objects, 1);
+	css = object_memcg(object, slab);
+	if (css)
+		serial_nr = KMW_READ(u64, css, cgroup_subsys_state__serial_nr);
+	count_pair(root_cache(slab->cache), css, serial_nr, PAIR_FREED_OBJECTS, 1);
 	return 0;
+}
+
+static __always_inline int count_free(u64 object)
+{
+	struct slab_of slab;
+
+	return count_free_in(object, &slab, find_slab(object, &slab));
+}
+
+/* `cache`: the one that the kernel has found the object in. */
+static __always_inline int count_free_of(u64 object, u64 cache)
+{
+	struct slab_of slab;
+
+	return count_free_in(object, &slab, find_owners(object, cache, &slab));
 }
 
 /*
@@ -94,17 +78,25 @@ static __always_inline int count_free(u64 object)
 struct notes {
 	u64 next;        /* index of the next note, modulo NOTES */
 	u64 key[NOTES];  /* objects that the first program has counted and the second has not seen yet; 0: none */
+	u64 unused[7];   /* so that no two CPUs have a line in common */
 };
 
 /* One for allocations, one for frees: enum noted. Order is shared with decode.py. */
 enum noted { NOTED_ALLOC, NOTED_FREE, NOTED };
 
-BPF_PERCPU_ARRAY(noted, struct notes, NOTED);
+BPF_ARRAY(noted, struct notes, ALL_NOTES); /* NOTED for each CPU; not a per-CPU array for the reason that slots are none */
 BPF_PERCPU_ARRAY(recovered, u64, NOTED); /* events that the second program counted */
+
+static __always_inline struct notes *notes_of(u32 which)
+{
+	u32 index = this_cpu() * NOTED + which;
+
+	return noted.lookup(&index);
+}
 
 static __always_inline void note(int which, u64 key)
 {
-	struct notes *notes = noted.lookup(&which);
+	struct notes *notes = notes_of(which);
 	u64 index;
 
 	if (!notes)
@@ -119,7 +111,7 @@ static __always_inline void note(int which, u64 key)
 /* Whether the first program has counted the event; takes its note, and later ones that nobody took, back. */
 static __always_inline int take_note(int which, u64 key)
 {
-	struct notes *notes = noted.lookup(&which);
+	struct notes *notes = notes_of(which);
 	u64 index;
 	int i;
 
@@ -168,6 +160,9 @@ static __always_inline void count_recovered(int which)
 /* __kmalloc(size, gfp) at return: the object is the return value. */
 #define BODY_kmalloc_return(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
 #define KEY_kmalloc_return(a0, a1, a2, a3, object) (object)
+/* kmem:kfree: call_site, object. kmem:kmem_cache_free since v6.1: call_site, object, cache. */
+#define BODY_free_cache_tp(call_site, object, cache, a3, a4) count_free_of(object, cache)
+#define KEY_free_cache_tp(call_site, object, a2, a3, a4) (object)
 #define BODY_free_tp(call_site, object, a2, a3, a4) count_free(object)
 #define BODY_free_entry(cache, object, a2, a3, a4) count_free(object)
 #define BODY_kfree_entry(object, a1, a2, a3, a4) count_free(object)
@@ -179,18 +174,28 @@ static __always_inline void count_recovered(int which)
 /* rcu:rcu_invoke_kfree_bulk_callback: rcu name, number, objects. */
 #define BODY_free_bulk_tp(name, size, objects, a3, a4) count_free_bulk(size, objects)
 
-/* The kernel's own batches have at most a page of pointers. */
+/*
+ * The kernel's own batches have at most a page of pointers. Counted in the hash only: with a slot, each object would take
+ * more jumps than the verifier follows.
+ */
 static __always_inline int count_free_bulk(u64 size, u64 objects)
 {
-	u64 object;
-	int i;
+	struct slab_of slab;
+	u64 object, css;
+	int i, error;
 
 	for (i = 0; i < PAGE_SIZE / 8; i++) {
 		if (i >= size)
 			return 0;
 		object = 0;
 		bpf_probe_read_kernel(&object, sizeof(object), (void *)(objects + i * 8));
-		count_free(object);
+		error = find_slab(object, &slab);
+		if (error >= 2)
+			count_lost(LOST_NO_CACHE, 1);
+		if (!error) {
+			css = object_memcg(object, &slab);
+			count_in_hash(root_cache(slab.cache), css ? css_cgroup_id(css) : 0, PAIR_FREED_OBJECTS, 1);
+		}
 	}
 	count_lost(LOST_NO_CACHE, size - i);
 	return 0;

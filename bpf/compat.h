@@ -28,6 +28,10 @@
 		_value;                                                                                                \
 	})
 
+/* Which CPU and which task it is does not change while a program runs: so it is asked once, however often we do. */
+#define KMW_CONST __attribute__((const))
+static u32 (*const this_cpu)(void) KMW_CONST = (void *)BPF_FUNC_get_smp_processor_id;
+
 /* kernfs id of the directory that a css belongs to: the cgroup id that `stat -c %i` shows; 0 when unreadable. */
 static __always_inline u64 css_cgroup_id(u64 css)
 {
@@ -44,29 +48,22 @@ static __always_inline u64 css_cgroup_id(u64 css)
 #ifdef HAVE_CURRENT_TASK_BTF
 /* The verifier knows the type of the task since Linux kernel commit 3ca1032ab7ab ("bpf: Introduce helper
  * bpf_get_current_task_btf()") (in v5.11): five loads instead of five helper calls. */
+static u64 (*const this_task)(void) KMW_CONST = (void *)BPF_FUNC_get_current_task_btf;
+
 static __always_inline u64 current_css(void)
 {
-	u64 task = (u64)bpf_get_current_task_btf();
-
-	return KMW_LOAD(KMW_LOAD(task, OFF_task_struct__cgroups), OFF_css_set__subsys + 8 * MEMORY_CGRP_ID);
+	return KMW_LOAD(KMW_LOAD(this_task(), OFF_task_struct__cgroups), OFF_css_set__subsys + 8 * MEMORY_CGRP_ID);
 }
 
-static __always_inline u64 css_id_by_load(u64 css)
+static __always_inline u64 current_memcg(void)
 {
-	u64 cgroup = KMW_LOAD(css, OFF_cgroup_subsys_state__cgroup);
+	u64 active = KMW_LOAD(this_task(), OFF_task_struct__active_memcg);
 
-	return KMW_LOAD(KMW_LOAD(cgroup, OFF_cgroup__kn), OFF_kernfs_node__id);
+	return active ? active : current_css();
 }
 
-static __always_inline u64 current_cgroup_id(void)
-{
-	u64 task = (u64)bpf_get_current_task_btf();
-	u64 active = KMW_LOAD(task, OFF_task_struct__active_memcg);
-
-	if (active)
-		return css_cgroup_id(active);
-	return css_id_by_load(KMW_LOAD(KMW_LOAD(task, OFF_task_struct__cgroups), OFF_css_set__subsys + 8 * MEMORY_CGRP_ID));
-}
+/* Serial number of the css of current_memcg(). */
+#define CURRENT_SERIAL_NR(css) KMW_LOAD(css, OFF_cgroup_subsys_state__serial_nr)
 #else
 static __always_inline u64 current_css(void)
 {
@@ -77,10 +74,12 @@ static __always_inline u64 current_css(void)
 	return css;
 }
 
-static __always_inline u64 current_cgroup_id(void)
+static __always_inline u64 current_memcg(void)
 {
 	u64 active = KMW_READ(u64, bpf_get_current_task(), task_struct__active_memcg);
 
-	return css_cgroup_id(active ? active : current_css());
+	return active ? active : current_css();
 }
+
+#define CURRENT_SERIAL_NR(css) KMW_READ(u64, css, cgroup_subsys_state__serial_nr)
 #endif

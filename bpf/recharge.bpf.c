@@ -76,19 +76,6 @@ static __always_inline u64 *tasks_recharging(void)
 	return recharging_tasks.lookup(&zero);
 }
 
-/* Whom the kernel would charge, unless that one is dead: then its own answer is taken from the charge. */
-static __always_inline u64 current_memcg(void)
-{
-	u64 active;
-
-#ifdef HAVE_CURRENT_TASK_BTF
-	active = KMW_LOAD((u64)bpf_get_current_task_btf(), OFF_task_struct__active_memcg);
-#else
-	active = KMW_READ(u64, bpf_get_current_task(), task_struct__active_memcg);
-#endif
-	return active ? active : current_css();
-}
-
 static __always_inline int push_frame(u64 object, struct slab_of *slab)
 {
 	u64 task = bpf_get_current_task();

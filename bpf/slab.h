@@ -49,48 +49,101 @@ static __always_inline u64 head_of_tail(u64 page, u64 compound_info)
 	return (s64)compound_info > -(1LL << 32) ? page & compound_info : compound_info - 1;
 }
 
-/* 0: found. 1: the object is in no slab (a large kmalloc). 2: not known where pages are. 3: unreadable. */
-static __always_inline int find_slab(u64 object, struct slab_of *slab)
+/* `obj_exts`: of struct slab. Its low bits say what kind of vector it is; allocation failed is a vector of 0. */
+static __always_inline void set_owners(struct slab_of *slab, u64 obj_exts)
 {
-	int zero = 0;
-	u64 *base = page_base.lookup(&zero);
-	struct page_words page;
-	u64 address;
-#ifdef CHILD_CACHES
-	u64 whole; /* all ones or 0 */
-#endif
-
-	if (!base || !*base)
-		return 2;
-	/* Large objects of kvmalloc are elsewhere; only the direct map, in the kernel's half, has slabs. */
-	if (!(object >> 63))
-		return 1;
-	address = *base + object / PAGE_SIZE * PAGE_STRUCT_BYTES;
-	if (bpf_probe_read_kernel(&page, sizeof(page), (void *)address))
-		return 3;
-	if (WORD(page, page__compound_head) & 1) {
-		address = head_of_tail(address, WORD(page, page__compound_head));
-		if (bpf_probe_read_kernel(&page, sizeof(page), (void *)address))
-			return 3;
-	}
-	if (!is_slab(&page))
-		return 1;
-	slab->start = (address - *base) / PAGE_STRUCT_BYTES * PAGE_SIZE;
-	slab->page = address;
-	slab->cache = WORD(page, slab__slab_cache);
-	/* The low bits say what kind of vector it is; allocation failed is a vector of 0. */
-	slab->owners = WORD(page, slab__obj_exts) & ~7ULL;
+	slab->owners = obj_exts & ~7ULL;
 	slab->memcg = 0;
 #ifdef CHILD_CACHES
 	/* A slab of a child cache has a memcg there, without any flags: it is charged as a whole. No branches: what frees
 	 * in bulk does this 512 times, and the verifier takes 8,192 jumps in a row. */
-	whole = 0 - (((WORD(page, slab__obj_exts) & 7) - 1) >> 63);
+	u64 whole = 0 - (((obj_exts & 7) - 1) >> 63); /* all ones or 0 */
+
 	slab->memcg = slab->owners & whole;
 	slab->owners &= ~whole;
 #endif
+}
+
+/* Reads the first `bytes` of the head page of an object to `page`; its address, and the number of an error: 0: found.
+ * 1: the object is in no slab (a large kmalloc). 2: not known where pages are. 3: unreadable. */
+static __always_inline int read_head(u64 object, struct page_words *page, u32 bytes, u64 *address, u64 *base)
+{
+	int zero = 0;
+	u64 *base_value = page_base.lookup(&zero);
+
+	if (!base_value || !*base_value)
+		return 2;
+	/* Large objects of kvmalloc are elsewhere; only the direct map, in the kernel's half, has slabs. */
+	if (!(object >> 63))
+		return 1;
+	*base = *base_value;
+	*address = *base + object / PAGE_SIZE * PAGE_STRUCT_BYTES;
+	if (bpf_probe_read_kernel(page, bytes, (void *)*address))
+		return 3;
+	if (WORD(*page, page__compound_head) & 1) {
+		*address = head_of_tail(*address, WORD(*page, page__compound_head));
+		if (bpf_probe_read_kernel(page, bytes, (void *)*address))
+			return 3;
+	}
+	return !is_slab(page);
+}
+
+/* As far as the cache, and the mark of a slab: each word that is read costs. */
+#ifdef PGTY_SLAB
+#define CACHE_BYTES sizeof(struct page_words)
+#else
+#define CACHE_BYTES (OFF_slab__slab_cache + 8)
+#endif
+
+static __always_inline int find_cache(u64 object, u64 *cache)
+{
+	struct page_words page;
+	u64 address, base;
+	int error = read_head(object, &page, CACHE_BYTES, &address, &base);
+
+	if (!error)
+		*cache = WORD(page, slab__slab_cache);
+	return error;
+}
+
+static __always_inline int find_slab(u64 object, struct slab_of *slab)
+{
+	struct page_words page;
+	u64 base;
+	int error = read_head(object, &page, sizeof(page), &slab->page, &base);
+
+	if (error)
+		return error;
+	slab->start = (slab->page - base) / PAGE_STRUCT_BYTES * PAGE_SIZE;
+	slab->cache = WORD(page, slab__slab_cache);
+	set_owners(slab, WORD(page, slab__obj_exts));
 	slab->stride = OBJ_EXT_BYTES;
 #ifdef OFF_slab__stride
 	slab->stride = (u32)(WORD(page, slab__stride) >> (8 * (OFF_slab__stride % 8)));
+#endif
+	return 0;
+}
+
+/* The same for an object whose cache is known. Its pages are those of a slab then, and often not the first: reading a
+ * word twice costs less than reading all of it twice. */
+static __always_inline int find_owners(u64 object, u64 cache, struct slab_of *slab)
+{
+	int zero = 0;
+	u64 *base = page_base.lookup(&zero);
+	u64 compound_info, owners;
+
+	if (!base || !*base)
+		return 2;
+	slab->page = *base + object / PAGE_SIZE * PAGE_STRUCT_BYTES;
+	compound_info = KMW_READ(u64, slab->page, page__compound_head);
+	if (compound_info & 1)
+		slab->page = head_of_tail(slab->page, compound_info);
+	slab->start = (slab->page - *base) / PAGE_STRUCT_BYTES * PAGE_SIZE;
+	slab->cache = cache;
+	set_owners(slab, KMW_READ(u64, slab->page, slab__obj_exts));
+	slab->stride = OBJ_EXT_BYTES;
+#ifdef OFF_slab__stride
+	slab->stride = KMW_READ(u32, slab->page, slab__stride);
 #endif
 	return 0;
 }
@@ -107,24 +160,18 @@ static __always_inline u64 root_cache(u64 cache)
 #endif
 }
 
-/* cgroup id that the object is charged to; 0 when nobody is. */
-static __always_inline u64 object_owner(u64 object, struct slab_of *slab)
+/* The memcg that the object is charged to, which begins with its css; 0: nobody. */
+static __always_inline u64 object_memcg(u64 object, struct slab_of *slab)
 {
 	u64 objcg = 0;
 	u32 size;
 
 	if (!slab->owners)
-#ifdef CHILD_CACHES
-		return css_cgroup_id(slab->memcg); /* the css is the first member of struct mem_cgroup */
-#else
-		return 0;
-#endif
+		return slab->memcg;
 	size = KMW_READ(u32, slab->cache, kmem_cache__size);
 	if (!size)
 		return 0;
 	bpf_probe_read_kernel(&objcg, sizeof(objcg),
 			      (void *)(slab->owners + (object - slab->start) / size * slab->stride));
-	if (!objcg)
-		return 0;
-	return css_cgroup_id(KMW_READ(u64, objcg, obj_cgroup__memcg));
+	return objcg ? KMW_READ(u64, objcg, obj_cgroup__memcg) : 0;
 }

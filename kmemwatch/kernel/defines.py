@@ -11,6 +11,15 @@ from kmemwatch.kernel.facts import Facts
 
 MAX_PAIRS = 65_536
 """(cache, memcg) pairs that are counted at once; the pairs of released memcgs are removed."""
+SLOT_BITS = 12
+"""4,096 pairs can have a slot of their own on each CPU, others are counted in the hash; fewer on many CPUs."""
+SLOT_BYTES = 64
+SLOTS_BYTES = 16 << 20
+"""Of the slots of all CPUs at most: 4,096 each for up to 64 CPUs, 1,024 each for 256."""
+SLOT_HASH, OWNER_HASH = 0x9E3779B97F4A7C15, 0x9E3779B1
+"""2 ** 64, and 2 ** 32, divided by the golden ratio: they spread addresses and serial numbers evenly."""
+NOTED = 2
+"""``enum noted`` in bpf/alloc.bpf.c."""
 MAX_CGROUPS = 65_536
 """Memcgs whose charges are counted at once: the kernel has 65,535 memcg ids."""
 MAX_RECHARGES = 16_384
@@ -35,6 +44,8 @@ STATS_MAX = 64
 
 _LIMITS = {
     "MAX_PAIRS": MAX_PAIRS,
+    "SLOT_HASH": SLOT_HASH,
+    "OWNER_HASH": OWNER_HASH,
     "MAX_CGROUPS": MAX_CGROUPS,
     "MAX_RECHARGES": MAX_RECHARGES,
     "MAX_RECHARGING": MAX_RECHARGING,
@@ -61,7 +72,7 @@ _CHILD_CACHES = (
 )
 
 _REQUIRED: Mapping[str, tuple[str, ...]] = {
-    "alloc.bpf.c": _FIND_SLAB,
+    "alloc.bpf.c": (*_FIND_SLAB, "cgroup_subsys_state__serial_nr"),
     "recharge.bpf.c": (*_FIND_SLAB, *_CHILD_CACHES, "cgroup__subsys"),
     "caches.bpf.c": _CHILD_CACHES,
     "scan.bpf.c": (*_FIND_SLAB, "page__flags", "PG_HEAD", "COMPOUND_ORDER", "kmem_cache__memcg_params__root_cache"),
@@ -101,7 +112,8 @@ class Defines:
 
     def cflags(self) -> list[str]:
         """For the compiler."""
-        return [f"-D{name}={value}" for name, value in sorted(self.values.items())]
+        # A number that fits no signed one would be a warning.
+        return [f"-D{name}={value}{'ULL' if value >> 63 > 0 else ''}" for name, value in sorted(self.values.items())]
 
     def lacking(self, source: str) -> str | None:
         """Why `source` cannot be compiled for this kernel; None when it can."""
@@ -132,6 +144,7 @@ def defines(facts: Facts) -> Defines:
         **_slab_mark(facts),
     }
     values |= {name: int(value) for name, value in optional.items() if value is not None}  # type: ignore[call-overload]
+    values |= _per_cpu(facts.possible_cpus or facts.cpus)
     if facts.current_task_btf:
         values["HAVE_CURRENT_TASK_BTF"] = 1
     if "kmem_cache__memcg_params__root_cache" in facts.offsets:
@@ -142,6 +155,12 @@ def defines(facts: Facts) -> Defines:
         # Embedded, v5.13 to v6.0: one offset leads to the array.
         values["OFF_mem_cgroup__vmstats"] += facts.offsets["memcg_vmstats__state"]
     return Defines(values)
+
+
+def _per_cpu(cpus: int) -> dict[str, int]:
+    """Sizes of arrays that have a part for each CPU."""
+    bits = min(SLOT_BITS, (SLOTS_BYTES // SLOT_BYTES // cpus).bit_length() - 1)
+    return {"SLOT_BITS": bits, "ALL_SLOTS": cpus << bits, "ALL_NOTES": cpus * NOTED}
 
 
 def _compound_order(facts: Facts) -> int | None:

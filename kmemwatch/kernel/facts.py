@@ -26,6 +26,8 @@ KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 BPFFS = Path("/sys/fs/bpf")
 KCORE = Path("/proc/kcore")
+POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
+"""``0-3``, or with gaps ``0-3,8-11``."""
 
 CAP_SYS_ADMIN, CAP_PERFMON, CAP_BPF = 21, 38, 39
 
@@ -138,6 +140,8 @@ class Facts:
     """Value of __GFP_ACCOUNT."""
     kcore: bool | None = None
     """/proc/kcore can be read, which tells where in the kernel's addresses the memory is."""
+    possible_cpus: int | None = None
+    """The highest number that a CPU may ever have, plus one; None when sysfs does not tell."""
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -170,6 +174,7 @@ def gather() -> Facts:
         arch=platform.machine(),
         page_bytes=resource.getpagesize(),
         cpus=os.cpu_count() or 1,
+        possible_cpus=_possible_cpus(),
         privileged=privileged,
         lockdown=_lockdown(),
         kprobes=_is_dir(KPROBE_PMU) if _is_dir(KPROBE_PMU.parent) else None,
@@ -203,6 +208,14 @@ def _btf_facts(tracefs: Path | None) -> dict[str, Any]:
             "gfp_account": _gfp_account(tracefs),
             **dict(zip(("fentry", "fentry_why"), trial.fentry(btf), strict=True)),
         }
+
+
+def _possible_cpus(path: Path = POSSIBLE_CPUS) -> int | None:
+    """A machine to which CPUs can be added has more than are there."""
+    try:
+        return int(re.split("[-,]", path.read_text().strip())[-1]) + 1
+    except (OSError, ValueError):
+        return None
 
 
 def _is_dir(path: Path) -> bool:

@@ -287,7 +287,7 @@ class _Chooser:
             # Until Linux kernel commit 3544de8ee6e4 ("mm, tracing: record slab name for kmem_cache_free()") and what
             # followed it in v6.1, the event came after the free, when the owner of the object is already gone.
             raise _Reason("tracepoint kmem_cache_free comes after the object has lost its owner")
-        return self._tracepoints(("kmem_cache_free", "free_tp"), ("kfree", "free_tp"))
+        return self._tracepoints(("kmem_cache_free", "free_cache_tp"), ("kfree", "free_tp"))
 
     def _free_bulk_tracepoint(self) -> Candidate:
         limits = "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen"
@@ -364,7 +364,7 @@ _WITHOUT_CHILD_CACHES = {
 }
 
 _NOTED_ALLOC = frozenset({"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return"})
-_NOTED_FREE = frozenset({"free_tp", "free_entry", "kfree_entry"})
+_NOTED_FREE = frozenset({"free_tp", "free_cache_tp", "free_entry", "kfree_entry"})
 _CACHE_FUNCTIONS = ("kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node")
 _KMALLOC_CACHE_FUNCTIONS = (
     "kmem_cache_alloc_trace",

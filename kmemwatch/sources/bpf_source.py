@@ -30,6 +30,7 @@ from kmemwatch.sources.maps import MapReader, Ring, program_stats
 from kmemwatch.sources.misses import KprobeMisses
 from kmemwatch.sources.peek import Peek
 from kmemwatch.sources.scan import SlabScan
+from kmemwatch.sources.slots import Slots, slot_windows
 
 _as_counts: Callable[[tuple[int, ...]], PairCounts] = partial(tuple.__new__, PairCounts)
 """As `PairCounts._make`, in a third of the time: there may be 65,536."""
@@ -50,6 +51,8 @@ class BpfSource:
         )
         self._events: list[LifecycleEvent | SlabEvent] = []
         self._readers = {name: MapReader(handle) for name, handle in handed.maps.items() if handle.key_bytes}
+        slots = handed.maps.get("slots")
+        self._slots = None if slots is None else Slots(slot_windows(slots))
         self._ring = Ring(handed.maps["events"].fd, self._on_event) if "events" in handed.maps else None
         self._peek: Peek | None = None
         self._caches: CacheList | None = None
@@ -107,11 +110,15 @@ class BpfSource:
 
     def _read_pairs(self) -> dict[tuple[int, int], PairCounts] | None:
         reader = self._readers.get("pairs")
-        if reader is None:
+        if reader is None or self._slots is None:
             return None
+        counts = self._slots.read()
         keys, sums = _sum_per_cpu(reader, 3)
         self._fill += (MapFill("pairs", len(sums), reader.handle.max_entries),)
-        return dict(zip(decode.PAIR_KEY.iter_unpack(keys), map(_as_counts, sums), strict=True))
+        for key, row in zip(decode.PAIR_KEY.iter_unpack(keys), sums, strict=True):
+            before = counts.get(key)
+            counts[key] = row if before is None else tuple(map(add, before, row))
+        return {key: _as_counts((plain + account, account, freed)) for key, (plain, account, freed) in counts.items()}
 
     def _read_charges(self) -> dict[int, ChargeCounts] | None:
         reader = self._readers.get("charges")
@@ -182,6 +189,8 @@ class BpfSource:
 
     def forget(self, final: Forget) -> None:
         """Drop counters that can never change again."""
+        if self._slots is not None:
+            self._slots.forget(final.pairs)
         self._delete("pairs", (decode.PAIR_KEY.pack(*key) for key in final.pairs))
         self._delete("charges", (struct.pack("=Q", cgroup_id) for cgroup_id in final.cgroup_ids))
         states = {state: number for number, state in enumerate(decode.RECHARGE_FROM)}

@@ -17,7 +17,7 @@ from kmemwatch.kernel.defines import PEEK_PART_BYTES, STATS_MAX
 PAIR_KEY = struct.Struct("=QQ")
 """``struct pair_key``: cache address, cgroup id."""
 PAIR_VALUE = struct.Struct("=QQQ")
-"""``struct pair_value``: objects, account objects, freed objects."""
+"""``struct pair_value``: objects without and with __GFP_ACCOUNT, freed objects."""
 CHARGE_VALUE = struct.Struct("=QQ")
 """``struct charge_value``: charged pages, uncharged pages."""
 LIFECYCLE_EVENT = struct.Struct("=QQQII16s")

@@ -23,8 +23,9 @@ from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle, MapReader
 from kmemwatch.sources.peek import Peek
 
-_PER_CPU = ("lost", "pairs", "charges", "noted", "recovered", "recharge_counts", "recharges")
+_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges")
 _HEADERS = {
+    "pairs.h": {"alloc.bpf.c"},
     "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
     "slab_events.h": {"caches.bpf.c", "recharge.bpf.c"},
 }
@@ -198,7 +199,7 @@ class _Attempt:
         names = ["lost", "events"]
         sources = {signal.source for signal in self._plan.signals if signal.candidates}
         names += ["page_base"] if _HEADERS["slab.h"] & sources else []
-        names += ["pairs"] if "alloc.bpf.c" in sources else []
+        names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
         # Of no use to the parent but as a part of what it keeps for the next start.
         names += ["noted", "recovered"] if any(map(_is_pair, self._plan.hooks)) else []
         names += ["charges"] if "charge.bpf.c" in sources else []

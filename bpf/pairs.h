@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where objects of a (cache, memcg) pair are counted: in a slot of this CPU if the pair has one, which takes a few
+ * instructions, else in a hash. The figure of a pair is the sum of both. See ADR 13.
+ */
+
+/* Whom objects are freed for that nobody was charged for: instead of a serial number, and of a cgroup id. */
+#define NOBODY (~0ULL)
+
+/* Order is shared with sources/slots.py and decode.py. */
+enum pair_count {
+	PAIR_OBJECTS,         /* allocated without __GFP_ACCOUNT */
+	PAIR_ACCOUNT_OBJECTS, /* allocated with it */
+	PAIR_FREED_OBJECTS,   /* freed, of those charged to the memcg */
+	PAIR_COUNTS,
+};
+
+struct pair_key {
+	u64 cache;      /* address of the struct kmem_cache of a root cache */
+	u64 cgroup_id;  /* kernfs id; 0: charged to nobody */
+};
+
+struct pair_value {
+	u64 count[PAIR_COUNTS]; /* objects, by enum pair_count */
+};
+
+BPF_PERCPU_HASH(pairs, struct pair_key, struct pair_value, MAX_PAIRS);
+
+/* One line of the CPU's cache. sources/slots.py has the same. */
+struct slot {
+	u64 cache;     /* address of the struct kmem_cache of a root cache; 0: the slot is free. Written last. */
+	u64 owner;     /* serial number of the css of the memcg, which no other ever gets; NOBODY */
+	u64 cgroup_id; /* kernfs id; NOBODY */
+	u64 claims;    /* attempts to take it: two at once spoil it, and it stays free for ever */
+	struct pair_value value;
+	u64 unused;
+};
+
+/* Those of CPU 0, of CPU 1 and so on; not a per-CPU array, whose lookup is a call before v6.10. Programs take them, and
+ * user space gives them back, after their memcg is released. */
+BPF_F_TABLE("array", u32, struct slot, slots, ALL_SLOTS, BPF_F_MMAPABLE);
+
+/* Atomic because an interrupt may count for the same pair on the same CPU in between. */
+static __always_inline void add_to_pair(struct pair_value *value, u64 which, u64 objects)
+{
+	__sync_fetch_and_add(&value->count[which], objects);
+}
+
+static __always_inline void count_in_hash(u64 cache, u64 cgroup_id, u64 which, u64 objects)
+{
+	struct pair_key key = {.cache = cache, .cgroup_id = cgroup_id};
+	struct pair_value zero = {}, *value;
+
+	value = pairs.lookup_or_try_init(&key, &zero);
+	if (value)
+		add_to_pair(value, which, objects);
+	else
+		count_lost(LOST_PAIRS_FULL, objects);
+}
+
+/* The one slot that a pair can have on this CPU. */
+static __always_inline struct slot *slot_of(u64 cache, u64 owner)
+{
+	u64 hash = (cache ^ owner * OWNER_HASH) * SLOT_HASH;
+	u32 index = (this_cpu() << SLOT_BITS) + (hash >> (64 - SLOT_BITS));
+
+	return slots.lookup(&index);
+}
+
+/*
+ * Takes a slot if it is free. An interrupt, or where programs can be preempted another task, may want it at the same
+ * time, and kernels before v5.12 have nothing atomic but adding. So everybody adds to `claims`, and who sees that nobody
+ * else has yet has the slot.
+ */
+static __always_inline int claim_slot(struct slot *slot, u64 cache, u64 owner, u64 cgroup_id)
+{
+	if (slot->cache || !owner || !cgroup_id)
+		return 0;
+	__sync_fetch_and_add(&slot->claims, 1);
+	if (*(volatile u64 *)&slot->claims != 1)
+		return 0;
+	slot->cgroup_id = cgroup_id;
+	slot->owner = owner;
+	/* Whoever sees a cache sees whose it is. */
+	asm volatile("" ::: "memory");
+	*(volatile u64 *)&slot->cache = cache;
+	return 1;
+}
+
+/* Counts objects for the pair of a root cache and a memcg: `owner` is the serial number of its css, or NOBODY. */
+static __always_inline void count_pair(u64 cache, u64 css, u64 owner, u64 which, u64 objects)
+{
+	struct slot *slot = slot_of(cache, owner);
+	u64 cgroup_id;
+
+	if (slot && slot->cache == cache && slot->owner == owner) {
+		add_to_pair(&slot->value, which, objects);
+		return;
+	}
+	cgroup_id = owner == NOBODY ? NOBODY : css_cgroup_id(css);
+	if (!cgroup_id)
+		count_lost(LOST_NO_CGROUP, objects);
+	else if (slot && claim_slot(slot, cache, owner, cgroup_id))
+		add_to_pair(&slot->value, which, objects);
+	else
+		count_in_hash(cache, cgroup_id == NOBODY ? 0 : cgroup_id, which, objects);
+}
