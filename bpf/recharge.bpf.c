@@ -12,6 +12,10 @@
  * the charge says who takes the slab and how many pages it has, the uncharge says who has won. Comparing the owner before
  * and after would not do: a slab may move twice meanwhile, and two tasks of one memcg may both have wanted it.
  *
+ * The task may be moved to another memcg, or others may take the slab, after we have looked and before the kernel does.
+ * So a charge outside of any frame, nearly always that of a new slab, begins a late one. The next check of that task
+ * drops it; but if an end comes first, it is the end of a recharge that did not look like one.
+ *
  * An interrupt may uncharge slabs that it frees in between, in the name of the task. When that makes it impossible to
  * say who has won, the recharge is lost, and counted as such.
  */
@@ -50,6 +54,7 @@ struct frame {
 	u32 unused;
 };
 
+#define LATE 1 /* instead of the address of an object, which is not known yet */
 #define FRAMES 4 /* an interrupt in a charge that reclaims; a power of 2 */
 
 struct frames {
@@ -76,7 +81,8 @@ static __always_inline u64 *tasks_recharging(void)
 	return recharging_tasks.lookup(&zero);
 }
 
-static __always_inline int push_frame(u64 object, struct slab_of *slab)
+/* 0: there is no room. */
+static __always_inline struct frame *push_frame(u64 object, u64 cache, u64 old)
 {
 	u64 task = bpf_get_current_task();
 	struct frames *frames = recharging.lookup(&task);
@@ -105,56 +111,73 @@ static __always_inline int push_frame(u64 object, struct slab_of *slab)
 	frame = &frames->frame[frames->depth & (FRAMES - 1)];
 	__builtin_memset(frame, 0, sizeof(*frame));
 	frame->object = object;
-	frame->cache = slab->cache;
-	frame->old = slab->memcg;
+	frame->cache = cache;
+	frame->old = old;
 	frames->depth++;
-	return 0;
+	return frame;
+}
+
+static __always_inline void pop_frame(struct frames *frames, u64 task, u64 *tasks)
+{
+	frames->depth--;
+	if (!frames->depth) {
+		recharging.delete(&task);
+		__sync_fetch_and_add(tasks, -1);
+	}
+}
+
+/* Of the current task; 0: it is in no frame, as nearly always. */
+static __always_inline struct frames *own_frames(u64 *task, u64 **tasks)
+{
+	struct frames *frames;
+
+	*tasks = tasks_recharging();
+	if (!*tasks || !**tasks)
+		return 0;
+	*task = bpf_get_current_task();
+	frames = recharging.lookup(task);
+	return frames && frames->depth ? frames : 0;
+}
+
+static __always_inline struct frame *top_of(struct frames *frames)
+{
+	return &frames->frame[(frames->depth - 1) & (FRAMES - 1)];
 }
 
 /* `follow_all`: the end will not tell which object it is about, so that nested calls have to be followed as well. */
 static __always_inline int recharge_entry(u64 object, int follow_all)
 {
 	struct slab_of slab;
-	u64 *tasks;
+	u64 task, *tasks;
+	struct frames *frames = own_frames(&task, &tasks);
 
 	count_recharge(RECHARGE_CHECKS);
+	if (frames && top_of(frames)->object == LATE)
+		pop_frame(frames, task, tasks);
 	if (find_slab(object, &slab)) {
 		count_lost(LOST_RECHARGING, 1);
 		return 0;
 	}
-	if (slab.memcg != current_memcg())
-		return push_frame(object, &slab);
-	if (follow_all) {
-		tasks = tasks_recharging();
-		if (tasks && *tasks) {
-			u64 task = bpf_get_current_task();
-
-			if (recharging.lookup(&task))
-				return push_frame(object, &slab);
-		}
-	}
+	if (slab.memcg != current_memcg() || (follow_all && own_frames(&task, &tasks)))
+		push_frame(object, slab.cache, slab.memcg);
 	return 0;
 }
 
 static __always_inline struct frame *top_frame(void)
 {
-	u64 *tasks = tasks_recharging(), task;
-	struct frames *frames;
+	u64 task, *tasks;
+	struct frames *frames = own_frames(&task, &tasks);
 
-	if (!tasks || !*tasks)
-		return 0;
-	task = bpf_get_current_task();
-	frames = recharging.lookup(&task);
-	if (!frames || !frames->depth)
-		return 0;
-	return &frames->frame[(frames->depth - 1) & (FRAMES - 1)];
+	return frames ? top_of(frames) : 0;
 }
 
 static __always_inline int recharge_charge(u64 memcg, u64 pages)
 {
 	struct frame *frame = top_frame();
 
-	if (frame && !frame->to) {
+	if (!frame)
+		frame = push_frame(LATE, 0, 0);
+	if (frame && (!frame->to || frame->object == LATE)) {
 		frame->to = memcg;
 		frame->to_id = css_cgroup_id(memcg);
 		frame->pages = pages;
@@ -171,6 +194,8 @@ static __always_inline int recharge_uncharge(u64 memcg)
 		return 0;
 	if (memcg == frame->to)
 		frame->to_uncharged = 1;
+	else if (frame->object == LATE && !frame->old)
+		frame->old = memcg; /* the first that gives something up */
 	if (memcg == frame->old) {
 		/* The slab has just changed hands, and its reference to the old memcg is ours to give up. */
 		cgroup = KMW_READ(u64, memcg, cgroup_subsys_state__cgroup);
@@ -243,25 +268,23 @@ static __always_inline void end_frame(struct frame *frame, int error)
 /* `object` 0: not told; it is the latest that was followed. */
 static __always_inline int recharge_return(u64 object, int error)
 {
-	u64 *tasks = tasks_recharging(), task;
-	struct frames *frames;
+	u64 task, *tasks;
+	struct frames *frames = own_frames(&task, &tasks);
 	struct frame *frame;
 
-	if (!tasks || !*tasks)
+	if (!frames)
 		return 0;
-	task = bpf_get_current_task();
-	frames = recharging.lookup(&task);
-	if (!frames || !frames->depth)
-		return 0;
-	frame = &frames->frame[(frames->depth - 1) & (FRAMES - 1)];
-	if (object && frame->object != object)
-		return 0; /* a nested call that was not worth following */
-	end_frame(frame, error);
-	frames->depth--;
-	if (!frames->depth) {
-		recharging.delete(&task);
-		__sync_fetch_and_add(tasks, -1);
+	frame = top_of(frames);
+	if (frame->object != LATE) {
+		if (object && frame->object != object)
+			return 0; /* a nested call that was not worth following */
+		end_frame(frame, error);
+	} else if (!object || find_cache(object, &frame->cache)) {
+		count_lost(LOST_RECHARGING, 1);
+	} else {
+		end_frame(frame, error);
 	}
+	pop_frame(frames, task, tasks);
 	return 0;
 }
 
