@@ -144,7 +144,7 @@ def _facts(side: Side, seen: Deaths) -> list[Fact]:
         *_delay_facts(side, seen.survival),
         Fact("dying_at_end", "dying at the end", seen.dying),
         Fact("oldest_dying", "oldest of them, at least", _oldest(side), SECONDS),
-        Fact("pinned_at_end", "memory that they keep at the end", pinned[-1][1] if pinned else None, BYTES),
+        Fact("pinned_at_end", "memory that they keep at the end", side.at_end(figures.pinned), BYTES),
         *(_kind(side, one) for one in kinds if _at_end(side, one)),
         *(_slabs(side, one) for one in caches if _at_end(side, one)),
         _trend_fact("dying_trend", "trend of their number", seen.whole, PER_HOUR),

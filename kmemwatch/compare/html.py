@@ -130,7 +130,7 @@ def _over_time(
         if change and points:
             points = [(t, value - points[0][1]) for t, value in points]
         lines.append(({"label": side.label, "side": side.label}, side, points))
-    if not any(points for _, _, points in lines):
+    if not any(len(points) > 1 for _, _, points in lines):
         return None
     for side in sides if dashed is not None else ():
         assert dashed is not None

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Statistics: what they say of series whose truth is known, and that noise gets no verdict."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kmemwatch.compare.stats import (
+    FLAT,
+    GROWING,
+    MIN_POINTS,
+    SHRINKING,
+    bucket_quantile,
+    check,
+    share,
+    survival,
+    trend,
+)
+from kmemwatch.errors import UnsupportedError
+
+SEEDS = 200
+
+
+def noise(seed: int, count: int, kept: float, spread: float) -> list[float]:
+    """Around 0; `kept` is how much of a value is in the next one."""
+    source, value, found = random.Random(seed), 0.0, []
+    for _ in range(count):
+        value = kept * value + source.gauss(0, spread)
+        found.append(value)
+    return found
+
+
+@pytest.mark.parametrize(("kept", "at_most"), [(0.0, 0.08), (0.9, 0.08), (0.98, 0.2)])
+def test_noise_seldom_has_a_trend(kept: float, at_most: float) -> None:
+    found = [trend([(float(t), 100 + v) for t, v in enumerate(noise(seed, 300, kept, 10))]) for seed in range(SEEDS)]
+    wrong = sum(one is not None and one.direction != FLAT for one in found)
+    assert wrong <= at_most * SEEDS
+
+
+@pytest.mark.parametrize(("slope", "direction"), [(0.5, GROWING), (-0.5, SHRINKING)])
+def test_a_trend_under_noise_is_found_with_an_interval_that_holds_it(slope: float, direction: str) -> None:
+    found = [
+        trend([(float(t), 300 + slope * t + v) for t, v in enumerate(noise(seed, 200, 0.5, 5))])
+        for seed in range(SEEDS)
+    ]
+    assert all(one is not None and one.direction == direction for one in found)
+    inside = sum(one is not None and one.low_per_s <= slope <= one.high_per_s for one in found)
+    assert inside >= 0.85 * SEEDS
+
+
+def test_the_interval_of_noise_that_lasts_is_wider() -> None:
+    def width(kept: float) -> float:
+        found = [trend([(float(t), v) for t, v in enumerate(noise(seed, 200, kept, 5))]) for seed in range(30)]
+        return sum(one.high_per_s - one.low_per_s for one in found if one is not None)
+
+    assert width(0.95) > 3 * width(0.0)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=MIN_POINTS - 1))
+def test_too_few_points_have_no_trend(values: list[float]) -> None:
+    assert trend([(float(t), v) for t, v in enumerate(values)]) is None
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=MIN_POINTS, max_size=60), st.floats(0.001, 1000))
+def test_a_trend_lies_in_its_interval_and_turns_with_its_series(values: list[float], step: float) -> None:
+    points = [(t * step, v) for t, v in enumerate(values)]
+    found = trend(points)
+    assert found is not None
+    assert found.low_per_s <= found.per_s <= found.high_per_s
+    turned = trend([(t, -v) for t, v in points])
+    assert turned is not None
+    assert turned.per_s == pytest.approx(-found.per_s)
+    assert {found.direction, turned.direction} in ({FLAT}, {GROWING, SHRINKING})
+
+
+def test_a_certain_change_that_is_small_is_flat() -> None:
+    found = trend([(float(t), 1000 + 0.1 * t) for t in range(100)])
+    assert found is not None
+    assert (found.direction, found.low_per_s > 0) == (FLAT, True)
+
+
+def test_samples_at_one_time_have_no_trend() -> None:
+    assert trend([(5.0, float(v)) for v in range(50)]) is None
+
+
+@given(st.integers(1, 10_000), st.integers(0, 10_000))
+def test_a_share_lies_in_its_interval(whole: int, part: int) -> None:
+    found = share(min(part, whole), whole)
+    assert found is not None
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.low < found.high
+
+
+def test_share_of_nothing_is_unknown_and_more_than_all_is_all() -> None:
+    assert share(0, 0) is None
+    over = share(12, 10)
+    assert over is not None
+    assert over.value == 1
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    found = share(10, 100)
+    assert found is not None
+    # Wilson's formula by hand, z = 1.959964: centre 0.114793, half width 0.059561.
+    assert (found.low, found.high) == pytest.approx((0.055229, 0.174366), abs=1e-5)
+
+
+def test_the_curve_of_delays_is_kaplan_and_meiers() -> None:
+    # By hand: at 1 one of 4 goes, at 3 one of 2 (one left unseen at 2).
+    found = survival([1.0, 3.0], [2.0, 4.0])
+    assert found is not None
+    at = dict(zip(found.times_s, found.still, strict=True))
+    assert (at[1.0], at[3.0]) == pytest.approx((0.75, 0.375))
+    assert found.quantile(0.5).value == 3.0
+    assert found.quantile(0.9).value is None
+
+
+@given(st.lists(st.floats(0.001, 1e5), min_size=1, max_size=50), st.lists(st.floats(0.001, 1e5), max_size=50))
+def test_the_curve_only_falls_and_lies_in_its_band(released: list[float], still: list[float]) -> None:
+    found = survival(released, still)
+    assert found is not None
+    assert list(found.still) == sorted(found.still, reverse=True)
+    for low, value, high in zip(found.low, found.still, found.high, strict=True):
+        assert 0 <= low <= value + 1e-9
+        assert value - 1e-9 <= high <= 1
+
+
+def test_without_releases_there_is_no_curve() -> None:
+    assert survival([], [1.0, 2.0]) is None
+
+
+def test_a_quantile_of_buckets_is_between_two_bounds() -> None:
+    buckets = [(0.1, 0.0), (1.0, 40.0), (10.0, 95.0), (float("inf"), 100.0)]
+    half, most = bucket_quantile(buckets, 0.5), bucket_quantile(buckets, 0.99)
+    assert (half.low, half.high) == (1.0, 10.0)
+    assert (most.low, most.high) == (10.0, None)
+    assert bucket_quantile([], 0.5).low is None
+    assert bucket_quantile([(1.0, 0.0)], 0.5).low is None
+
+
+def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(UnsupportedError, match="scipy") as caught:
+        check()
+    assert caught.value.hint == "pip install 'kmemwatch[compare]'"
