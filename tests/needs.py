@@ -32,6 +32,9 @@ SLAB_COUNTERS = Path("/sys/kernel/debug/memcg_slab")
 BPFTOOL = shutil.which("bpftool") or shutil.which("bpftool", path="/usr/sbin:/sbin")
 """sbin is not on the PATH of ordinary users."""
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
+"""What opens the report of `compare`; Debian's, as Playwright's own builds are not packaged."""
+
 
 def _fentry() -> bool:
     # Where the kernel refuses this list (lockdown), loading fentry programs fails with EPERM too.
@@ -104,6 +107,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
     "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
+    "a browser": lambda: BROWSER is not None and importlib.util.find_spec("playwright") is not None,
     "Grafana's types": lambda: importlib.util.find_spec("grafana_foundation_sdk") is not None,
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
     "a tree that all may read": _tree_is_open,

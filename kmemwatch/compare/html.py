@@ -178,7 +178,7 @@ def _curve(sides: Sequence[Side]) -> dict[str, Any] | None:
     times = sorted({t for _, steps in known for t, *_ in steps})
     lines: list[dict[str, Any]] = []
     for side, steps in known:
-        for column, name in enumerate(("", "low", "high"), 1):
+        for column, name in ((2, "low"), (3, "high"), (1, "")):  # the line last, so that its band is below it
             values = _stepped(steps, times, column)
             if name and all(value is None for value in values):
                 continue

@@ -29,6 +29,13 @@
     ...Array.from({length: 12}, (_, n) => 86400 * 2 ** n)];
   const shown = text => value => value === null || value === undefined ? "–" : text(value);
 
+  // The band of a line is drawn by two others; its text belongs to the line.
+  function interval(spec, line, place, text) {
+    const [low, high] = ["low", "high"].map(band => spec.lines.find(one => one.side === line.side && one.band === band));
+    if (line.band || !low || !high || typeof place !== "number" || typeof low.y[place] !== "number") return "";
+    return ` (${text(low.y[place])} to ${text(high.y[place])})`;
+  }
+
   function options(spec, width) {
     const axis = {stroke: color("dim"), grid: {stroke: color("line"), width: 1}, ticks: {stroke: color("line"), width: 1}};
     const text = units[spec.unit];
@@ -39,7 +46,8 @@
       series.push({
         label: line.label, stroke: line.band ? stroke + "66" : stroke, width: line.band || line.dashed ? 1 : 2,
         dash: line.dashed ? [6, 5] : undefined, points: {show: spec.x.length < 3},
-        paths: spec.log ? uPlot.paths.stepped({align: 1}) : undefined, value: (u, v) => shown(text)(v),
+        paths: spec.log ? uPlot.paths.stepped({align: 1}) : undefined, class: line.band ? "band" : "main",
+        value: (u, v, at, place) => shown(text)(v) + interval(spec, line, place, text),
       });
       if (line.band === "high") {
         bands.push({series: [series.length - 1, series.length - 2], fill: stroke + "22"});
@@ -72,6 +80,7 @@
       drawn.push(chart);
     }
   }
+  document.getElementById("no-charts")?.remove();
   draw();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
   let width = innerWidth;
