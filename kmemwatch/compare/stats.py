@@ -169,14 +169,15 @@ def _interval(found: object, still: tuple[float, ...]) -> tuple[tuple[float, ...
     import warnings
 
     with warnings.catch_warnings():
-        # Where the curve reaches 0 its interval is not defined, which scipy warns of.
+        # scipy warns where the interval is not defined; see below.
         warnings.simplefilter("ignore", RuntimeWarning)
         interval = found.confidence_interval(CONFIDENCE, method="log-log")  # type: ignore[attr-defined]
     low = [float(v) for v in interval.low.probabilities]
     high = [float(v) for v in interval.high.probabilities]
+    # While nobody is released, and when all are, the interval is not defined; the curve stands for it.
     return (
-        tuple(0.0 if math.isnan(v) else v for v in low),
-        tuple(min(1.0, s if math.isnan(v) else v) for v, s in zip(high, still, strict=True)),
+        tuple(s if math.isnan(v) else v for v, s in zip(low, still, strict=True)),
+        tuple(s if math.isnan(v) else v for v, s in zip(high, still, strict=True)),
     )
 
 

@@ -130,6 +130,13 @@ def test_the_curve_only_falls_and_lies_in_its_band(released: list[float], still:
         assert value - 1e-9 <= high <= 1
 
 
+def test_before_the_first_release_the_band_is_the_curve() -> None:
+    found = survival([5.0, 6.0, 7.0], [1.0])
+    assert found is not None
+    assert (found.times_s[0], found.still[0], found.low[0], found.high[0]) == (1.0, 1.0, 1.0, 1.0)
+    assert found.low[1] < found.still[1] < found.high[1]
+
+
 def test_without_releases_there_is_no_curve() -> None:
     assert survival([], [1.0, 2.0]) is None
 

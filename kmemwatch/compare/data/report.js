@@ -36,6 +36,8 @@
     return ` (${text(low.y[place])} to ${text(high.y[place])})`;
   }
 
+  const decades = (u, at) => at.map(v => Math.abs(Math.log10(v) - Math.round(Math.log10(v))) < 1e-9 ? v : null);
+
   function options(spec, width) {
     const axis = {stroke: color("dim"), grid: {stroke: color("line"), width: 1}, ticks: {stroke: color("line"), width: 1}};
     const text = units[spec.unit];
@@ -56,14 +58,15 @@
     return {
       width, height: HEIGHT, series, bands, legend: {live: true}, cursor: {y: false, drag: {x: true, y: false}},
       scales: {
-        x: spec.log ? {time: false, distr: 3} : {time: false},
+        x: spec.log ? {time: false, distr: 3, range: (u, low, high) => [low, high]} : {time: false},
         y: {range: (u, low, high) => spec.unit === "share" ? [0, 1]
           : uPlot.rangeNum(Math.min(0, low ?? 0), Math.max(1, high ?? 1), {min: {pad: low < 0 ? 0.1 : 0, soft: 0, mode: 1},
             max: {pad: 0.1, soft: 1, mode: 1}})},
       },
       axes: [
-        {...axis, space: 60, incrs: spec.log || spec.x[spec.x.length - 1] < 8 ? undefined : times, values: (u, at) => at.map(v => v === null ? null : seconds(v)),
-          filter: spec.log ? (u, at) => at.map(v => Math.abs(Math.log10(v) % 1) < 1e-9 ? v : null) : undefined},
+        {...axis, space: 60, incrs: spec.log || spec.x[spec.x.length - 1] < 8 ? undefined : times,
+          values: (u, at) => at.map(v => v === null ? null : seconds(v)),
+          ...(spec.log ? {filter: decades, grid: {...axis.grid, filter: decades}, ticks: {...axis.ticks, filter: decades}} : {})},
         {...axis, size: 62, incrs: spec.unit === "bytes" ? powers : undefined, values: (u, at) => at.map(text)},
       ],
     };
