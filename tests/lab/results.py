@@ -25,12 +25,19 @@ EXACT, UNCHECKED, NONE = "exact", "unchecked", "none"
 
 _TRUTH = "tests/live/test_truth.py::test_"
 _ZOMBIES = "tests/live/test_zombies.py::test_"
+_RECHARGES = "tests/lab/guest/test_recharges.py::test_"
+_DEAD = "tests/lab/guest/test_the_dead.py::test_three"
+_STORY = "tests/lab/guest/test_story.py::test_a_dies"
 TRUTH: Mapping[str, tuple[str, ...]] = {
     "pins": (f"{_ZOMBIES}each_zombie", f"{_ZOMBIES}dying"),
     "alloc": (f"{_TRUTH}allocations", f"{_TRUTH}files", f"{_TRUTH}pipes", f"{_TRUTH}an_independent"),
     "free": (f"{_TRUTH}allocations", f"{_TRUTH}files", f"{_TRUTH}pipes"),
     "charge": (f"{_TRUTH}kernel_bytes",),
-    "lifecycle": ("tests/live/test_churn.py::test_every_birth",),
+    "lifecycle": ("tests/live/test_churn.py::test_every_birth", _DEAD),
+    "recharge": (f"{_RECHARGES}four", f"{_RECHARGES}failures", f"{_RECHARGES}races", f"{_RECHARGES}slabs", _STORY),
+    "caches": (_STORY, _DEAD),
+    "ids": (f"{_RECHARGES}peak", _STORY, _DEAD),
+    "slabs": ("tests/lab/guest/test_child_slabs.py::test_", _DEAD),
 }
 """Signal -> the tests that compare it with something that is not ours, exactly, attached in the best way."""
 
