@@ -148,15 +148,15 @@ static __always_inline void count_recovered(int which)
 #define KEY_alloc_cache_tp(call_site, object, a2, a3, a4) (object)
 #define KEY_alloc_object_tp(call_site, object, a2, a3, a4) (object)
 /* kmem_cache_alloc(cache, gfp), kmem_cache_alloc_lru(cache, lru, gfp) and their like, at return: the object. */
-#define BODY_alloc_return1(cache, gfp, a2, a3, object) ((object) ? count_alloc(cache, gfp, 1) : 0)
-#define BODY_alloc_return2(cache, a1, gfp, a3, object) ((object) ? count_alloc(cache, gfp, 1) : 0)
+#define BODY_alloc_return1(cache, gfp, a2, a3, object) ((object) ? count_alloc(KMW_SCALAR(cache), gfp, 1) : 0)
+#define BODY_alloc_return2(cache, a1, gfp, a3, object) ((object) ? count_alloc(KMW_SCALAR(cache), gfp, 1) : 0)
 #define KEY_alloc_return1(a0, a1, a2, a3, object) (object)
 #define KEY_alloc_return2(a0, a1, a2, a3, object) (object)
 /* The same at entry, where a failure cannot be told from success. */
 #define BODY_alloc_gfp1(cache, gfp, a2, a3, a4) count_alloc(cache, gfp, 1)
 #define BODY_alloc_gfp2(cache, a1, gfp, a3, a4) count_alloc(cache, gfp, 1)
 /* kmem_cache_alloc_bulk(cache, gfp, size, objects): all or nothing. */
-#define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(cache, gfp, size)
+#define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(KMW_SCALAR(cache), gfp, size)
 /* __kmalloc(size, gfp) at return: the object is the return value. */
 #define BODY_kmalloc_return(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
 #define KEY_kmalloc_return(a0, a1, a2, a3, object) (object)

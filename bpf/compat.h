@@ -28,6 +28,14 @@
 		_value;                                                                                                \
 	})
 
+/* An argument of fentry and fexit whose type the verifier knows, as a number: with a pointer it allows no arithmetic. */
+#define KMW_SCALAR(pointer)                                                                                            \
+	({                                                                                                             \
+		u64 _pointer = (pointer), _number = 0;                                                                 \
+		bpf_probe_read_kernel(&_number, sizeof(_number), &_pointer);                                           \
+		_number;                                                                                               \
+	})
+
 /* Which CPU and which task it is does not change while a program runs: so it is asked once, however often we do. */
 #define KMW_CONST __attribute__((const))
 static u32 (*const this_cpu)(void) KMW_CONST = (void *)BPF_FUNC_get_smp_processor_id;
