@@ -203,6 +203,8 @@ def _read(sides: tuple[SideOptions, ...], measuring: Measuring) -> tuple[Side, S
     }
     if watches:
         run_all(list(watches.values()), _progress(measuring.duration_s))
+        if sys.stderr.isatty():
+            click.echo("\r" + " " * 40 + "\r", err=True, nl=False)
     found |= {label: one.side() for label, one in watches.items()}
     a, b = (replace(found[side.label], workload=workload) for side, workload in zip(sides, workloads, strict=True))
     return a, b
@@ -231,7 +233,7 @@ def _progress(duration_s: float) -> Callable[[float], None]:
         return lambda seconds: None
 
     def show(seconds: float) -> None:
-        click.echo(f"\rmeasuring, {max(0, duration_s - seconds):.0f} s left \b", err=True, nl=False)
+        click.echo(f"\rmeasuring, {max(0, duration_s - seconds):.0f} s left ", err=True, nl=False)
 
     return show
 

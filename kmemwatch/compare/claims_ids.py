@@ -99,8 +99,8 @@ def _judge_ids(
     if reused < MIN_DEAD:
         return f"{counts}; it takes {MIN_DEAD} to tell", UNTOLD
     passed_on = (taken or 0.0) > 0 or (handed is not None and handed.with_caches > 0)
-    if side.patchset is False and not passed_on:
-        return f"{counts}, but only after its release, and its caches were not handed on", FAILS
+    if side.patchset is False:
+        return f"{counts}, but without recharging the slabs of its caches stay with the dead", FAILS
     if not passed_on:
         return f"{counts}; whether caches went with them was not seen", UNTOLD
     if back.low is not None and back.low > _HALF:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -65,7 +66,10 @@ def to_html(found: Comparison, now_ns: int) -> str:
             for side, notes in zip(found.sides, found.side_notes, strict=True)
         ],
         claims=[
-            {"claim": claim, "rows": [(title, [fact_text(title, f) for f in facts]) for title, facts in pairs(claim)]}
+            {
+                "claim": claim,
+                "rows": [(title, [_kept(fact_text(title, f)) for f in facts]) for title, facts in pairs(claim)],
+            }
             for claim in found.claims
         ],
         classes=_CLASSES,
@@ -75,6 +79,11 @@ def to_html(found: Comparison, now_ns: int) -> str:
         ],
     )
     return text
+
+
+def _kept(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=%|m?s\b)", "\N{NO-BREAK SPACE}", text)
 
 
 def _file(name: str) -> str:

@@ -23,6 +23,7 @@ _TARGET = ("job", "instance")
 """Labels that tell targets apart."""
 _START = "process_start_time_seconds"
 _KERNEL = "kmemwatch_kernel_info"
+_KERNEL_LABELS = ("__name__", "release", "era", "patchset")
 _PROBES = "kmemwatch_probe_attached"
 _BUILD = "kmemwatch_build_info"
 _BUCKET = "kmemwatch_cgroup_release_delay_seconds_bucket"
@@ -143,8 +144,17 @@ def _read_growth(hosts: dict[Target, _Host], metric: str, by: str, found: list[F
 
 
 def _read_kernels(hosts: dict[Target, _Host], api: Api, selector: str, over: Range) -> None:
+    others: dict[Target, dict[str, str]] = {}
     for series in api.query_range(f"{_KERNEL}{{{selector}}}", over):
-        host, labels = hosts.get(_target(series.labels)), series.labels
+        target, labels = _target(series.labels), series.labels
+        host = hosts.get(target)
+        rest = {name: value for name, value in labels.items() if name not in (*_TARGET, *_KERNEL_LABELS)}
+        if rest != others.setdefault(target, rest):
+            names = sorted(n for n in {*rest, *others[target]} if rest.get(n) != others[target].get(n))
+            raise UsageError(
+                f"{api.url}: several targets are named {target[-1]}, they differ in {', '.join(names)}",
+                "choose one of them with the selector",
+            )
         if host is not None and series.points:
             key = labels.get("release", "?"), labels.get("era", "?"), labels.get("patchset", "?")
             host.kernels[key] = series.points[0][0], series.points[-1][0]

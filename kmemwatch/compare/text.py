@@ -75,17 +75,21 @@ def probes(side: Side) -> str:
 def pairs(claim: Claim) -> list[tuple[str, list[Fact | None]]]:
     """(title, fact of each side), in the order of the sides that have it; what no side knows is left out."""
     titles: dict[str, str] = {}
+    order: list[str] = []
     for verdict in claim.verdicts:
+        place = 0
         for fact in verdict.facts:
-            # A trend has its direction in its title, which differs between sides.
-            titles.setdefault(fact.key, fact.title)
-            if titles[fact.key] != fact.title:
+            if fact.key not in titles:
+                order.insert(place, fact.key)
+                titles[fact.key] = fact.title
+            elif titles[fact.key] != fact.title:  # a trend has its direction in its title, which differs between sides
                 titles[fact.key] = fact.title.partition(":")[0]
+            place = order.index(fact.key) + 1
     rows = []
-    for key, title in titles.items():
+    for key in order:
         facts = [next((f for f in v.facts if f.key == key), None) for v in claim.verdicts]
         if any(fact is not None and fact.text != UNKNOWN for fact in facts):
-            rows.append((title, facts))
+            rows.append((titles[key], facts))
     return rows
 
 

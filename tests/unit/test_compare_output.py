@@ -26,7 +26,7 @@ from kmemwatch.compare.text import to_text
 from kmemwatch.compare.workload import read_workload
 from kmemwatch.errors import UsageError
 from tests.unit import fakes
-from tests.unit.compare_sides import BOOT, delays, objcg, patched, side, unpatched
+from tests.unit.compare_sides import BOOT, delays, lives, objcg, patched, side, unpatched
 
 GOLDEN = Path(__file__).parent / "compare_golden.txt"
 SCHEMA = json.loads((Path(__file__).parents[2] / "kmemwatch/data/compare.schema.json").read_text())
@@ -134,6 +134,16 @@ def test_thinning_keeps_ends_and_peaks() -> None:
     assert (found[0], found[-1]) == (points[0], points[-1])
     assert (5555.0, 1000.0) in found
     assert thinned(points[:50]) == points[:50]
+
+
+def test_a_kind_that_only_one_side_has_is_in_its_place() -> None:
+    kinds = [figures.name(figures.DYING_BYTES, [("kind", kind)]) for kind in ("anon", "file", "slab")]
+    a = side(lives(2, 0) | {kinds[1]: lambda t: 5000})
+    b = side(lives(2, 0) | dict.fromkeys((kinds[0], kinds[2]), lambda t: 5000), label="B")
+    text = to_text(compare(a, b))
+    places = [text.index(f"of it {kind}") for kind in ("anon", "slab", "file")]
+    assert text.index("memory that they keep") < min(places)
+    assert max(places) < text.index("trend of their number")
 
 
 class Reader(html.parser.HTMLParser):

@@ -162,6 +162,14 @@ def test_several_kernels_in_the_range_are_said(server: FakePrometheus) -> None:
     assert "6.1.0, 6.1.1" in side.notes[0]
 
 
+def test_targets_of_one_name_are_not_mixed_up(server: FakePrometheus) -> None:
+    server.add(figures.DYING, DB1, 1, 1)
+    for cluster in ("east", "west"):
+        server.add("kmemwatch_kernel_info", DB1, 1, 1, release="6.1", era="recharge", patchset="true", cluster=cluster)
+    with pytest.raises(UsageError, match="several targets are named db1:10777, they differ in cluster"):
+        read(server)
+
+
 def test_values_that_are_no_numbers_are_unknown(server: FakePrometheus) -> None:
     server.add(figures.DYING, DB1, 1, float("nan"), float("inf"), 4)
     assert read(server).dying() == [(0, 1), (30, 4)]
