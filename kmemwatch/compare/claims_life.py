@@ -102,9 +102,9 @@ def let_go(side: Side) -> Verdict:
 
 
 def _judge(seen: Deaths) -> tuple[str, str]:
-    if seen.offlined is None or seen.dying is None or seen.left is None:
+    if seen.offlined is None or seen.dying is None:
         return UNTOLD, "the memcgs that are removed and released are not counted here"
-    if seen.offlined < MIN_DEAD:
+    if seen.offlined < MIN_DEAD or seen.left is None:
         return UNTOLD, f"only {number(seen.offlined)} memcgs were removed meanwhile, fewer than {MIN_DEAD}"
     if seen.whole is None or seen.late is None:
         return UNTOLD, "too few samples, or too short a time, to tell whether the number of dying memcgs grows"

@@ -137,11 +137,18 @@ def test_failures_that_outweigh_moves_fail() -> None:
     assert JUDGES["recharged"](side(series)).verdict == FAILS
 
 
+def test_moves_from_those_that_died_before_are_moves() -> None:
+    quiet = lives(2, 0) | {figures.OFFLINED: lambda t: 0, figures.RELEASED: lambda t: 0}
+    assert JUDGES["recharged"](side(quiet)).verdict == HOLDS
+    assert "only 0 memcgs were removed" in JUDGES["let-go"](side(quiet)).reason
+
+
 def test_slabs_that_stay_with_the_dead_fail() -> None:
     nothing = dict.fromkeys(RECHARGE_NAMES.values(), lambda t: 0)
     held = {figures.name(figures.CHILD_SLABS, [("cache", "dentry")]): lambda t: 8192}
     assert JUDGES["recharged"](side(lives(2, 0) | nothing | held)).verdict == FAILS
     assert JUDGES["recharged"](side(lives(2, 0) | nothing)).verdict == UNTOLD
+    assert JUDGES["recharged"](side(lives(0.01, 0) | nothing | held)).verdict == UNTOLD
 
 
 def test_figures_are_exact() -> None:
