@@ -165,7 +165,7 @@ def test_a_signal_while_records_are_handed_over_comes_right_after(
     before, library = signal.signal(signal.SIGTERM, terminated), ring._lib
     monkeypatch.setattr(ring, "_lib", Library)
     with pytest.raises(KeyboardInterrupt):
-        ring.poll(0)
+        ring.consume()
     monkeypatch.setattr(ring, "_lib", library)
     signal.signal(signal.SIGTERM, before)
     assert seen == [b"record"] * 3
