@@ -33,7 +33,8 @@ def _jinja2() -> Any:
         import jinja2
     except ImportError as exc:
         raise UnsupportedError(
-            "compare --output html needs jinja2, which is not installed", "pip install 'kmemwatch[compare]'"
+            "compare --output html needs jinja2, which is not installed",
+            "pip install jinja2, in the environment of kmemwatch",
         ) from exc
     return jinja2
 

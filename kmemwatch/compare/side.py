@@ -80,7 +80,11 @@ class Track:
 
     def names(self, metric: str) -> list[str]:
         """Figures of the metric that any sample has, sorted."""
-        return sorted({one for sample in self.samples for one in of_metric(sample.values, metric)})
+        return sorted(of_metric(self.figures(), metric))
+
+    def figures(self) -> set[str]:
+        """Names that any sample has."""
+        return set().union(*(sample.values for run in self.runs for sample in run.samples))
 
     def increase(self, metric: str) -> float | None:
         """What the counters of a metric grew by, restarts included; None when it is not known."""
@@ -95,7 +99,7 @@ class Track:
 
     def falls(self) -> int:
         """Counters that fell within a run: kmemwatch was restarted unseen."""
-        names = {one for sample in self.samples for one in sample.values if is_counter(one)}
+        names = filter(is_counter, self.figures())
         return max((sum(run.increase(one)[1] for run in self.runs) for one in names), default=0)
 
     def series(self, get: Callable[[Values], float | None]) -> list[tuple[float, float]]:

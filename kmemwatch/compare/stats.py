@@ -34,7 +34,7 @@ def _scipy() -> ModuleType:
     return stats
 
 
-_INSTALL = "pip install 'kmemwatch[compare]'"
+_INSTALL = "pip install 'scipy>=1.11', in the environment of kmemwatch"
 
 
 def check() -> None:
