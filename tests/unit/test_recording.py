@@ -6,10 +6,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.errors import UsageError
 from kmemwatch.model import Event, Host, Snapshot
 from kmemwatch.recording import EVENT, HEADER, SNAPSHOT, RecordingReader, RecordingWriter
 from tests.unit import fakes, strategies
@@ -305,34 +303,35 @@ def test_nothing_recorded_leaves_no_file(path: Path) -> None:
     assert path.exists(), "it was there before"
 
 
-@pytest.fixture
-def small_disk() -> Iterator[int]:
-    """Files cannot grow beyond this size."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    limit = 5000
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    yield limit
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+FULL_DISK = """
+import resource, sys; sys.path.insert(0, sys.argv[2])
+from kmemwatch.errors import KmemwatchError
+from tests.unit.test_recording import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
+written = 0
+with RecordingWriter(sys.argv[1]) as writer:
+    writer.begin(small(0))
+    try:
+        while written < 100:
+            writer.write_snapshot(small(written))
+            written += 1
+    except KmemwatchError as error:
+        print(written, error.exit_code, error)
+"""
 
 
-def test_a_full_disk_leaves_whole_records(tmp_path: Path, small_disk: int) -> None:
-    path = tmp_path / "x.kmw"
-    written = 0
-    with RecordingWriter(str(path)) as writer:
-        writer.begin(small(0))
-        caught = None
-        while caught is None and written < 100:
-            try:
-                writer.write_snapshot(small(written))
-                written += 1
-            except KmemwatchError as exc:
-                caught = exc
-    assert caught is not None
-    assert str(caught) == f"{path}: cannot write: File too large"
-    assert caught.exit_code == 1
-    assert read(path) == ([small(seconds) for seconds in range(written)], None)
-    assert 0 < written < 100
-    assert path.stat().st_size <= small_disk
+def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
+    """In a process of its own: the limit on the size of files would end a test run that writes to a file as well."""
+    path, limit = tmp_path / "x.kmw", 5000
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, path, Path(__file__).parents[2], str(limit)],
+        stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    written, exit_code, message = done.stdout.split(" ", 2)
+    assert (exit_code, message) == ("1", f"{path}: cannot write: File too large\n")
+    assert read(path) == ([small(seconds) for seconds in range(int(written))], None)
+    assert 0 < int(written) < 100
+    assert path.stat().st_size <= limit
 
 
 def test_a_killed_recorder_leaves_whole_records(path: Path) -> None:
