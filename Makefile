@@ -18,7 +18,7 @@ ARGS ?=
 KERNELS ?= all
 
 .PHONY: help setup setup-test top test test-unit test-live test-e2e test-lab lab-kernels lab-facts lab-results bench \
-	dashboards lint clean
+	dashboards deb lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -65,13 +65,16 @@ bench: ## measure what kmemwatch costs, compare with the results that are kept (
 	@scripts/setup bench
 	$(SUDO) $(TIDY) nice $(BIN)/python -m tests.bench $(ARGS)
 
+deb: setup ## build the Debian package, dist/kmemwatch_VERSION_all.deb
+	packaging/debian/build
+
 lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	! $(BIN)/python -c 'import grafana_foundation_sdk' 2>/dev/null || $(BIN)/mypy --python-version 3.11 dashboards
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/shellcheck scripts/setup .ci/run tests/lab/*.sh
+	$(BIN)/shellcheck scripts/setup .ci/run tests/lab/*.sh packaging/debian/{build,postinst,prerm,postrm}
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -107,6 +107,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
     "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
+    "systemd-analyze": lambda: shutil.which("systemd-analyze") is not None,
     "a browser": lambda: BROWSER is not None and importlib.util.find_spec("playwright") is not None,
     "Grafana's types": lambda: importlib.util.find_spec("grafana_foundation_sdk") is not None,
     "Textual 8.2.8": lambda: importlib.metadata.version("textual") == "8.2.8",
