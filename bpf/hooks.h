@@ -47,9 +47,27 @@
 		return 0;                                                                                              \
 	}
 
+/*
+ * While a system call works on a map, or another program runs, the kernel does not run the programs of kprobes on that CPU,
+ * and before v6.7 it does not count that. So they count their own runs, which are compared with the hits of the probe.
+ * `enum runs` is written by the loader, if there are such programs.
+ */
+#ifdef COUNT_RUNS
+BPF_PERCPU_ARRAY(runs, u64, RUNS);
+
+static __always_inline void count_run(int which)
+{
+	u64 *count = runs.lookup(&which);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+}
+#endif
+
 #define KMW_KPROBE(target, body)                                                                                       \
 	int kmw_kp_##target(struct pt_regs *ctx)                                                                       \
 	{                                                                                                              \
+		count_run(RUN_kp_##target);                                                                            \
 		BODY_##body(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx), PT_REGS_PARM4(ctx),            \
 			    PT_REGS_PARM5(ctx));                                                                       \
 		return 0;                                                                                              \
@@ -59,6 +77,7 @@
 #define KMW_KRETPROBE(target, body)                                                                                    \
 	int kmw_kr_##target(struct pt_regs *ctx)                                                                       \
 	{                                                                                                              \
+		count_run(RUN_kr_##target);                                                                            \
 		BODY_##body(0ULL, 0ULL, 0ULL, 0ULL, PT_REGS_RC(ctx));                                                  \
 		return 0;                                                                                              \
 	}

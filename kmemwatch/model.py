@@ -260,9 +260,9 @@ class Lost:
 
     @property
     def total(self) -> int | None:
-        """Sum of all of them; None when none of them could be read."""
-        known = [n for n in (self.events_total, self.map_full_total, self.unresolved_total) if n is not None]
-        return sum(known) if known else None
+        """Sum of all of them; None when one is not known, as the sum could be anything then."""
+        counts = (self.events_total, self.map_full_total, self.unresolved_total)
+        return None if None in counts else sum(filter(None, counts))
 
 
 @dataclass(frozen=True, slots=True)

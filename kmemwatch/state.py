@@ -374,14 +374,14 @@ class State:
             child_slabs=figures.child_slabs,
         )
 
-    def _lost(self, lost: Mapping[str, int]) -> Lost:
-        reasons = dict(lost)
+    def _lost(self, lost: Mapping[str, int | None]) -> Lost:
+        reasons = {reason: count for reason, count in lost.items() if count is not None}
         if self._events_dropped:
             reasons["event_queue_full"] = self._events_dropped
         events = {"ringbuf_full", "undecodable", "event_queue_full"}
         events |= {reason for reason in reasons if reason.startswith("skipped_")}
         return Lost(
-            events_total=sum(reasons.get(reason, 0) for reason in events),
+            events_total=None if None in lost.values() else sum(reasons.get(reason, 0) for reason in events),
             map_full_total=sum(reasons.get(reason, 0) for reason in _MAP_FULL),
             unresolved_total=sum(reasons.get(reason, 0) for reason in _UNRESOLVED),
             reasons=reasons,

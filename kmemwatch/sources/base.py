@@ -79,8 +79,8 @@ class Reading:
     child_slabs: Mapping[int, Mapping[int, int]] | None = None
     """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
     was dying when the last complete scan began, see `scan.SlabScan`. None: not known, or not yet."""
-    lost: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> events."""
+    lost: Mapping[str, int | None] = field(default_factory=dict)
+    """Reason -> events; None: such losses are possible, and not counted."""
     maps: tuple[MapFill, ...] = ()
 
 

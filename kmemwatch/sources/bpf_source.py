@@ -27,9 +27,9 @@ from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheList, CacheRecord
 from kmemwatch.sources.handover import Handed, ProbeResult
 from kmemwatch.sources.maps import MapReader, Ring, program_stats
-from kmemwatch.sources.misses import KprobeMisses
 from kmemwatch.sources.peek import Peek
 from kmemwatch.sources.scan import SlabScan
+from kmemwatch.sources.skips import Skips
 from kmemwatch.sources.slots import Slots, slot_windows
 
 _as_counts: Callable[[tuple[int, ...]], PairCounts] = partial(tuple.__new__, PairCounts)
@@ -61,12 +61,8 @@ class BpfSource:
             if manifest.first_cache:
                 self._caches = CacheList(self._peek, manifest.facts, manifest.first_cache)
         self._scan = _slab_scan(handed)
-        self._misses: KprobeMisses | None = None
-        if self._peek is not None:
-            self._misses = KprobeMisses(self._peek, manifest.facts, handed.link_of)
-            self.known = replace(self.known, probes=tuple(_with_misses(p, self._misses.why) for p in self.known.probes))
-        # While hooks were attached one after the other, a second program may have counted alone.
-        self._skipped_at_start = self._skipped()
+        self._skips = Skips(handed, self._peek, self._readers)
+        self.known = replace(self.known, probes=tuple(_with_misses(p, self._skips.why) for p in self.known.probes))
         self._closed = False
 
     def _on_event(self, raw: bytes) -> None:
@@ -113,7 +109,7 @@ class BpfSource:
         if reader is None or self._slots is None:
             return None
         counts = self._slots.read()
-        keys, sums = _sum_per_cpu(reader, 3)
+        keys, sums = reader.sums(3)
         self._fill += (MapFill("pairs", len(sums), reader.handle.max_entries),)
         for key, row in zip(decode.PAIR_KEY.iter_unpack(keys), sums, strict=True):
             before = counts.get(key)
@@ -124,7 +120,7 @@ class BpfSource:
         reader = self._readers.get("charges")
         if reader is None:
             return None
-        keys, sums = _sum_per_cpu(reader, 2)
+        keys, sums = reader.sums(2)
         self._fill += (MapFill("charges", len(sums), reader.handle.max_entries),)
         ids = (row[0] for row in struct.iter_unpack("=Q", keys))
         return dict(zip(ids, (ChargeCounts(*row) for row in sums), strict=True))
@@ -133,8 +129,8 @@ class BpfSource:
         reader = self._readers.get("recharges")
         if reader is None or not self.known.gives("recharge"):
             return None
-        _, counts = _sum_per_cpu(self._readers["recharge_counts"], 1)
-        keys, sums = _sum_per_cpu(reader, 2)
+        _, counts = self._readers["recharge_counts"].sums(1)
+        keys, sums = reader.sums(2)
         self._fill += (MapFill("recharges", len(sums), reader.handle.max_entries),)
         moves = {}
         for (cache, from_id, to_id, state), row in zip(decode.RECHARGE_KEY.iter_unpack(keys), sums, strict=True):
@@ -149,33 +145,12 @@ class BpfSource:
         self._fill += (MapFill("child_slabs", self._scan.entries, MAX_CHILD_SLABS),)
         return found
 
-    def _read_lost(self) -> dict[str, int]:
-        _, sums = _sum_per_cpu(self._readers["lost"], 1)
-        lost = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
-        for signal, runs in self._skipped().items():
-            lost[f"skipped_{signal}"] = max(0, runs - self._skipped_at_start.get(signal, 0))
+    def _read_lost(self) -> dict[str, int | None]:
+        _, sums = self._readers["lost"].sums(1)
+        lost: dict[str, int | None] = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
+        lost.update({f"skipped_{signal}": count for signal, count in self._skips.read().items()})
         lost["undecodable"] = self._ring.decode_errors if self._ring else 0
         return lost
-
-    def _skipped(self) -> dict[str, int]:
-        """Signal -> calls that were not counted: runs that the kernel skipped because an interrupt hit while the
-        program ran, less those that the second program of the hook made up for, and what kprobes missed."""
-        skipped: dict[str, int] = {}
-        for name, fd in self._handed.programs.items():
-            signal, attached, hook = name.partition("/")
-            misses = program_stats(fd).recursion_misses if attached and not hook.startswith("again:") else None
-            if misses is not None:
-                signal = signal.removesuffix("-bulk")
-                skipped[signal] = skipped.get(signal, 0) + misses
-        for name, missed in ((self._misses.read() if self._misses is not None else None) or {}).items():
-            signal = name.partition("/")[0].removesuffix("-bulk")
-            skipped[signal] = skipped.get(signal, 0) + missed
-        if "recovered" in self._readers:
-            _, sums = _sum_per_cpu(self._readers["recovered"], 1)
-            for signal, (recovered,) in zip(decode.NOTED_SIGNALS, sums, strict=True):
-                if signal in skipped:
-                    skipped[signal] -= recovered
-        return skipped
 
     def program_runs(self) -> dict[str, tuple[int, int]]:
         """Program -> (runs, nanoseconds), of those that the kernel has counted runs of: it does so only while
@@ -219,21 +194,6 @@ class BpfSource:
             if reader is not None:
                 reader.close()
         self._handed.close()
-
-
-def _sum_per_cpu(reader: MapReader, columns: int) -> tuple[bytes, list[tuple[int, ...]]]:
-    """(all keys, one row of sums over CPUs for each): values are `columns` counters of 64 bits."""
-    keys, values, number = reader.items()
-    counters = memoryview(values).cast("Q")
-    width = columns * reader.copies
-    # Column by column, as a map may have 65,536 entries for each of many CPUs.
-    sums = [counters[column::width].tolist() for column in range(columns)]
-    for place in range(columns, width):
-        column = place % columns
-        sums[column] = list(map(add, sums[column], counters[place::width]))
-    rows = list(zip(*sums, strict=True))
-    assert len(rows) == number
-    return keys, rows
 
 
 def _slab_scan(handed: Handed) -> SlabScan | None:

@@ -82,6 +82,7 @@ _LEAF_BYTES: Mapping[str, int] = {
     "peek_in": 8,
     "peek_parts": PEEK_PART_BYTES,
     "recovered": 8,
+    "runs": 8,
     "recharge_counts": 8,
     "recharges": RECHARGE_VALUE.size,
     "child_slabs": CHILD_SLAB_VALUE.size,

@@ -23,7 +23,9 @@ from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle, MapReader
 from kmemwatch.sources.peek import Peek
 
-_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges")
+_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges", "runs")
+_COUNT_RUNS = {plan.KPROBE: "kmw_kp_", plan.KRETPROBE: "kmw_kr_"}
+"""Kinds whose programs count their runs -> prefix of their names, see bpf/hooks.h."""
 _HEADERS = {
     "pairs.h": {"alloc.bpf.c"},
     "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
@@ -111,9 +113,23 @@ def source_text(chosen: Plan) -> str:
     sources = dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
     names += [header for header, users in _HEADERS.items() if users & sources.keys()]
     names += sources
-    parts = [f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names]
+    parts = [_runs(chosen), *(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names)]
     stubs = {_stub(hook) for hook in chosen.hooks}
     return "\n".join([*parts, '#line 1 "hooks of this kernel"', *sorted(stubs - {""})])
+
+
+def _runs(chosen: Plan) -> str:
+    """``enum runs``: a number for every program of a kprobe, for bpf/hooks.h."""
+    numbered = dict.fromkeys(_function_of(hook) for hook in chosen.hooks if hook.kind in _COUNT_RUNS)
+    if not numbered:
+        return ""
+    names = ", ".join(name.replace("kmw_", "RUN_", 1) for name in numbered)
+    return f"#define COUNT_RUNS\nenum runs {{ {names}, RUNS }};"
+
+
+def _function_of(hook: Hook) -> str:
+    """Of a kprobe or kretprobe: what hooks.h calls its program."""
+    return f"{_COUNT_RUNS[hook.kind]}{hook.target}"
 
 
 def _stub(hook: Hook) -> str:
@@ -202,6 +218,7 @@ class _Attempt:
         names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
         # Of no use to the parent but as a part of what it keeps for the next start.
         names += ["noted", "recovered"] if any(map(_is_pair, self._plan.hooks)) else []
+        names += ["runs"] if any(hook.kind in _COUNT_RUNS for hook in self._plan.hooks) else []
         names += ["charges"] if "charge.bpf.c" in sources else []
         # `recharging` and what goes with it are of no use to the parent either.
         recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
@@ -280,7 +297,7 @@ class _Attempt:
             bpf.attach_raw_tracepoint(target, name)
             return name, [bpf.raw_tracepoint_fds.pop(target)]
         if hook.kind in (plan.KPROBE, plan.KRETPROBE):
-            name = (b"kmw_kp_" if hook.kind == plan.KPROBE else b"kmw_kr_") + target
+            name = _function_of(hook).encode()
             bpf.load_func(name, bpf.KPROBE)
             attach = bpf.attach_kprobe if hook.kind == plan.KPROBE else bpf.attach_kretprobe
             attach(event=target, fn_name=name)

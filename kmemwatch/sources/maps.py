@@ -10,6 +10,7 @@ import select
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import add
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel import libbpf
@@ -136,6 +137,20 @@ class MapReader:
                 raise
         pairs = list(self._items_one_by_one())
         return b"".join(key for key, _ in pairs), b"".join(value for _, value in pairs), len(pairs)
+
+    def sums(self, columns: int) -> tuple[bytes, list[tuple[int, ...]]]:
+        """(all keys, one row of sums over CPUs for each): values are `columns` counters of 64 bits."""
+        keys, values, number = self.items()
+        counters = memoryview(values).cast("Q")
+        width = columns * self.copies
+        # Column by column, as a map may have 65,536 entries for each of many CPUs.
+        sums = [counters[column::width].tolist() for column in range(columns)]
+        for place in range(columns, width):
+            column = place % columns
+            sums[column] = list(map(add, sums[column], counters[place::width]))
+        rows = list(zip(*sums, strict=True))
+        assert len(rows) == number
+        return keys, rows
 
     def _items_by_batch(self) -> tuple[bytes, bytes, int]:
         size = min(_BATCH, self.handle.max_entries)

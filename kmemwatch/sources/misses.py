@@ -5,9 +5,8 @@ A kprobe that is hit while another one is being handled on the same CPU, in an i
 so is a return for which no instance was free. Both are counted in the kernel's own record of the probe, which the perf
 event that we hold leads to. Everything on the way is verified: misses that cannot be told stay unknown.
 
-Not counted there is what comes later: `KprobeMisses.hits` has the calls that were handed to the program, and before
-Linux kernel commit "bpf: Count missed stats in trace_call_bpf" (in v6.7) it is not told when the program did not run
-because another one, or a system call on a map, was at work on that CPU.
+Not counted there is what comes later: `KprobeMisses.hits` has the calls that were handed to the program, which does not
+run while another one, or a system call on a map, is at work on that CPU. That is `skips.Skips`.
 """
 
 from __future__ import annotations

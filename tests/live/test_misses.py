@@ -23,6 +23,7 @@ from kmemwatch.sources.handover import Child, Handed
 from kmemwatch.sources.maps import MapHandle, MapReader, possible_cpus, program_stats
 from kmemwatch.sources.misses import KprobeMisses
 from kmemwatch.sources.peek import Peek
+from kmemwatch.sources.skips import Skips
 from tests.live.kprobe_truth import attach_inside, calling, doing_nothing, profile, tracefs_probes
 from tests.live.tell import workload
 
@@ -244,6 +245,57 @@ def test_every_free_is_a_hit_or_a_miss(
             if missed:
                 return
     pytest.fail(f"nothing was missed in {calls} calls, so nothing was shown")
+
+
+FREE = "free/kprobe:kmem_cache_free"
+
+
+def frees_at_rest(program: int, misses: KprobeMisses, skips: Skips) -> tuple[int, int, int]:
+    """(hits, runs by the kernel's count, hits without a run as kmemwatch tells) of FREE when nothing was freed."""
+    for _ in range(500):
+        before, runs, not_run = misses.hits(), program_stats(program).run_cnt, skips.not_run()
+        if before == misses.hits():
+            assert before is not None
+            assert not_run is not None
+            return before[FREE], runs, not_run[FREE]
+        time.sleep(0.02)
+    pytest.fail("there is always something freed")
+
+
+def test_what_is_not_run_while_maps_are_read_is_lost(
+    handed: Handed, peek: Peek, facts: Facts, one_cpu: None, tmpfs: Path, scale: Callable[[int], int]
+) -> None:
+    """Before v6.7 no kernel counts this. The workload frees in interrupts, which hit while we read maps."""
+    misses = KprobeMisses(peek, facts, {FREE: of_kmemwatch(handed)[FREE]})
+    readers = {name: MapReader(handle) for name, handle in handed.maps.items() if handle.key_bytes}
+    skips = Skips(handed, peek, readers)
+    assert skips.why is None
+    done = threading.Event()
+
+    def read_maps() -> None:
+        while not done.is_set():
+            readers["pairs"].items()
+
+    number = scale(50_021)
+    with run_counts(), workload(None) as work:
+        before = frees_at_rest(handed.programs[FREE], misses, skips)
+        for _ in range(20):
+            done.clear()
+            reading = threading.Thread(target=read_maps)
+            reading.start()
+            work.do(f"files {number} {tmpfs}")
+            work.do(f"unlink {number} {tmpfs}")
+            done.set()
+            reading.join()
+            now = frees_at_rest(handed.programs[FREE], misses, skips)
+            hits, runs, not_run = (count - was for count, was in zip(now, before, strict=True))
+            assert not_run == hits - runs
+            if not_run:
+                lost = skips.read()["free"]
+                assert lost is not None
+                assert lost >= not_run
+                return
+    pytest.fail(f"every call was run, so nothing was shown: {now}")
 
 
 def test_misses_of_kmemwatch_under_load_are_the_profiles(

@@ -199,8 +199,8 @@ def first_screen_s(limit_s: float, marker: bytes) -> float:
     began = time.monotonic()
     pid, terminal = pty.fork()
     if pid == 0:
-        os.environ["TERM"] = "xterm-256color"
-        os.execv(sys.executable, [*KMEMWATCH, "top"])
+        # Not execv(): the debugger of pytest loads readline, which gives C programs LINES and COLUMNS of its own.
+        os.execve(sys.executable, [*KMEMWATCH, "top"], {**os.environ, "TERM": "xterm-256color"})
     try:
         fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 200, 200, 0, 0))
         shown = b""

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kmemwatch.model import DYING, ONLINE, RELEASED
@@ -55,6 +57,16 @@ def test_a_life_seen_by_walks_only() -> None:
     assert end.totals.cgroups_released_total is None, "unknown is not 0"
     assert cgroup(end, memcg).offline_at_ns is None
     assert end.release_delays_s == ()
+
+
+def test_losses_that_nobody_counts_are_unknown() -> None:
+    """As on kernels that do not tell what a kprobe has missed; what is known is still told."""
+    host = Host()
+    reading = replace(host.source.read(), lost={"skipped_free": None, "pair_map_full": 3, "ringbuf_full": 1})
+    lost = host.state.snapshot(reading).lost
+    assert (lost.events_total, lost.map_full_total, lost.unresolved_total) == (None, 3, 0)
+    assert lost.reasons == {"pair_map_full": 3, "ringbuf_full": 1}
+    assert lost.total is None
 
 
 def test_events_lost_in_the_middle_of_a_life() -> None:
