@@ -17,7 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from kmemwatch.exporter import own
-from kmemwatch.exporter.frames import Frame, ReaderState
+from kmemwatch.exporter.frames import Frame, ReaderState, T
 from kmemwatch.exporter.heap import no_collector
 from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.exporter.series import Build, SeriesBuilder
@@ -92,13 +92,13 @@ class Exposition:
             self._asked[1].add(format_)
 
     def _with_tail(self, frame: Frame, content_type: str, packed: bool, tail: bytes) -> tuple[bytes, ...]:
-        def text() -> bytes:
+        def made(whole: Callable[[Iterable[bytes]], T]) -> T:
             with no_collector():
-                return write_text(self._build_of(frame).families, openmetrics="openmetrics" in content_type)
+                return whole(write_text(self._build_of(frame).families, openmetrics="openmetrics" in content_type))
 
         if not packed:
-            return frame.once((content_type, "text"), text), tail
-        begun = frame.once((content_type, "gzip"), lambda: Begun((text(),)))
+            return frame.once((content_type, "text"), lambda: made(b"".join)), tail
+        begun = frame.once((content_type, "gzip"), lambda: made(Begun))
         return begun.start, begun.rest(tail)
 
     def _build_of(self, frame: Frame) -> Build:

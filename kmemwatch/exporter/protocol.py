@@ -42,7 +42,10 @@ class Connections:
         self._number += 1
         self._waiting[one] = None
         if self._number > self.limit:
-            next(iter(self._waiting)).abort()
+            # Not there any more when the next one is opened, which may be before the end of this one is told.
+            longest = next(iter(self._waiting))
+            del self._waiting[longest]
+            longest.abort()
 
     def closed(self, one: LimitedProtocol) -> None:
         """Forget it."""

@@ -25,6 +25,11 @@ _FINISH_S = 1
 """Time for answers that are on their way when the daemon stops."""
 _HANDSHAKE_S = 10.0
 _MAX_HEADER_BYTES = 16 * 1024
+_AT_ONCE = 128
+"""Connections that are taken before any of them is read: well below `MAX_CONNECTIONS`, as those who have asked already
+must not be closed for having waited longest."""
+_QUEUE = 2048
+"""Connections that wait in the kernel. Those above it try again a second later."""
 _START_S = 10.0
 _TICK_S = 1.0
 _REPEAT_S = 60.0
@@ -122,12 +127,16 @@ class _Server(uvicorn.Server):
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """uvicorn gives a TLS handshake the minute that asyncio does: long for somebody who only keeps a socket."""
+    """What uvicorn has no options for."""
 
     async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
         if options.get("ssl") is not None:
+            # asyncio's own is a minute: long for somebody who only keeps a socket.
             options["ssl_handshake_timeout"] = _HANDSHAKE_S
-        return await super().create_server(*args, **options)
+        server = await super().create_server(*args, **options)
+        # asyncio has one number for what is taken at once and for what waits.
+        options["sock"].listen(_QUEUE)
+        return server
 
 
 def _config(app: Any, connections: Connections, tls: ssl.SSLContext | None) -> uvicorn.Config:
@@ -144,6 +153,7 @@ def _config(app: Any, connections: Connections, tls: ssl.SSLContext | None) -> u
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_FINISH_S,
+        backlog=_AT_ONCE,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
     )
     config.load()

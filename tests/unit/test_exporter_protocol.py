@@ -13,7 +13,7 @@ import pytest
 
 from kmemwatch.exporter import protocol
 from kmemwatch.exporter.listening import listen
-from kmemwatch.exporter.protocol import Connections
+from kmemwatch.exporter.protocol import Connections, LimitedProtocol
 from kmemwatch.exporter.server import Server
 
 LARGE = b"x" * (64 << 20)
@@ -188,3 +188,26 @@ def test_too_many_connections_close_those_that_wait_longest(serve: Callable[...,
             with served.open() as fresh:
                 assert ask(fresh).endswith(b"ok")
         assert served.number <= 10
+
+
+class Aborted(LimitedProtocol):
+    """Its end is told later, as by a real one."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def abort(self) -> None:
+        self.times += 1
+
+
+def test_a_burst_closes_as_many_as_are_too_many() -> None:
+    """All of them opened before the end of the first that is closed."""
+    connections, opened = Connections(), [Aborted() for _ in range(8)]
+    connections.limit = 3
+    for one in opened:
+        connections.opened(one)
+    assert [one.times for one in opened] == [1, 1, 1, 1, 1, 0, 0, 0]
+    for one in opened[:5]:
+        connections.closed(one)
+    connections.opened(Aborted())
+    assert [one.times for one in opened[5:]] == [1, 0, 0]

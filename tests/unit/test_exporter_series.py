@@ -233,7 +233,7 @@ def test_formats_agree_and_gzip_is_the_same(snapshot: Snapshot) -> None:
 @settings(max_examples=60)
 def test_our_text_is_what_prometheus_client_writes(snapshot: Snapshot, openmetrics: bool) -> None:
     families = SeriesBuilder(20_000).build(snapshot).families
-    ours = write_text(families, openmetrics).decode("utf-8") + ("# EOF\n" if openmetrics else "")
+    ours = b"".join(write_text(families, openmetrics)).decode("utf-8") + ("# EOF\n" if openmetrics else "")
     encode = openmetrics_exposition.generate_latest if openmetrics else text_exposition.generate_latest
     theirs = encode(FamiliesCollector(families)).decode("utf-8")
     parse = parse_openmetrics if openmetrics else parse_text
