@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kmemwatch.clock import RealtimeOffset
 from kmemwatch.sources.handover import Child
 
 if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
@@ -78,7 +79,7 @@ class LiveFeed:
         self._state = State(
             source.known,
             Host(hostname(), facts.release, facts.arch, boot_id()),
-            lambda: time.time_ns() - time.monotonic_ns(),
+            RealtimeOffset(),
         )
 
     def next_snapshot(self, delay_s: float) -> Snapshot | None:
