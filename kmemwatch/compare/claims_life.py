@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kmemwatch.compare import figures
-from kmemwatch.compare.side import Side
+from kmemwatch.compare.side import Side, known_total
 from kmemwatch.compare.stats import (
     GROWING,
     SHRINKING,
@@ -146,7 +146,7 @@ def _facts(side: Side, seen: Deaths) -> list[Fact]:
         Fact("oldest_dying", "oldest of them, at least", _oldest(side), SECONDS),
         Fact("pinned_at_end", "memory that they keep at the end", side.at_end(figures.pinned), BYTES),
         *(_kind(side, one) for one in kinds if _at_end(side, one)),
-        *(_slabs(side, one) for one in caches if _at_end(side, one)),
+        *_slabs(side, [one for one in caches if _at_end(side, one)]),
         _trend_fact("dying_trend", "trend of their number", seen.whole, PER_HOUR),
         _trend_fact("dying_trend_late", "the same in the second half", seen.late, PER_HOUR),
         _trend_fact("pinned_trend", "trend of the memory that they keep", trend(pinned), BYTES_PER_HOUR),
@@ -162,10 +162,15 @@ def _kind(side: Side, figure: str) -> Fact:
     return Fact(f"pinned_{kind}", f"  of it {kind}", _at_end(side, figure), BYTES)
 
 
-def _slabs(side: Side, figure: str) -> Fact:
-    cache = figures.label_value(figure)
-    title = f"  in child caches of {cache}"
-    return Fact(f"child_slabs_{cache}", title, _at_end(side, figure), BYTES)
+def _slabs(side: Side, names: list[str]) -> list[Fact]:
+    """Found by looking at a part of memory at a time, so those of the latest dead may be missing."""
+    if not names:
+        return []
+    found = {figures.label_value(one): _at_end(side, one) for one in names}
+    return [
+        Fact("child_slabs", "  in child caches, as far as looked at", known_total(found.values()), BYTES),
+        *(Fact(f"child_slabs_{cache}", f"    {cache}", value, BYTES) for cache, value in found.items()),
+    ]
 
 
 def _oldest(side: Side) -> float | None:

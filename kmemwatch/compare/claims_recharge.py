@@ -40,8 +40,8 @@ def recharged(side: Side) -> Verdict:
     facts = (
         Fact("checks", "recharge checks", checks),
         Fact("recharges", "slabs moved", moved),
-        Fact("moved_share", "slabs moved per check", moved / checks if moved is not None and checks else None, SHARE),
         *(Fact(f"from_{state}", f"  from {who}", _moved(side, state)) for state, who in _STATES),
+        Fact("moved_share", "slabs moved per check", moved / checks if moved is not None and checks else None, SHARE),
         Fact("recharged_bytes", "bytes moved", side.increase(figures.RECHARGED_BYTES), BYTES),
         *(
             Fact(f"bytes_from_{state}", f"  from {who}", _moved(side, state, figures.RECHARGED_BYTES), BYTES)

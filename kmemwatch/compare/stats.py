@@ -17,6 +17,8 @@ MIN_POINTS = 8
 MAX_BLOCKS = 24
 """A series is averaged in at most so many blocks: neighbouring samples are no independent witnesses."""
 GROWING, FLAT, SHRINKING = "growing", "flat", "shrinking"
+AT_RISK = 20
+"""So many that are not released yet, and that old, say something of those that died with them."""
 _LEAST_CHANGE = 5.0
 _LEAST_SHARE = 0.05
 """A change over the whole time of less than the larger of 5, and 5 % of the level, is flat, however certain."""
@@ -153,9 +155,9 @@ class Survival:
 
 
 def survival(released_s: Sequence[float], still_dying_s: Sequence[float]) -> Survival | None:
-    """Of exact delays and of the ages of those that are not released yet; None without any release."""
+    """Of exact delays and of the ages of those that are not released yet; None when there are too few of them."""
     if not released_s:
-        return None
+        return _nobody_released(still_dying_s)
     stats = _scipy()
     data = stats.CensoredData(uncensored=list(released_s), right=list(still_dying_s))
     found = stats.ecdf(data).sf
@@ -163,6 +165,15 @@ def survival(released_s: Sequence[float], still_dying_s: Sequence[float]) -> Sur
     still = tuple(map(float, found.probabilities))
     low, high = _interval(found, still)
     return Survival(times, still, low, high, len(released_s), len(still_dying_s))
+
+
+def _nobody_released(still_dying_s: Sequence[float]) -> Survival | None:
+    """All of them stay, up to the age that enough of them have: the curve of Kaplan and Meier needs a release."""
+    if len(still_dying_s) < AT_RISK:
+        return None
+    age_s, low = sorted(still_dying_s)[-AT_RISK], share(AT_RISK, AT_RISK)
+    assert low is not None
+    return Survival((age_s,), (1.0,), (low.low,), (1.0,), 0, len(still_dying_s))
 
 
 def _interval(found: object, still: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:

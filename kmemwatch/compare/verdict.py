@@ -102,6 +102,10 @@ def rounded(value: float) -> str:
 
 def _percent(value: float) -> str:
     percent = 100 * value
+    if 0 < percent < 0.05:
+        return "<0.1 %"
+    if 99.95 <= percent < 100:
+        return ">99.9 %"
     return f"{percent:.0f} %" if percent in (0, 100) or 9.95 <= percent <= 90 else f"{percent:.1f} %"
 
 

@@ -14,6 +14,13 @@ from kmemwatch.errors import UsageError
 from kmemwatch.units import parse_rfc3339
 
 _HINT = "it is what kmemwatch churn prints"
+_OPTIONS = (
+    ("objects", "objects {}"),
+    ("leave_percent", "leave {} %"),
+    ("dead", "dead {}"),
+    ("seed", "seed {}"),
+)
+"""Of churn, and how they are told."""
 _CLOCK_S = 60.0
 """How far apart the clocks of the two programs may be."""
 
@@ -40,7 +47,9 @@ def describe(report: Mapping[str, Any]) -> str:
     mix = options.get("mix")
     kinds = ",".join(f"{kind}={weight}" for kind, weight in mix.items()) if isinstance(mix, dict) else "?"
     parts = [f"churn made {cgroups.get('made', '?')} cgroups", f"kinds {kinds}"]
-    parts += [f"{name} {options[name]}" for name in ("objects", "seed") if options.get(name) is not None]
+    for name, words in _OPTIONS:
+        if options.get(name) is not None:
+            parts.append(words.format(options[name]))
     if report.get("ended_by") not in (None, "done", "duration"):
         parts.append(f"ended by {report['ended_by']}")
     return ", ".join(parts)

@@ -12,7 +12,7 @@ import pytest
 from kmemwatch.compare import figures
 from kmemwatch.compare.report import CLAIMS, compare
 from kmemwatch.compare.side import Handovers, Side
-from kmemwatch.compare.verdict import FAILS, HOLDS, UNTOLD, Verdict
+from kmemwatch.compare.verdict import FAILS, HOLDS, SHARE, UNTOLD, Verdict, written
 from tests.unit.compare_sides import RECHARGE_NAMES, delays, lives, objcg, patched, side, unpatched
 
 JUDGES: dict[str, Callable[[Side], Verdict]] = {key: judge for key, _, judge in CLAIMS}
@@ -168,6 +168,15 @@ def test_memory_that_is_not_known_at_the_end_is_not_that_of_the_beginning() -> N
     assert fact(side(lives(2, 1) | kinds), "let-go", "pinned_slab") == 4096 * 199
 
 
+def test_child_caches_of_the_dead_are_told_with_their_sum() -> None:
+    slabs = {figures.name(figures.CHILD_SLABS, [("cache", name)]): lambda t: 4096 * t for name in ("filp", "dentry")}
+    found = [f for f in JUDGES["let-go"](side(lives(2, 1) | slabs)).facts if f.key.startswith("child_slabs")]
+    assert [(f.key, f.value) for f in found] == [
+        ("child_slabs", 2 * 4096 * 199), ("child_slabs_dentry", 4096 * 199), ("child_slabs_filp", 4096 * 199),
+    ]  # fmt: skip
+    assert [len(f.title) - len(f.title.lstrip()) for f in found] == [2, 4, 4]
+
+
 def test_delays_come_with_their_interval() -> None:
     one = patched(delays=delays([float(n) for n in range(1, 101)], [200.0] * 5))
     median = next(f for f in JUDGES["let-go"](one).facts if f.key == "delay_median")
@@ -175,6 +184,28 @@ def test_delays_come_with_their_interval() -> None:
     assert median.low is not None
     assert median.high is not None
     assert median.low < 53 < median.high
+
+
+def test_where_nobody_is_released_the_delay_is_longer_than_was_seen() -> None:
+    one = unpatched(delays=delays([], [float(n) for n in range(1, 101)]))
+    facts = {f.key: f.text for f in JUDGES["let-go"](one).facts}
+    assert facts["delay_median"] == facts["delay_p90"] == "more than 1m21s"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 %"),
+        (4e-4, "<0.1 %"),
+        (6e-4, "0.1 %"),
+        (0.5, "50 %"),
+        (0.9994, "99.9 %"),
+        (0.9996, ">99.9 %"),
+        (1, "100 %"),
+    ],
+)
+def test_a_share_that_is_not_nothing_does_not_read_like_nothing(value: float, text: str) -> None:
+    assert written(value, SHARE) == text
 
 
 def test_a_side_that_contradicts_itself_is_not_believed() -> None:

@@ -23,7 +23,7 @@ from kmemwatch.compare.json_output import MAX_POINTS, thinned, to_dict, to_json
 from kmemwatch.compare.report import Comparison, compare
 from kmemwatch.compare.side import Delays, Handovers, Side
 from kmemwatch.compare.text import to_text
-from kmemwatch.compare.workload import read_workload
+from kmemwatch.compare.workload import describe, read_workload
 from kmemwatch.errors import UsageError
 from tests.unit import fakes
 from tests.unit.compare_sides import BOOT, delays, lives, objcg, patched, side, unpatched
@@ -125,6 +125,12 @@ def test_json_has_the_figures_of_the_verdicts() -> None:
     assert (a["delays"]["released"], a["delays"]["still_dying"]) == (39, 359)
     assert a["delays"]["curve"][0]["still_dying"] == 1
     assert a["delays"]["curve"][-1]["still_dying"] < 0.95
+
+
+def test_a_workload_is_told_with_what_it_leaves() -> None:
+    report = workload(BOOT["A"])
+    report["options"] |= {"leave_percent": 1, "dead": 20}
+    assert describe(report) == "churn made 398 cgroups, kinds pipe=1, objects 3, leave 1 %, dead 20, seed 7"
 
 
 def test_thinning_keeps_ends_and_peaks() -> None:

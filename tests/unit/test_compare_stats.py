@@ -141,6 +141,17 @@ def test_without_releases_there_is_no_curve() -> None:
     assert survival([], [1.0, 2.0]) is None
 
 
+def test_where_nobody_is_released_all_stay_up_to_the_age_that_enough_of_them_have() -> None:
+    found = survival([], [float(age) for age in range(1, 61)])
+    assert found is not None
+    # Twenty are 41 s old or older; Wilson's lower bound of 20 of 20 is 20 / (20 + z**2).
+    assert (found.times_s, found.still, found.high) == ((41.0,), (1.0,), (1.0,))
+    assert found.low == pytest.approx((20 / (20 + 1.959964**2),), abs=1e-5)
+    assert (found.released, found.still_dying) == (0, 60)
+    assert found.quantile(0.5).value is None
+    assert survival([], [1.0] * 19) is None
+
+
 def test_a_quantile_of_buckets_is_between_two_bounds() -> None:
     buckets = [(0.1, 0.0), (1.0, 40.0), (10.0, 95.0), (float("inf"), 100.0)]
     half, most = bucket_quantile(buckets, 0.5), bucket_quantile(buckets, 0.99)
