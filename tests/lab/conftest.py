@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lab.comparison import PAIRS
 from tests.lab.kernels import SMOKE, KernelFiles, by_name, is_smoke, obtain, selected
 from tests.lab.live import LiveRun, Matrix
 from tests.lab.selection import nodeids_for
@@ -14,6 +15,8 @@ from tests.needs import GUEST, require
 
 # Run by the guests' own pytest; here by test_lab.py, through them.
 collect_ignore = [] if GUEST else ["guest"]
+if not any({kernel.name for kernel in selected()}.issuperset(pair) for pair in PAIRS):
+    collect_ignore.append("test_comparison.py")
 
 SLOWEST = 5
 

@@ -66,15 +66,20 @@ class Matrix:
     def __init__(self, tests: Mapping[LabKernel, Sequence[str]], directory: Path) -> None:
         """Starts the guests, those with the most to do first; node ids by kernel."""
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        self._directory = directory
         self._stop = threading.Event()
         self._runs = {
-            kernel.name: self._pool.submit(run_live, kernel, directory / kernel.name, nodeids, self._stop)
+            kernel.name: self._pool.submit(run_live, kernel, self.shared(kernel.name), nodeids, self._stop)
             for kernel, nodeids in sorted(tests.items(), key=lambda item: -len(item[1]))
         }
 
     def run_of(self, kernel: str) -> LiveRun:
         """Waits for the guest. Raises FetchError when the kernel cannot be had."""
         return self._runs[kernel].result()
+
+    def shared(self, kernel: str) -> Path:
+        """What the guest saw at SHARED, and where its tests leave things."""
+        return self._directory / kernel
 
     def close(self) -> None:
         """End those that are running, start no other."""

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from functools import cache
 
+from tests.lab import comparison
 from tests.lab.boot import TREE
 from tests.lab.kernels import SMOKE, LabKernel
 
@@ -35,6 +36,9 @@ ONE_KERNEL = (
 )
 """Only SMOKE runs them, in the whole matrix: how commands end, our own bounds, the shapes of a tree of cgroups, what a
 workload does."""
+
+COMPARED = (comparison.GUEST_TEST,)
+"""Only the kernels that are compared with each other run it: four minutes."""
 
 OTHER_WAYS = (
     f"{LIVE}/test_truth.py::test_allocations",
@@ -72,6 +76,8 @@ def nodeids_for(kernel: LabKernel, smoke: bool) -> tuple[str, ...]:
     if kernel.name == SMOKE:
         return everything
     left_out = set(_beginning_with(ONE_KERNEL, everything))
+    if kernel.name not in comparison.KERNELS:
+        left_out |= set(_beginning_with(COMPARED, everything))
     other_ways = {nodeid for nodeid in everything if _way(nodeid) in ("fentry", "kprobe")}
     left_out |= other_ways - set(_beginning_with(OTHER_WAYS, everything))
     return tuple(nodeid for nodeid in everything if nodeid not in left_out)

@@ -6,10 +6,19 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.kernels import GUESTS, SMOKE, by_name
-from tests.lab.selection import IN_GUESTS, ONE_KERNEL, OTHER_WAYS, SMOKE_TESTS, V1_TESTS, all_nodeids, nodeids_for
+from tests.lab.selection import (
+    COMPARED,
+    IN_GUESTS,
+    ONE_KERNEL,
+    OTHER_WAYS,
+    SMOKE_TESTS,
+    V1_TESTS,
+    all_nodeids,
+    nodeids_for,
+)
 
 
-@pytest.mark.parametrize("prefix", [*ONE_KERNEL, *OTHER_WAYS, *SMOKE_TESTS, *V1_TESTS])
+@pytest.mark.parametrize("prefix", [*ONE_KERNEL, *COMPARED, *OTHER_WAYS, *SMOKE_TESTS, *V1_TESTS])
 def test_prefix_is_that_of_a_test(prefix: str) -> None:
     assert any(nodeid.startswith(prefix) for nodeid in all_nodeids())
 
