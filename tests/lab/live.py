@@ -19,7 +19,7 @@ from tests.lab.guest_report import FILE_VARIABLE, RUNNING, GuestOutcome, read_ou
 from tests.lab.kernels import LabKernel, obtain
 from tests.lab.results import DOCTOR
 
-LIMIT_S = 1800
+LIMIT_S = 2700
 """For all tests of one guest together, in an emulated machine."""
 
 SCALE = "0.01"
