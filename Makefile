@@ -17,8 +17,8 @@ ARGS ?=
 # For example: make test-lab KERNELS=patched,7.x; see tests/lab/kernels.py
 KERNELS ?= all
 
-.PHONY: help setup setup-test top test test-unit test-live test-e2e test-lab lab-kernels lab-facts lab-results bench \
-	dashboards deb lint clean
+.PHONY: help setup setup-test top test test-unit test-live test-e2e test-load test-lab lab-kernels lab-facts lab-results lab-reports \
+	bench dashboards deb lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -33,7 +33,7 @@ top: setup ## set up, then show live which cgroups and caches hold kernel memory
 	@$(SUDO) $(BIN)/kmemwatch top $(ARGS)
 
 test: lint ## set up, then run every check and test, with one stock kernel in QEMU
-	$(PYTEST) tests/unit tests/live tests/e2e tests/lab $(ARGS)
+	$(PYTEST) tests/unit tests/live tests/e2e tests/load tests/lab $(ARGS)
 
 test-unit: setup-test ## tests that need neither root nor a special kernel
 	$(BIN)/python -m pytest tests/unit $(ARGS)
@@ -50,6 +50,9 @@ lab-facts: setup-test ## record the facts of the lab's kernels again, for the te
 test-e2e: setup-test ## tests with the distribution's Prometheus and Alertmanager
 	$(PYTEST) tests/e2e $(ARGS)
 
+test-load: setup-test ## load and faults for minutes, with figures (docs/running.md); `make test` has a short form
+	KMEMWATCH_LOAD=long $(PYTEST) tests/load $(ARGS)
+
 dashboards: setup-test ## write dashboards/*.json from their source, and draw docs/dashboards/*.png from what the tests see
 	$(BIN)/python -m dashboards
 	KMEMWATCH_PICTURES=$(CURDIR)/docs/dashboards $(PYTEST) tests/e2e -k draw
@@ -60,6 +63,10 @@ test-lab: setup-test ## boot KERNELS (a list; all of them) in QEMU and run the l
 
 lab-results: ## run the whole matrix and keep what it saw, in tests/lab/results.json and docs/kernels.md
 	KMEMWATCH_LAB_RESULTS=keep $(MAKE) test-lab
+
+lab-reports: setup-test ## compare kernels with and without the patches anew (docs/reports); three guests, a quarter of an hour
+	KMEMWATCH_LAB_KERNELS=baseline,patched,6.1 $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
+	$(SUDO) $(TIDY) $(BIN)/python -m tests.lab.reports $(ARGS)
 
 bench: ## measure what kmemwatch costs, compare with the results that are kept (docs/costs.md); takes 20 minutes
 	@scripts/setup bench

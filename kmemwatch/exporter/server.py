@@ -25,9 +25,9 @@ _FINISH_S = 1
 """Time for answers that are on their way when the daemon stops."""
 _HANDSHAKE_S = 10.0
 _MAX_HEADER_BYTES = 16 * 1024
-_AT_ONCE = 128
+_AT_ONCE = 64
 """Connections that are taken before any of them is read: well below `MAX_CONNECTIONS`, as those who have asked already
-must not be closed for having waited longest."""
+must not be closed for having waited longest. It takes asyncio four rounds to close one that is too many."""
 _QUEUE = 2048
 """Connections that wait in the kernel. Those above it try again a second later."""
 _START_S = 10.0
