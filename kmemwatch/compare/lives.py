@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -86,9 +87,16 @@ class Lives:
 
 @dataclass
 class Owners:
-    """Child caches that are there, by kmemcg_id, and what becomes of them when the id gets its next memcg."""
+    """Child caches that are there, by kmemcg_id, and what becomes of them when the id gets its next memcg.
 
-    _caches: Counter[int] = field(default_factory=Counter)
+    That a cache was destroyed may be told late, after the id has a new owner; so one that the new owner needs made anew
+    did not come with the id.
+    """
+
+    _caches: dict[int, Counter[str]] = field(default_factory=dict)
+    """Number of child caches by the name of their root."""
+    _inherited: dict[int, set[str]] = field(default_factory=dict)
+    """Roots of those that came with an id to its latest owner, as far as is known."""
     _events: int = 0
     _reuses: int = 0
     _with_caches: int = 0
@@ -96,22 +104,45 @@ class Owners:
 
     def begin(self, snapshot: Snapshot) -> None:
         """The child caches that are there at first."""
-        self._caches.update(c.kmemcg_id for c in snapshot.caches if c.root is not None and c.kmemcg_id is not None)
+        for cache in snapshot.caches:
+            if cache.root is not None and cache.kmemcg_id is not None:
+                self._of(cache.kmemcg_id)[_root(cache.name)] += 1
+
+    def _of(self, kmemcg_id: int) -> Counter[str]:
+        return self._caches.setdefault(kmemcg_id, Counter())
 
     def take(self, event: Event) -> None:
         """Follow what an event says."""
         self._events += 1
         if event.kmemcg_id is None:
             return
-        if event.kind == "cache_created":
-            self._caches[event.kmemcg_id] += 1
-        elif event.kind == "cache_destroyed":
-            self._caches[event.kmemcg_id] = max(0, self._caches[event.kmemcg_id] - 1)
-        elif event.kind == "id_reused":
+        if event.kind == "id_reused":
             self._reuses += 1
-            self._with_caches += self._caches[event.kmemcg_id] > 0
-            self._taken_over += self._caches[event.kmemcg_id]
+            self._close(event.kmemcg_id)
+            self._inherited[event.kmemcg_id] = set(self._of(event.kmemcg_id))
+        elif event.cache is not None and event.kind in ("cache_created", "cache_destroyed"):
+            self._change(event.kmemcg_id, _root(event.cache), 1 if event.kind == "cache_created" else -1)
+
+    def _change(self, kmemcg_id: int, root: str, number: int) -> None:
+        caches = self._of(kmemcg_id)
+        caches[root] += number
+        if caches[root] <= 0:
+            del caches[root]
+        self._inherited.get(kmemcg_id, set()).discard(root)
+
+    def _close(self, kmemcg_id: int) -> None:
+        came = len(self._inherited.pop(kmemcg_id, ()))
+        self._with_caches += came > 0
+        self._taken_over += came
 
     def found(self) -> Handovers | None:
         """What was seen; None without events."""
-        return Handovers(self._reuses, self._with_caches, self._taken_over) if self._events else None
+        if not self._events:
+            return None
+        came = [len(roots) for roots in self._inherited.values() if roots]
+        return Handovers(self._reuses, self._with_caches + len(came), self._taken_over + sum(came))
+
+
+def _root(name: str) -> str:
+    """``dentry`` of the child caches ``dentry(3)`` and ``dentry(3:name)``."""
+    return sys.intern(name[: name.index("(")] if "(" in name else name)

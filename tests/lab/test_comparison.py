@@ -68,6 +68,7 @@ def test_the_figures_are_those_of_the_kernel(compared: Compared) -> None:
         assert [note for note in side["notes"] if not note.startswith("no samples for")] == []
         if kernel != "6.1":
             assert len(known) >= 7
+            assert ((facts["reused_with_caches"] or 0) > 0) == (kernel == "patched")
 
 
 def test_both_did_the_same_work(compared: Compared) -> None:
