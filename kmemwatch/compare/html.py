@@ -63,7 +63,12 @@ def to_html(found: Comparison, now_ns: int) -> str:
         charts=charts_,
         found=found,
         sides=[
-            {"side": side, "identity": identity(side), "notes": notes, "probes": [_probe(p) for p in side.probes]}
+            {
+                "side": side,
+                "identity": [_kept(line) for line in identity(side)],
+                "notes": notes,
+                "probes": [_probe(p) for p in side.probes],
+            }
             for side, notes in zip(found.sides, found.side_notes, strict=True)
         ],
         claims=[
