@@ -62,15 +62,7 @@ def to_html(found: Comparison, now_ns: int) -> str:
         data=safe(_embedded(charts_)),
         charts=charts_,
         found=found,
-        sides=[
-            {
-                "side": side,
-                "identity": [_kept(line) for line in identity(side)],
-                "notes": notes,
-                "probes": [_probe(p) for p in side.probes],
-            }
-            for side, notes in zip(found.sides, found.side_notes, strict=True)
-        ],
+        sides=[_described(side, notes) for side, notes in zip(found.sides, found.side_notes, strict=True)],
         claims=[
             {
                 "claim": claim,
@@ -85,6 +77,15 @@ def to_html(found: Comparison, now_ns: int) -> str:
         ],
     )
     return text
+
+
+def _described(side: Side, notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "side": side,
+        "identity": [_kept(line) for line in identity(side)],
+        "notes": notes,
+        "probes": [_probe(probe) for probe in side.probes],
+    }
 
 
 def _kept(text: str) -> str:
