@@ -116,7 +116,8 @@ def side_notes(side: Side) -> tuple[str, ...]:
     for begin, length in side.gaps[:3]:
         found.append(f"no samples for {delay_text(length)}, {delay_text(begin)} after the beginning")
     if len(side.gaps) > 3:
-        found.append(f"{len(side.gaps) - 3} more times without samples")
+        more = len(side.gaps) - 3
+        found.append(f"{more} more {'time' if more == 1 else 'times'} without samples")
     lost = side.increase(figures.LOST)
     if lost:
         found.append(f"kmemwatch lost {number(lost)} events or counts: what it counted is too little")

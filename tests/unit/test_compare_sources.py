@@ -213,6 +213,14 @@ def test_losses_are_said() -> None:
     assert "kmemwatch lost 9 events" in notes(watched(*lossy))
 
 
+@pytest.mark.parametrize(("gaps", "said"), [(4, "1 more time without samples"), (5, "2 more times without samples")])
+def test_many_times_without_samples_are_not_all_told(gaps: int, said: str) -> None:
+    times = [20 * block + second for block in range(gaps + 1) for second in range(8)]
+    text = notes(watched(*map(snapshot, times)))
+    assert text.count("no samples for 13.0 s") == 3
+    assert said in text
+
+
 def test_rows_tell_delays_where_there_are_no_events() -> None:
     row = snapshot(2, dead_s={5: 1.0}).cgroups[0]
     gone = replace(snapshot(4), cgroups=(replace(row, state="released", released_at_ns=fakes.START_NS + 3 * S),))
