@@ -236,7 +236,8 @@ class Ids:
     peak_online_memcgs: int | None = None
     """The most memcgs below the root that were online at once since the start."""
     reuses_total: int | None = None
-    """Ids given to a memcg after another one had them."""
+    """Ids given to a memcg after another one had them, as far as we know: one that was given back before the start, and
+    has left no child caches, is new to us."""
     map: tuple[KmemcgId, ...] | None = None
     """Every id that has an owner or child caches; sorted by id."""
     given_total: int | None = None

@@ -20,6 +20,7 @@ from tests.lab.guest.truth import (
     Moment,
     Watched,
     at_rest,
+    every_used_id,
     grown,
     kernel_counters,
     lost_between,
@@ -45,21 +46,22 @@ MOVERS = 8
 
 
 @pytest.fixture(scope="module")
-def fentry(runner_in_root_cgroup: None) -> Iterator[Watched]:
+def fentry(runner_in_root_cgroup: None, memory_root: Path) -> Iterator[Watched]:
     """Attached in the best way."""
-    yield from attach(FENTRY, WITHOUT["best"])
+    yield from attach(FENTRY, WITHOUT["best"], memory_root)
 
 
 @pytest.fixture(scope="module")
-def both(fentry: Watched) -> Iterator[list[Watched]]:
+def both(fentry: Watched, memory_root: Path) -> Iterator[list[Watched]]:
     """That one, and beside it one that is attached by kprobes."""
-    for kprobe in attach(KPROBE, WITHOUT["kprobe"]):
+    for kprobe in attach(KPROBE, WITHOUT["kprobe"], memory_root):
         yield [fentry, kprobe]
 
 
-def attach(name: str, without: tuple[str, ...]) -> Iterator[Watched]:
+def attach(name: str, without: tuple[str, ...], memory_root: Path) -> Iterator[Watched]:
     watched = Watched(name, open_live(LiveOptions(without)))
-    attached = {probe.signal: probe.attachment or "" for probe in watched.look().probes}
+    with every_used_id(memory_root):
+        attached = {probe.signal: probe.attachment or "" for probe in watched.look().probes}
     for signal in SIGNALS:
         assert attached[signal].startswith((FENTRY, "fexit") if name == FENTRY else (KPROBE, "kretprobe")), attached
     yield watched

@@ -25,13 +25,24 @@ from kmemwatch.recording import EVENT, SNAPSHOT
 from kmemwatch.recording.format import parse_line
 from tests.lab import comparison
 from tests.lab.boot import SHARED
-from tests.lab.guest.truth import ELSEWHERE, REST_S, grown, kernel_counters, kernel_figures, lost_between, our_figures
+from tests.lab.guest.truth import (
+    ELSEWHERE,
+    REST_S,
+    every_used_id,
+    grown,
+    kernel_counters,
+    kernel_figures,
+    lost_between,
+    our_figures,
+)
 from tests.live.test_churn_command import Churn
 from tests.needs import GUEST, slab_mode
 
 pytestmark = pytest.mark.needs("root", "bcc", "cgroup v2")
 
 START_S = 240
+HAS_CHILD_CACHES = slab_mode() not in (None, "shared")
+"""And counters of the kernel's own."""
 HOLD_S = 3600
 """Longer than anything takes here; it is ended by a signal."""
 
@@ -91,7 +102,7 @@ class Rest:
 
 def kernel_says(memory_root: Path) -> dict[str, int]:
     """By its own counters where it has any, else by what cgroup v2 tells."""
-    if slab_mode() is not None and slab_mode() != "shared":
+    if HAS_CHILD_CACHES:
         return kernel_figures(kernel_counters())
     lines = (line.split() for line in (memory_root / "cgroup.stat").read_text().splitlines())
     stat = {name: int(value) for name, value in lines}
@@ -140,6 +151,9 @@ def test_a_recording_of_churn_has_what_the_kernel_counted(
     path, end_recording = recorder
     with path.open("rb") as file:
         recorded = Recorded(file)
+        if HAS_CHILD_CACHES:
+            with every_used_id(memory_root):
+                recorded.after(time.monotonic_ns())
         begin = rest(recorded, memory_root)
         churn = Churn(disk_path, *comparison.CHURN, "--hold", str(HOLD_S))
         try:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -180,3 +181,15 @@ def take_used_ids(memory_root: Path) -> list[Path]:
         made[-1].mkdir()
         if kernel_counters()["id_reuses"] == reuses:
             return made
+
+
+@contextmanager
+def every_used_id(memory_root: Path) -> Iterator[None]:
+    """Whoever looks meanwhile knows all ids that anybody ever had, so that none is new to him when it is reused: an id
+    that was given back before he came, and left no caches, has left no trace."""
+    made = take_used_ids(memory_root)
+    try:
+        yield
+    finally:
+        for path in made:
+            path.rmdir()
