@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pytest
 
-from tests.lab.guest.truth import kernel_counters, slabinfo_children, take_used_ids
+from tests.lab.guest.truth import bury, every_used_id, kernel_counters, slabinfo_children
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import settled, shrink
@@ -80,11 +80,17 @@ def story(memory_root: Path) -> Iterator[Story]:
         process.wait()
 
 
+@pytest.fixture
+def fillers(story: Story, memory_root: Path) -> Iterator[list[Path]]:
+    """Told of, as they are made after the story has begun."""
+    with every_used_id(memory_root) as made:
+        yield made
+
+
 def test_a_dies_and_b_takes_over(
-    story: Story, memory_root: Path, own_cgroup: Callable[..., OwnCgroup], tmpfs: Path
+    story: Story, fillers: list[Path], memory_root: Path, own_cgroup: Callable[..., OwnCgroup], tmpfs: Path
 ) -> None:
-    fillers = take_used_ids(memory_root)
-    settled(lambda: kernel_counters()["css_offline"] - kernel_counters()["css_free"], 0, LIMIT_S)
+    bury()
     story.wait("online", path=f"/{fillers[-1].name}")
     start, counters = len(story.told), [kernel_counters()]
     before = slabinfo_children()
@@ -162,5 +168,3 @@ def test_a_dies_and_b_takes_over(
     assert kinds["id_reused"] == grown["id_reuses"] == 1
     assert kinds["id_freed"] == grown["ids_freed"] == 1
     assert kinds["recharge_failed"] == grown["recharge_failures"] == 0
-    for path in fillers:
-        path.rmdir()

@@ -13,7 +13,7 @@ import pytest
 from kmemwatch.live import LiveOptions, open_live
 from kmemwatch.model import ABSENT, DYING
 from tests.lab.guest.frames import look_at_frames
-from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, grown, lost_between, take_used_ids
+from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, bury, every_used_id, grown, lost_between
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import shrink
@@ -30,12 +30,11 @@ LIMIT_S = 60
 @pytest.fixture
 def watched(runner_in_root_cgroup: None, memory_root: Path) -> Iterator[Watched]:
     """Attached in the best way; no id was given and freed before that could not be known to have been."""
-    fillers = take_used_ids(memory_root)
-    feed = open_live(LiveOptions(()))
-    yield Watched("best", feed)
-    feed.close()
-    for path in fillers:
-        path.rmdir()
+    bury()
+    with every_used_id(memory_root):
+        feed = open_live(LiveOptions(()))
+        yield Watched("best", feed)
+        feed.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, FROM_NONE, Event, Snapshot
-from tests.live.tell import snapshot
+from tests.live.tell import shrink, snapshot
 from tests.needs import SLAB_COUNTERS
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -21,6 +21,8 @@ FAIL_RECHARGES = Path("/sys/kernel/debug/memcg_slab_fail_recharge")
 MAX_SLAB_PAGES = 8
 """Order 3, unless slub_max_order says otherwise."""
 REST_S = 120
+BURIED_S = 5
+"""After that time without another one, none follows."""
 
 CUMULATIVE = (
     "recharge_checks",
@@ -171,25 +173,40 @@ def slabinfo_children() -> set[str]:
     return {line.split()[0] for line in lines if "(" in line.split()[0]}
 
 
-def take_used_ids(memory_root: Path) -> list[Path]:
-    """Directories whose memcgs have all the ids that anybody ever had, and the last of them one that is new; so the
-    next id is new as well, and every id that is reused later on is lower than one which is in use now."""
-    made: list[Path] = []
+def take_used_ids(memory_root: Path, made: list[Path]) -> None:
+    """Make directories whose memcgs have all the ids that anybody ever had, and the last of them one that is new; so
+    the next id is new as well, and every id that is reused later on is lower than one which is in use now."""
     while True:
         reuses = kernel_counters()["id_reuses"]
         made.append(memory_root / f"kmw-filler-{len(made)}")
         made[-1].mkdir()
         if kernel_counters()["id_reuses"] == reuses:
-            return made
+            return
 
 
 @contextmanager
-def every_used_id(memory_root: Path) -> Iterator[None]:
-    """Whoever looks meanwhile knows all ids that anybody ever had, so that none is new to him when it is reused: an id
-    that was given back before he came, and left no caches, has left no trace."""
-    made = take_used_ids(memory_root)
+def every_used_id(memory_root: Path) -> Iterator[list[Path]]:
+    """As `take_used_ids`, and removes them at the end. Whoever looks meanwhile knows all ids that anybody ever had, so
+    that none is new to him when it is reused: one given back before he came, without caches, has left no trace."""
+    made: list[Path] = []
     try:
-        yield
+        take_used_ids(memory_root, made)
+        yield made
     finally:
         for path in made:
             path.rmdir()
+
+
+def bury() -> None:
+    """Have the kernel release all that died before, except those that more than empty slabs keep. Else they end when
+    somebody takes over what they have left, while others look at what ends."""
+    last, since, until = -1, 0.0, time.monotonic() + REST_S
+    while time.monotonic() < until:
+        shrink()
+        counters = kernel_counters()
+        left = counters["css_offline"] - counters["css_free"]
+        if left != last:
+            last, since = left, time.monotonic()
+        elif time.monotonic() > since + BURIED_S:
+            return
+        time.sleep(0.5)
