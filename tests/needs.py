@@ -106,6 +106,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "kernel memory in the cgroups' files": _tells_kernel_memory,
     # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
     "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
+    "statistics that are added up": lambda: _has_symbol("mem_cgroup_css_rstat_flush"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
     "systemd-analyze": lambda: shutil.which("systemd-analyze") is not None,
     "a browser": lambda: BROWSER is not None and importlib.util.find_spec("playwright") is not None,
