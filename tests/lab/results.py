@@ -84,14 +84,15 @@ HEAD = """# Kernels
 <!-- Written by `make lab-results` from tests/lab/results.json; change tests/lab/results.py instead. -->
 
 What kmemwatch can tell on which kernel: seen on each of them in the lab (`tests/lab`), which boots them in QEMU, and
-compared in every run of `make test-lab`. On a kernel that is not here, `kmemwatch doctor` tells the same for it. What
-decides is not the version but what the kernel offers, see `kmemwatch/kernel/plan.py`.
+compared in every run of `make test-lab`. A kernel of the lab that is not here has not come through a whole run yet. On
+any other kernel, `kmemwatch doctor` tells the same for it. What decides is not the version but what the kernel offers,
+see `kmemwatch/kernel/plan.py`.
 """
 
 LEGEND = """
 - **exact**: the figure is compared with one that is not ours (the workload's own count, another tracer, the kernel's
   own files), without tolerance, in every run of the lab.
-- works: attached; no test compares this signal alone with something that is not ours.
+- works: attached; no test compares this signal alone with something that is not ours, or it did not pass here.
 - partly: not the best way, or one that does not see everything; the reason is below.
 - missing: the kernel could have it, and kmemwatch cannot; absent: there is nothing on this kernel to tell of.
 """
