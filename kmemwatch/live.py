@@ -32,11 +32,13 @@ _UPDATE_S = 5.0
 class LiveOptions:
     without: tuple[str, ...] = ()
     """Kinds of hooks not to use: ``raw_tp``, ``fentry``, ``kprobe``; to try the others."""
+    latency: bool = False
+    """Time some of the allocations; costs a little at each of them."""
 
 
 def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
     """Attach. Raises UnsupportedError when this kernel or these privileges cannot do it."""
-    child = Child(options.without)
+    child = Child(options.without, latency=options.latency)
     try:
         # The child takes a while; what reads its answer is imported meanwhile.
         import kmemwatch.state  # noqa: F401

@@ -286,6 +286,35 @@ class MapFill:
     capacity: int
 
 
+LATENCY_KINDS = ("allocation_without_check", "allocation_with_check", "recharge_check")
+"""`LatencyHistogram.kind`: an allocation in which no recharge check ran, one in which one did, and the check alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    kind: str
+    """One of LATENCY_KINDS."""
+    samples_total: int
+    sum_ns_total: int
+    """Of all samples, kmemwatch's own programs that ran meanwhile included."""
+    buckets: tuple[int, ...]
+    """Samples: bucket n has those from 2^n up to 2^(n+1) nanoseconds, the first also 0, the last all above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long some of the allocations took, and some of the recharge checks."""
+
+    one_in: int
+    """Of so many calls on a CPU one is timed."""
+    calls_total: Mapping[str, int]
+    """``allocation``, and ``recharge_check`` on kernels that have it: calls of the functions that are timed."""
+    dropped_total: Mapping[str, int]
+    """The same: calls that were to be timed, and could not be followed from entry to return."""
+    histograms: tuple[LatencyHistogram, ...]
+    """In the order of LATENCY_KINDS; only the first on kernels without a recharge check."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     taken_at_ns: int
@@ -310,6 +339,8 @@ class Snapshot:
     maps: tuple[MapFill, ...] = ()
     release_delays_s: tuple[float, ...] = ()
     """Delay from offline to release of the memcgs released since the start, newest last, bounded."""
+    latency: Latency | None = None
+    """None when it was not asked for (``--latency``), and where functions cannot be timed."""
 
 
 @dataclass(frozen=True, slots=True)

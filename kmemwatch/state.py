@@ -351,6 +351,7 @@ class State:
             ),
             maps=reading.maps,
             release_delays_s=tuple(self._delays),
+            latency=reading.latency,
         )
 
     def _cgroup(self, memcg: _Memcg) -> Cgroup:

@@ -41,14 +41,21 @@ def without_option(function: F) -> F:
     )(function)
 
 
+def latency_option(function: F) -> F:
+    """``--latency`` -> `latency: bool`, for `LiveOptions`."""
+    return click.option("--latency", is_flag=True, help="Time one allocation in 64; two more programs run at each.")(
+        function
+    )
+
+
 def replay_option(function: F) -> F:
     """``--replay FILE`` -> `replay: str | None`."""
     return click.option("--replay", metavar="FILE", help="Play a recording; `demo` ships with kmemwatch.")(function)
 
 
 def source_options(function: F) -> F:
-    """``--connect URL``, ``--replay FILE`` and ``--without LIST``: the arguments of `open_feed`."""
-    function = replay_option(without_option(function))
+    """``--connect URL``, ``--replay FILE``, ``--without LIST``, ``--latency``: the arguments of `open_feed`."""
+    function = replay_option(without_option(latency_option(function)))
     return click.option("--connect", metavar="URL", help="Show a daemon (kmemwatch serve) elsewhere.")(function)
 
 
@@ -82,24 +89,31 @@ def filter_option(function: F) -> F:
     return click.option("--filter", "filter_", metavar="REGEX", help="Only rows whose name matches.")(function)
 
 
-def check_source(connect: str | None, replay: str | None, without: tuple[str, ...]) -> None:
+def check_source(connect: str | None, replay: str | None, without: tuple[str, ...], latency: bool = False) -> None:
     """Refuse combinations that mean nothing; cheap, so that nothing is started for a wrong command line."""
     if connect is not None and replay is not None:
         raise UsageError("--connect and --replay cannot be used together", "use one of them")
     for option, value in (("--connect", connect), ("--replay", replay)):
         if value is not None and without:
             raise UsageError(f"--without has no meaning with {option}", "it chooses hooks on the kernel that runs here")
+        if value is not None and latency:
+            raise UsageError(f"--latency has no meaning with {option}", "it measures on the kernel that runs here")
 
 
 def open_feed(
-    connect: str | None, replay: str | None, without: tuple[str, ...] = (), *, realtime: bool = False
+    connect: str | None,
+    replay: str | None,
+    without: tuple[str, ...] = (),
+    *,
+    latency: bool = False,
+    realtime: bool = False,
 ) -> Feed:
     """The feed that the options ask for; the live kernel unless told otherwise. Raises KmemwatchError.
 
     `realtime`: a recording takes as long as it took, for people who watch; else it is read as fast as it can be.
     Imports only what the choice needs: a replay must work where there is no BPF, no bcc and no root.
     """
-    check_source(connect, replay, without)
+    check_source(connect, replay, without, latency)
     if replay is not None:
         from kmemwatch.replay import ReplayFeed
 
@@ -110,7 +124,7 @@ def open_feed(
         return RemoteFeed(connect)
     from kmemwatch.live import LiveOptions, open_live
 
-    return open_live(LiveOptions(without=without))
+    return open_live(LiveOptions(without=without, latency=latency))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +142,8 @@ class TopOptions:
     connect: str | None
     replay: str | None
     without: tuple[str, ...]
+    latency: bool = False
 
     def open(self, *, realtime: bool) -> Feed:
         """The feed that was asked for. Raises KmemwatchError."""
-        return open_feed(self.connect, self.replay, self.without, realtime=realtime)
+        return open_feed(self.connect, self.replay, self.without, latency=self.latency, realtime=realtime)

@@ -10,7 +10,7 @@ from contextlib import closing
 
 import click
 
-from kmemwatch.cli.options import Seconds, open_feed, without_option
+from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
@@ -28,12 +28,20 @@ MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
               help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
 @click.option("--connect", metavar="URL", help="Record a daemon (kmemwatch serve) elsewhere; without events.")
 @without_option
-def command(file: str, duration: float | None, interval: float, connect: str | None, without: tuple[str, ...]) -> None:
+@latency_option
+def command(
+    file: str, duration: float | None, interval: float, connect: str | None, without: tuple[str, ...], latency: bool
+) -> None:
     """Append snapshots and events to FILE until Ctrl-C; compressed when its name ends in .gz.
 
     A FILE that exists must be a recording of this host since it was booted.
     """
-    with RecordingWriter(file) as writer, until_stopped(), closing(open_feed(connect, None, without)) as feed:
+    check_source(connect, None, without, latency)
+    with (
+        RecordingWriter(file) as writer,
+        until_stopped(),
+        closing(open_feed(connect, None, without, latency=latency)) as feed,
+    ):
         if writer.notice is not None:
             click.echo(f"kmemwatch: note: {writer.notice}", err=True)
         _Recorder(writer, feed).run(interval, duration)

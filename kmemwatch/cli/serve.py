@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
+from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter import DEFAULT_ADDRESS
@@ -60,6 +60,7 @@ _FIRST_S = 2.0
               help="kubernetes: label the cgroups of pods with qos, uid and container_id, too.")  # fmt: skip
 @replay_option
 @without_option
+@latency_option
 def command(**given: Any) -> None:
     """Serve metrics for Prometheus, and the latest snapshot as JSON, over HTTP until SIGTERM or Ctrl-C."""
     from kmemwatch.exporter.heap import keep_memory_low
@@ -81,6 +82,7 @@ class Options:
     selection: SelectionOptions
     replay: str | None
     without: tuple[str, ...]
+    latency: bool
 
     @staticmethod
     def of(given: dict[str, Any]) -> Options:
@@ -88,6 +90,7 @@ class Options:
         from kmemwatch.exporter.paths import check_telemetry_path
         from kmemwatch.exporter.selection import SelectionOptions
 
+        check_source(None, given["replay"], given["without"], given["latency"])
         check_telemetry_path(given["telemetry_path"])
         selection = SelectionOptions(
             given["cgroup_include"],
@@ -107,6 +110,7 @@ class Options:
             selection=selection,
             replay=given["replay"],
             without=given["without"],
+            latency=given["latency"],
         )
 
 
@@ -128,7 +132,8 @@ class Daemon:
         http, urls = self._start_http(web)
         if web is not None:
             http.wait_ready()
-        feed = open_feed(None, self._options.replay, self._options.without, realtime=True)
+        options = self._options
+        feed = open_feed(None, options.replay, options.without, latency=options.latency, realtime=True)
         self._stack.callback(feed.close)
         if web is None:
             http.wait_ready()

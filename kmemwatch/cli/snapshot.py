@@ -28,14 +28,14 @@ INDENT = 2
 @source_options
 def command(
     duration: float, output: str, indent: int | None, view: str | None,
-    connect: str | None, replay: str | None, without: tuple[str, ...],
+    connect: str | None, replay: str | None, without: tuple[str, ...], latency: bool,
 ) -> None:  # fmt: skip
     """Measure, then print one snapshot: all of it as JSON, or one view as CSV or table."""
     if output == "json" and view is not None:
         raise UsageError("--view has no meaning with --output json", "JSON has everything")
     if output != "json" and indent is not None:
         raise UsageError(f"--indent has no meaning with --output {output}", "it is for --output json")
-    with closing(open_feed(connect, replay, without)) as feed:
+    with closing(open_feed(connect, replay, without, latency=latency)) as feed:
         before = feed.next_snapshot(0)
         after = feed.next_snapshot(duration) if before is not None and duration else None
         if before is None:

@@ -37,9 +37,10 @@ MIN_DELAY_S, MAX_DELAY_S = 0.1, 3600.0
 def command(
     delay: float | None, iterations: int | None, batch: bool, once: bool, output: str, view: str, sort: str | None,
     filter_: str | None, cgroup: str | None, connect: str | None, replay: str | None, without: tuple[str, ...],
+    latency: bool,
 ) -> None:  # fmt: skip
     """Show which cgroups hold kernel memory, in which caches, and what pins dead cgroups."""
-    check_source(connect, replay, without)
+    check_source(connect, replay, without, latency)
     if once and iterations not in (None, 1):
         raise UsageError("--once and --iterations cannot be used together", "--once is the same as -b -n 1")
     if output == "json" and (sort or filter_ or cgroup):
@@ -51,7 +52,7 @@ def command(
         delay if delay is not None else ONCE_DELAY_S if once else DELAY_S,
         1 if once else iterations,
         batch or once or output != "table" or not _has_screen(),
-        output, view, sort, filter_, cgroup, connect, replay, without,
+        output, view, sort, filter_, cgroup, connect, replay, without, latency,
     )  # fmt: skip
     if options.batch:
         with until_stopped():

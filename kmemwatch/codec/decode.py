@@ -14,6 +14,7 @@ from kmemwatch.model import (
     EVENT_KINDS,
     FALLBACK,
     FROM_STATES,
+    LATENCY_KINDS,
     MISSING,
     ONLINE,
     RELEASED,
@@ -26,6 +27,8 @@ from kmemwatch.model import (
     Ids,
     Kernel,
     KmemcgId,
+    Latency,
+    LatencyHistogram,
     Lost,
     MapFill,
     Pair,
@@ -81,6 +84,25 @@ def snapshot_from_dict(data: object) -> Snapshot:
         totals=_totals(doc.object("totals")),
         maps=doc.each("maps", _map_fill),
         release_delays_s=doc.numbers("release_delays_s"),
+        latency=doc.later("latency", lambda key: doc.opt_object(key, _latency)),
+    )
+
+
+def _latency(latency: Reader) -> Latency:
+    return Latency(
+        one_in=latency.whole("one_in", 1),
+        calls_total=latency.counts("calls_total"),
+        dropped_total=latency.counts("dropped_total"),
+        histograms=latency.each("histograms", _histogram),
+    )
+
+
+def _histogram(histogram: Reader) -> LatencyHistogram:
+    return LatencyHistogram(
+        kind=histogram.choice("kind", LATENCY_KINDS),
+        samples_total=histogram.whole("samples_total"),
+        sum_ns_total=histogram.whole("sum_ns_total"),
+        buckets=histogram.wholes("buckets"),
     )
 
 

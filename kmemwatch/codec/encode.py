@@ -15,6 +15,7 @@ from kmemwatch.model import (
     Event,
     Ids,
     KmemcgId,
+    Latency,
     Lost,
     MapFill,
     Pair,
@@ -71,6 +72,7 @@ def snapshot_to_dict(snapshot: Snapshot) -> Json:
         "totals": _totals(snapshot.totals),
         "maps": [_map_fill(fill) for fill in snapshot.maps],
         "release_delays_s": list(snapshot.release_delays_s),
+        "latency": None if snapshot.latency is None else _latency(snapshot.latency),
     }
 
 
@@ -243,6 +245,23 @@ def _totals(totals: Totals) -> Json:
         "cgroups_onlined_total": totals.cgroups_onlined_total,
         "cgroups_offlined_total": totals.cgroups_offlined_total,
         "cgroups_released_total": totals.cgroups_released_total,
+    }
+
+
+def _latency(latency: Latency) -> Json:
+    return {
+        "one_in": latency.one_in,
+        "calls_total": _counts(latency.calls_total),
+        "dropped_total": _counts(latency.dropped_total),
+        "histograms": [
+            {
+                "kind": one.kind,
+                "samples_total": one.samples_total,
+                "sum_ns_total": one.sum_ns_total,
+                "buckets": list(one.buckets),
+            }
+            for one in latency.histograms
+        ],
     }
 
 

@@ -167,6 +167,10 @@ class Reader:
             self.fail(key, "an object", _MISSING)
         return Reader(self._data[key], self._path(key))
 
+    def opt_object(self, key: str, decode: Callable[[Reader], T]) -> T | None:
+        """An object through `decode`, or null."""
+        return None if self._data.get(key, _MISSING) is None else decode(self.object(key))
+
     def each(self, key: str, decode: Callable[[Reader], T]) -> tuple[T, ...]:
         """An array of objects, each through `decode`."""
         return tuple(decode(item) for item in self._objects(key))

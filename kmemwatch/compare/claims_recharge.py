@@ -13,8 +13,6 @@ from kmemwatch.compare.verdict import (
     HOLDS,
     MIN_CHECKS,
     MIN_DEAD,
-    NANOSECONDS,
-    RATIO,
     SHARE,
     UNTOLD,
     Fact,
@@ -77,26 +75,3 @@ def _judge(side: Side, checks: float | None, moved: float | None, failures: floa
     if from_dead == 0 and held and (side.increase(figures.OFFLINED) or 0) >= MIN_DEAD:
         return FAILS, f"{text}, although the dead had slabs"
     return UNTOLD, f"{text}; it takes {MIN_DEAD} from the dead to tell"
-
-
-def cost(side: Side) -> Verdict:
-    """An allocation takes no longer than without the check, to speak of."""
-    checks, allocations = side.increase(figures.CHECKS), side.increase(figures.ALLOCATIONS)
-    per_allocation = checks / allocations if checks is not None and allocations else None
-    seconds, runs = side.increase(figures.BPF_SECONDS), side.increase(figures.BPF_RUNS)
-    facts = (
-        Fact("allocations", "objects allocated", allocations),
-        Fact("checks", "recharge checks", checks),
-        Fact("checks_per_allocation", "recharge checks per allocation", per_allocation, RATIO),
-        Fact("bpf_run", "time of a run of kmemwatch's own BPF programs", _ns(seconds, runs), NANOSECONDS),
-    )
-    untimed = "the time of an allocation was not measured"
-    if side.each("era") == ["objcg"] or side.patchset is False:
-        return Verdict(UNTOLD, f"{untimed}; this kernel makes no recharge check, so there is nothing to cost", facts)
-    if per_allocation is None:
-        return Verdict(UNTOLD, f"{untimed}, and checks per allocation are not known", facts)
-    return Verdict(UNTOLD, f"{untimed}; there were {per_allocation:.3g} checks per allocation", facts)
-
-
-def _ns(seconds: float | None, runs: float | None) -> float | None:
-    return None if seconds is None or not runs else 1e9 * seconds / runs

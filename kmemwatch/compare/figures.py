@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kmemwatch.fields import COUNTER, METRICS
-from kmemwatch.model import Snapshot
+from kmemwatch.model import Latency, Snapshot
 
 Values = Mapping[str, float]
 """Name of a figure -> value; absent when it is not known."""
@@ -43,6 +43,11 @@ KERNEL_BYTES = "kmemwatch_cgroup_kernel_bytes"
 LOST = "kmemwatch_events_lost_total"
 BPF_SECONDS = "kmemwatch_bpf_run_seconds_total"
 BPF_RUNS = "kmemwatch_bpf_runs_total"
+LATENCY_SAMPLES = "latency_samples"
+LATENCY_NS = "latency_ns"
+LATENCY_DROPPED = "latency_dropped"
+LATENCY_BUCKET = "latency_bucket"
+"""Those of `Snapshot.latency`, which is no metric: by kind, the last by ``KIND/NUMBER``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,8 @@ FIGURES: tuple[Figure, ...] = (
     Figure(BPF_SECONDS, counter=True, in_snapshots=False),
     Figure(BPF_RUNS, counter=True, in_snapshots=False),
 )
-COUNTERS = frozenset(figure.metric for figure in FIGURES if figure.counter)
+_LATENCY = frozenset({LATENCY_SAMPLES, LATENCY_NS, LATENCY_DROPPED, LATENCY_BUCKET})
+COUNTERS = frozenset(figure.metric for figure in FIGURES if figure.counter) | _LATENCY
 
 
 def name(metric: str, labels: Iterable[tuple[str, str]] = ()) -> str:
@@ -158,6 +164,21 @@ def read(snapshot: Snapshot) -> dict[str, float]:
         for state in ("dying", "none", "online"):
             found.setdefault(name(RECHARGES, [("from_state", state)]), 0)
             found.setdefault(name(RECHARGED_BYTES, [("from_state", state)]), 0)
+    if snapshot.latency is not None:
+        found |= _of_latency(snapshot.latency)
+    return found
+
+
+def _of_latency(latency: Latency) -> dict[str, float]:
+    found: dict[str, float] = {
+        name(LATENCY_DROPPED, [("kind", what)]): count for what, count in latency.dropped_total.items()
+    }
+    for one in latency.histograms:
+        found[name(LATENCY_SAMPLES, [("kind", one.kind)])] = one.samples_total
+        found[name(LATENCY_NS, [("kind", one.kind)])] = one.sum_ns_total
+        for number, count in enumerate(one.buckets):
+            if count:
+                found[name(LATENCY_BUCKET, [("kind", f"{one.kind}/{number}")])] = count
     return found
 
 

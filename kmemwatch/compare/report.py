@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmemwatch.compare import figures
+from kmemwatch.compare.claims_cost import across, cost
 from kmemwatch.compare.claims_ids import caches_bounded, ids_reused
 from kmemwatch.compare.claims_life import deaths, let_go
-from kmemwatch.compare.claims_recharge import cost, recharged
+from kmemwatch.compare.claims_recharge import recharged
 from kmemwatch.compare.figures import Values
 from kmemwatch.compare.side import RECORDING, Side, value_at
 from kmemwatch.compare.stats import Trend
@@ -163,8 +164,12 @@ def _both(a: Side, b: Side) -> list[str]:
 
 
 def _difference(key: str, sides: tuple[Side, Side]) -> str | None:
-    """For the claim that has a measure on every kernel."""
-    if key != "let-go" or any(side.contradictions for side in sides):
+    """For the claims that have a measure on every kernel."""
+    if any(side.contradictions for side in sides):
+        return None
+    if key == "cost":
+        return across(sides)
+    if key != "let-go":
         return None
     a, b = (deaths(side) for side in sides)
     parts = []

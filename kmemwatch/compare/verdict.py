@@ -19,6 +19,8 @@ MIN_DEAD = 20
 """With fewer memcgs that died, or ids that were given, nothing is said."""
 MIN_CHECKS = 1000
 """The same of recharge checks."""
+MIN_SAMPLES = 1000
+"""The same of calls that were timed."""
 
 
 @dataclass(frozen=True, slots=True)

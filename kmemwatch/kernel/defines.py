@@ -34,6 +34,8 @@ run costs 4 us by itself, which is little beside the 15 us that 2,048 struct pag
 RING_BYTES = 2 << 20
 """Lifecycle events: the whole lives of 4,900 memcgs, which is a second of 5,000 that come and go per second. The kernel
 lets it be mapped twice, and both count as memory of the process."""
+LATENCY_ONE_IN = 64
+"""Calls of which one is timed, with --latency; a power of 2."""
 PEEK_PARTS = 64
 """Addresses that are read in one run."""
 PEEK_PART_BYTES = 512
@@ -51,6 +53,7 @@ _LIMITS = {
     "MAX_RECHARGING": MAX_RECHARGING,
     "MAX_CHILD_SLABS": MAX_CHILD_SLABS,
     "SCAN_STEPS": SCAN_STEPS,
+    "LATENCY_ONE_IN": LATENCY_ONE_IN,
     "PEEK_PARTS": PEEK_PARTS,
     "PEEK_PART_BYTES": PEEK_PART_BYTES,
     "WALK_BATCH": WALK_BATCH,
@@ -77,6 +80,7 @@ _REQUIRED: Mapping[str, tuple[str, ...]] = {
     "caches.bpf.c": _CHILD_CACHES,
     "scan.bpf.c": (*_FIND_SLAB, "page__flags", "PG_HEAD", "COMPOUND_ORDER", "kmem_cache__memcg_params__root_cache"),
     "charge.bpf.c": _CSS_ID,
+    "latency.bpf.c": (),
     "lifecycle.bpf.c": (
         *_CSS_ID,
         "kernfs_node__name",

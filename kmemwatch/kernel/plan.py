@@ -30,6 +30,8 @@ class Hook:
     """``BODY_<body>`` in bpf/; for TEST_RUN the program is ``kmw_tp_<body>``."""
     nargs: int = 0
     """FEXIT: number of arguments, which the return value follows."""
+    timed: int | None = None
+    """Of a function that is timed (bpf/latency.bpf.c): its place in the map ``timed``; all programs have one body."""
 
     @property
     def noted(self) -> int | None:
@@ -80,8 +82,9 @@ class Plan:
         return tuple(hook for signal in self.signals for option in signal.candidates for hook in option.hooks)
 
 
-def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
-    """Decide. `without` names KINDS not to use. Raises UnsupportedError when nothing at all could work."""
+def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Plan:
+    """Decide. `without` names KINDS not to use, `latency` adds the signal of that name. Raises UnsupportedError when
+    nothing at all could work."""
     unknown = [kind for kind in without if kind not in KINDS]
     if unknown:
         raise UsageError(
@@ -100,6 +103,8 @@ def plan(facts: Facts, without: Sequence[str] = ()) -> Plan:
             chooser.signal("free-bulk", "alloc.bpf.c", chooser.free_bulk()),
             chooser.signal("charge", "charge.bpf.c", chooser.charge()),
             chooser.signal("lifecycle", "lifecycle.bpf.c", chooser.lifecycle()),
+            # Before `recharge`: the latest comes first at an entry, so its program is not in the time of a check.
+            *([chooser.signal("latency", "latency.bpf.c", chooser.latency())] if latency else []),
             chooser.child_signal("caches", "caches.bpf.c", chooser.caches()),
             chooser.child_signal("ids", "caches.bpf.c", chooser.ids()),
             chooser.child_signal("recharge", "recharge.bpf.c", chooser.recharge()),
@@ -241,6 +246,10 @@ class _Chooser:
             )
             yield self._try(entry, partial(self._mixed, *hooks))
 
+    def latency(self) -> Iterator[Candidate | str]:
+        for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
+            yield self._try(entry, partial(self._timed, entry, at_return))
+
     def slabs(self) -> Iterator[Candidate | str]:
         if self._facts.kcore is False:
             yield "/proc/kcore cannot be read: where in the kernel's addresses the memory is, is not known"
@@ -304,6 +313,17 @@ class _Chooser:
             )
         )
 
+    def _timed(self, entry: str, at_return: str) -> Candidate:
+        functions = dict(enumerate(self._existing(_CACHE_FUNCTIONS)))
+        if not functions:
+            raise _Reason("no function kmem_cache_alloc, or /proc/kallsyms cannot be read")
+        functions |= dict.fromkeys([TIMED_CHECK] if RECHARGE_FUNCTION in self._known else [], RECHARGE_FUNCTION)
+        # The return first, so that none is missed of those that have been noted at their entry.
+        hooks = ((at_return, "timed_return"), (entry, "timed_entry"))
+        return Candidate(
+            tuple(Hook(kind, name, body, timed=at) for at, name in functions.items() for kind, body in hooks)
+        )
+
     def _mixed(self, *hooks: tuple[str, str, str]) -> Candidate:
         """A candidate of (kind, function, body) triples."""
         return Candidate(tuple(self._hook(kind, function, body) for kind, function, body in hooks))
@@ -357,6 +377,8 @@ class _Chooser:
         return self._facts.function_args if self._facts.symbols is None else self._facts.symbols
 
 
+TIMED_CHECK = 3
+"""Place of the recharge check in the map ``timed``; those of _CACHE_FUNCTIONS come before it."""
 RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
 
 _WITHOUT_CHILD_CACHES = {

@@ -31,9 +31,9 @@ def main(argv: Sequence[str], directory: Path | None = store.DIRECTORY) -> int:
     `directory`: where images are kept; None: nowhere.
     """
     connection = socket.socket(fileno=int(argv[1]))
-    without = tuple(json.loads(argv[2])["without"])
+    options = json.loads(argv[2])
     try:
-        started = start(without, directory)
+        started = start(tuple(options["without"]), directory, options["latency"])
     except KmemwatchError as error:
         channel.send_error(connection, error)
     else:
@@ -41,16 +41,16 @@ def main(argv: Sequence[str], directory: Path | None = store.DIRECTORY) -> int:
     return 0
 
 
-def start(without: tuple[str, ...], directory: Path | None) -> image.Started:
+def start(without: tuple[str, ...], directory: Path | None, latency: bool = False) -> image.Started:
     """Attach. Raises KmemwatchError, and never for what is kept in `directory`, or cannot be: that only saves time."""
-    kept = None if directory is None else _Kept(directory, without)
-    return (kept and kept.start()) or _start_cold(without, kept)
+    kept = None if directory is None else _Kept(directory, without, latency)
+    return (kept and kept.start()) or _start_cold(without, latency, kept)
 
 
-def _start_cold(without: tuple[str, ...], kept: _Kept | None) -> image.Started:
+def _start_cold(without: tuple[str, ...], latency: bool, kept: _Kept | None) -> image.Started:
     from kmemwatch.sources import loader
 
-    loaded = loader.load(without)
+    loaded = loader.load(without, latency)
     manifest = loaded.manifest.to_raw()
     if kept is not None:
         kept.replace(loaded, manifest)
@@ -60,15 +60,16 @@ def _start_cold(without: tuple[str, ...], kept: _Kept | None) -> image.Started:
 class _Kept:
     """What is kept for starts like this one. Whatever goes wrong with it, the compiler can do without."""
 
-    def __init__(self, directory: Path, without: tuple[str, ...]) -> None:
+    def __init__(self, directory: Path, without: tuple[str, ...], latency: bool) -> None:
         self._directory = directory
         self._without = without
+        self._latency = latency
         self._key: dict[str, Any] | None = None
 
     def start(self) -> image.Started | None:
         """None when there is nothing to start from, or it does not start."""
         try:
-            self._key = store.key(self._without)
+            self._key = store.key(self._without, latency=self._latency)
             found = store.load(self._directory, self._key)
             return None if found is None else image.start(found)
         except Exception:  # noqa: BLE001 - a damaged file, one that is not ours, a kernel that now says no

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.model import MapFill, Probe
+from kmemwatch.model import Latency, MapFill, Probe
 from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheRecord
 
@@ -79,6 +79,7 @@ class Reading:
     child_slabs: Mapping[int, Mapping[int, int]] | None = None
     """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
     was dying when the last complete scan began, see `scan.SlabScan`. None: not known, or not yet."""
+    latency: Latency | None = None
     lost: Mapping[str, int | None] = field(default_factory=dict)
     """Reason -> events; None: such losses are possible, and not counted."""
     maps: tuple[MapFill, ...] = ()

@@ -12,7 +12,8 @@ from operator import add
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.defines import MAX_CHILD_SLABS
-from kmemwatch.model import MapFill, Probe
+from kmemwatch.kernel.plan import RECHARGE_FUNCTION
+from kmemwatch.model import Latency, MapFill, Probe
 from kmemwatch.sources import decode
 from kmemwatch.sources.base import (
     ChargeCounts,
@@ -26,6 +27,7 @@ from kmemwatch.sources.base import (
 from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheList, CacheRecord
 from kmemwatch.sources.handover import Handed, ProbeResult
+from kmemwatch.sources.latency import latency
 from kmemwatch.sources.maps import MapReader, Ring, program_stats
 from kmemwatch.sources.peek import Peek
 from kmemwatch.sources.scan import SlabScan
@@ -91,6 +93,7 @@ class BpfSource:
                 charges=self._read_charges(),
                 recharges=self._read_recharges(),
                 child_slabs=self._read_child_slabs(memcgs or ()),
+                latency=self._read_latency(),
                 lost=self._read_lost(),
                 maps=self._fill,
             )
@@ -144,6 +147,14 @@ class BpfSource:
         found = self._scan.read([record.cgroup_id for record in memcgs if not record.online])
         self._fill += (MapFill("child_slabs", self._scan.entries, MAX_CHILD_SLABS),)
         return found
+
+    def _read_latency(self) -> Latency | None:
+        reader = self._readers.get("latency")
+        timed = self._readers["timed"].lookup(bytes(4)) if "timed" in self._readers else None
+        if reader is None or timed is None or not self.known.gives("latency"):
+            return None
+        _, sums = reader.sums(2 + decode.LATENCY_BUCKETS)
+        return latency(timed, sums, f"latency/entry:{RECHARGE_FUNCTION}" in self._handed.programs)
 
     def _read_lost(self) -> dict[str, int | None]:
         _, sums = self._readers["lost"].sums(1)

@@ -37,6 +37,15 @@ RECHARGE_COUNTS = ("checks", "failures", "lost_races")
 """Index of the map ``recharge_counts``; ``enum recharge_count`` in bpf/recharge.bpf.c."""
 RECHARGE_FROM = ("none", "online", "dying")
 """``enum recharge_from``, in `model.RechargePair.from_state`'s words."""
+TIMED_CALL = struct.Struct("=7Q")
+"""``struct timed_call``: calls, dropped, place, and what is of use to the programs only."""
+TIMED = 4
+"""Functions in ``struct timed_calls``; `plan.TIMED_CHECK` is the last."""
+LATENCY_BUCKETS = 40
+LATENCY_VALUE = struct.Struct(f"={2 + LATENCY_BUCKETS}Q")
+"""``struct latency_value``: samples, their nanoseconds, samples in each bucket."""
+LATENCY_KINDS = ("allocation_without_check", "allocation_with_check", "recharge_check")
+"""Index of the map ``latency``; ``enum latency_kind``."""
 CHILD_SLAB_KEY = struct.Struct("=QQ")
 """``struct child_slab_key``: cache address, cgroup id."""
 CHILD_SLAB_VALUE = struct.Struct("=QQ")
@@ -85,6 +94,8 @@ _LEAF_BYTES: Mapping[str, int] = {
     "runs": 8,
     "recharge_counts": 8,
     "recharges": RECHARGE_VALUE.size,
+    "timed": TIMED * TIMED_CALL.size,
+    "latency": LATENCY_VALUE.size,
     "child_slabs": CHILD_SLAB_VALUE.size,
     "scan": SCAN_STATE.size,
 }

@@ -128,10 +128,12 @@ def child_environ() -> dict[str, str]:
 class Child:
     """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
 
-    def __init__(self, without: Sequence[str] = (), module: str = "kmemwatch.sources.attach") -> None:
+    def __init__(
+        self, without: Sequence[str] = (), module: str = "kmemwatch.sources.attach", latency: bool = False
+    ) -> None:
         """`module`: what to run as the child; a test puts its own in between."""
         self._channel, theirs = socket.socketpair()
-        options = json.dumps({"without": list(without)})
+        options = json.dumps({"without": list(without), "latency": latency})
         command = [sys.executable, "-m", module, str(theirs.fileno()), options]
         # A file and not a pipe, which nobody would empty while we wait for the answer.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object

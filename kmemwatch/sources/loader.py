@@ -7,7 +7,6 @@ import ctypes
 import importlib
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +21,9 @@ from kmemwatch.sources import decode, discover
 from kmemwatch.sources.handover import Manifest, ProbeResult
 from kmemwatch.sources.maps import MapHandle, MapReader
 from kmemwatch.sources.peek import Peek
+from kmemwatch.sources.stderr import StderrCapture
 
-_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges", "runs")
+_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges", "runs", "timed", "latency")
 _COUNT_RUNS = {plan.KPROBE: "kmw_kp_", plan.KRETPROBE: "kmw_kr_"}
 """Kinds whose programs count their runs -> prefix of their names, see bpf/hooks.h."""
 _HEADERS = {
@@ -62,13 +62,13 @@ class Loaded:
         return [*programs, *maps, *self.links]
 
 
-def load(without: tuple[str, ...]) -> Loaded:
+def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
     """Look, decide, compile, attach. Raises KmemwatchError."""
     # Half of either is waiting for the kernel or for the linker.
     early = threading.Thread(target=_import_early)
     early.start()
     found = facts.gather()
-    chosen = plan.plan(found, without)
+    chosen = plan.plan(found, without, latency)
     hierarchy = cgroupfs.find_memory()
     if hierarchy is not None:
         # Maps are charged to whoever makes them; the root memcg is charged nothing, and nobody is watched for it.
@@ -120,11 +120,16 @@ def source_text(chosen: Plan) -> str:
 
 def _runs(chosen: Plan) -> str:
     """``enum runs``: a number for every program of a kprobe, for bpf/hooks.h."""
-    numbered = dict.fromkeys(_function_of(hook) for hook in chosen.hooks if hook.kind in _COUNT_RUNS)
+    numbered = dict.fromkeys(_function_of(hook) for hook in chosen.hooks if _counts_runs(hook))
     if not numbered:
         return ""
     names = ", ".join(name.replace("kmw_", "RUN_", 1) for name in numbered)
     return f"#define COUNT_RUNS\nenum runs {{ {names}, RUNS }};"
+
+
+def _counts_runs(hook: Hook) -> bool:
+    """What is timed is a sample anyway."""
+    return hook.kind in _COUNT_RUNS and hook.timed is None
 
 
 def _function_of(hook: Hook) -> str:
@@ -135,6 +140,8 @@ def _function_of(hook: Hook) -> str:
 def _stub(hook: Hook) -> str:
     if hook.kind == plan.TEST_RUN:
         return ""
+    if hook.timed is not None:
+        return f"KMW_TIMED_{hook.kind.upper()}({hook.target}, {hook.timed})"
     nargs = f", {hook.nargs}" if hook.kind == plan.FEXIT else ""
     macro = f"KMW_{hook.kind.upper()}"
     if hook.kind == plan.FENTRY and hook.body == "kfree_entry":
@@ -158,7 +165,7 @@ class _Attempt:
         self._programs: dict[str, LoadedProgram] = {}
         self._links: list[int] = []
         self._btf: Btf | None = None
-        self._stderr = _StderrCapture()
+        self._stderr = StderrCapture()
         self._bpf = self._compile(bcc, include)
         self._maps = self._map_handles()
 
@@ -218,7 +225,8 @@ class _Attempt:
         names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
         # Of no use to the parent but as a part of what it keeps for the next start.
         names += ["noted", "recovered"] if any(map(_is_pair, self._plan.hooks)) else []
-        names += ["runs"] if any(hook.kind in _COUNT_RUNS for hook in self._plan.hooks) else []
+        names += ["runs"] if any(map(_counts_runs, self._plan.hooks)) else []
+        names += ["timed", "latency"] if "latency.bpf.c" in sources else []
         names += ["charges"] if "charge.bpf.c" in sources else []
         # `recharging` and what goes with it are of no use to the parent either.
         recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
@@ -255,6 +263,9 @@ class _Attempt:
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
 
     def _attach_programs(self, signal: str, hook: Hook) -> None:
+        if hook.timed is not None:
+            self._attach_timed(signal, hook)
+            return
         # The kernel runs the programs of a tracepoint in the order in which they came, those of fentry the other way.
         before = _is_pair(hook) and hook.kind != plan.RAW_TP
         if before:
@@ -272,6 +283,22 @@ class _Attempt:
         program = bpf_calls.load_program(kind, f"kmw_ag_{hook.target}"[:15], code, attach_type, self._function_id(hook))
         link = bpf_calls.attach_tracepoint(program, hook.target if hook.kind == plan.RAW_TP else None)
         self._keep(f"{signal}/again:{hook.target}", hook, program, code, [link])
+
+    def _attach_timed(self, signal: str, hook: Hook) -> None:
+        """As `_attach_again`: the function may have another program of ours already."""
+        if not bpf_calls.available():
+            raise KmemwatchError("this release of libbpf cannot attach a second program to a function")
+        at_entry = hook.kind in (plan.FENTRY, plan.KPROBE)
+        function = f"{'kmw_le_' if at_entry else 'kmw_lr_'}{hook.target}"
+        code = self._bpf.dump_func(function.encode())
+        kind, attach_type = bpf_calls.LOADS[hook.kind]
+        traced = 0 if hook.kind in _COUNT_RUNS else self._function_id(hook)
+        program = bpf_calls.load_program(kind, function[:15], code, attach_type, traced)
+        if hook.kind in _COUNT_RUNS:
+            link = bpf_calls.attach_kprobe(program, hook.target, not at_entry)
+        else:
+            link = bpf_calls.attach_tracepoint(program, None)
+        self._keep(f"{signal}/{'entry' if at_entry else 'return'}:{hook.target}", hook, program, code, [link])
 
     def _keep(self, name: str, hook: Hook, program: int, code: bytes, links: list[int]) -> None:
         self._programs[name] = LoadedProgram(name, hook.kind, hook.target, program, code)
@@ -365,33 +392,3 @@ def _bcc() -> tuple[Any, Path]:
     if not include.is_dir():
         raise KmemwatchError(f"{include}: not installed", hint="install kmemwatch again: make setup")
     return bcc, include
-
-
-class _StderrCapture:
-    """Catches what the compiler and the verifier write to descriptor 2, for the reason of a failure."""
-
-    def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        self._saved = -1
-
-    def __enter__(self) -> None:
-        self._file.seek(0)
-        self._file.truncate()
-        sys.stderr.flush()
-        self._saved = os.dup(2)
-        os.dup2(self._file.fileno(), 2)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stderr.flush()
-        os.dup2(self._saved, 2)
-        os.close(self._saved)
-
-    def reason(self) -> str | None:
-        """The most telling line: the first error of the compiler, or the verifier's last word."""
-        self._file.seek(0)
-        lines = [line.strip() for line in self._file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-        errors = [line for line in lines if "error:" in line]
-        if errors:
-            return errors[0]
-        told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
-        return told[-1] if told else None

@@ -21,7 +21,10 @@ class Skips:
     def __init__(self, handed: Handed, peek: Peek | None, readers: Mapping[str, MapReader]) -> None:
         self.why: str | None = None
         """Why it is unknown what kprobes did not see; None when that is counted, and when there are none."""
-        self._programs = {name: fd for name, fd in handed.programs.items() if "/" in name}
+        self._programs = {
+            name: fd for name, fd in handed.programs.items() if "/" in name and _signal(name) != "latency"
+        }
+        """What is timed is a sample: a call that it misses is missing from no figure."""
         self._readers = readers
         kprobes = {name: fd for name, fd in handed.link_of.items() if _is_kprobe(name)}
         self._numbers = run_numbers(kprobes)

@@ -42,12 +42,13 @@ _SOURCES = tuple(
 """What is compiled, and what decides how."""
 
 
-def key(without: tuple[str, ...], sources: tuple[Path, ...] = _SOURCES) -> dict[str, Any]:
+def key(without: tuple[str, ...], sources: tuple[Path, ...] = _SOURCES, latency: bool = False) -> dict[str, Any]:
     """Everything that an image depends on, for JSON: it holds for a start whose key is equal."""
     hierarchy = cgroupfs.find_memory()
     return {
         "version": __version__,
         "without": sorted(set(without)),
+        "latency": latency,
         "host": {path: _text(Path(path)) for path in _LOOK},
         "tracefs": [os.path.isdir(path) for path in _EVENTS],  # noqa: PTH112 - says no where Path.is_dir raises
         "capabilities": _capabilities(),
@@ -100,7 +101,8 @@ def load(directory: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def save(directory: Path, made_with: dict[str, Any], image: dict[str, Any]) -> None:
-    """Keep `image` for starts with the key `made_with`, in the place of what was kept for the same ``--without``.
+    """Keep `image` for starts with the key `made_with`, in the place of what was kept for the same ``--without`` and
+    ``--latency``.
 
     Raises OSError where that cannot be done safely.
     """
@@ -125,11 +127,11 @@ def save(directory: Path, made_with: dict[str, Any], image: dict[str, Any]) -> N
 
 
 def _name(key: dict[str, Any]) -> str:
-    """One file for each ``--without``; words that would lead elsewhere are none of ours."""
+    """One file for each ``--without``, with ``--latency`` and without; words that would lead elsewhere are not ours."""
     without = key["without"]
     if not all(word.isidentifier() for word in without):
         raise ValueError(f"no such kind: {without}")
-    return "-without-".join(["start", *without])
+    return "-without-".join(["start-latency" if key["latency"] else "start", *without])
 
 
 def _open_directory(directory: Path) -> int:

@@ -15,6 +15,7 @@ from kmemwatch.model import (
     EVENT_KINDS,
     FALLBACK,
     FROM_STATES,
+    LATENCY_KINDS,
     MISSING,
     ONLINE,
     RELEASED,
@@ -26,6 +27,8 @@ from kmemwatch.model import (
     Ids,
     Kernel,
     KmemcgId,
+    Latency,
+    LatencyHistogram,
     Lost,
     MapFill,
     Pair,
@@ -95,6 +98,8 @@ ids = st.builds(Ids, *[maybe_counts] * 3, st.none() | tuples(kmemcg_ids), maybe_
 losses = st.builds(Lost, maybe_counts, maybe_counts, maybe_counts, tallies)
 totals = st.builds(Totals, *[maybe_counts] * 6)
 map_fills = st.builds(MapFill, names, counts, counts)
+histograms = st.builds(LatencyHistogram, st.sampled_from(LATENCY_KINDS), counts, counts, tuples(counts))
+latencies = st.builds(Latency, st.integers(1, 1 << 20), tallies, tallies, tuples(histograms))
 
 snapshots = st.builds(
     Snapshot,
@@ -113,6 +118,7 @@ snapshots = st.builds(
     totals=totals,
     maps=tuples(map_fills),
     release_delays_s=tuples(seconds, 5),
+    latency=st.none() | latencies,
 )
 events = st.builds(
     Event,

@@ -255,7 +255,7 @@ def test_top_csv_has_one_header(feed: FakeFeed) -> None:
 def test_rows_that_this_kernel_cannot_have_are_told_once(
     feed: FakeFeed, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], lines: int
 ) -> None:
-    monkeypatch.setattr("kmemwatch.cli.snapshot.open_feed", lambda *args: feed)
+    monkeypatch.setattr("kmemwatch.cli.snapshot.open_feed", lambda *args, **more: feed)
     done = run(*command, "--view", "recharges")
     assert done.exit_code == 0
     assert len(done.stdout.splitlines()) == lines

@@ -16,7 +16,7 @@ from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.kernel import era
 from kmemwatch.kernel.defines import defines
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import FEXIT, KINDS, Plan, Signal, plan
+from kmemwatch.kernel.plan import FENTRY, FEXIT, KINDS, KPROBE, KRETPROBE, TIMED_CHECK, Plan, Signal, plan
 from tests.unit.fake_source import FACTS_DIR, recorded_facts
 
 RECORDED = tuple(sorted(path.stem for path in FACTS_DIR.glob("*.json")))
@@ -366,3 +366,25 @@ def test_facts_hold_no_secret_of_the_host() -> None:
         text = (FACTS_DIR / f"{name}.json").read_text()
         assert set(json.loads(text)) <= {field.name for field in fields(Facts)}
         assert "hostname" not in text
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_latency_is_a_signal_only_when_asked_for(name: str) -> None:
+    facts = recorded_facts(name)
+    chosen = plan(facts, latency=True)
+    assert [one for one in chosen.signals if one.name != "latency"] == list(plan(facts).signals)
+    found = signal(chosen, "latency")
+    order = [one.name for one in chosen.signals]
+    assert order.index("latency") < order.index("recharge")
+    if name == LOCKED:
+        refused = "fentry: a trial program for kfree is refused: Operation not permitted"
+        assert found.skipped == (refused, "kprobe: this kernel has no kprobes (CONFIG_KPROBE_EVENTS)")
+        assert (found.candidates, found.applies) == ((), True)
+        return
+    kinds = [[hook.kind for hook in option.hooks] for option in found.candidates]
+    assert [set(each) for each in kinds] == [{FENTRY, FEXIT}, {KPROBE, KRETPROBE}]
+    timed = {hook.timed: hook.target for hook in found.candidates[0].hooks}
+    suffix = "_noprof" if name in ("debian-6.12", "debian-7.2") else ""
+    assert timed[0] == f"kmem_cache_alloc{suffix}"
+    assert timed.get(TIMED_CHECK) == ("__memcg_kmem_recharge_slab" if name == "lab-patched" else None)
+    assert not plan(facts, ("fentry", "kprobe"), latency=True).signals[order.index("latency")].candidates

@@ -46,6 +46,9 @@ def compiled(chosen: Plan) -> Any:
 
 
 def function_names(hook: Hook) -> list[str]:
+    if hook.timed is not None:
+        at_entry = hook.kind in (plan_module.FENTRY, plan_module.KPROBE)
+        return [f"{'kmw_le_' if at_entry else 'kmw_lr_'}{hook.target}"]
     return {
         plan_module.TEST_RUN: [f"kmw_tp_{hook.body}"],
         plan_module.RAW_TP: [f"kmw_tp_{hook.target}"],
@@ -77,7 +80,7 @@ def test_programs_compile(name: str, way: str) -> None:
     facts = recorded_facts(name)
     if facts.kprobes is False:  # what the same kernel could do if it allowed more
         facts = replace(facts, kprobes=True, fentry=True)
-    chosen = loader.best_only(plan_module.plan(facts, WAYS[way]), {})
+    chosen = loader.best_only(plan_module.plan(facts, WAYS[way], latency=True), {})
     module = compiled(chosen)
     try:
         for signal in chosen.signals:
@@ -88,3 +91,15 @@ def test_programs_compile(name: str, way: str) -> None:
                 assert not fetching, f"{signal.name}: {hook}: an atomic operation that v5.10 does not know"
     finally:
         module.cleanup()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", RECORDED)
+def test_nothing_is_compiled_for_latency_unless_asked_for(name: str, way: str) -> None:
+    facts = recorded_facts(name)
+    if facts.kprobes is False:
+        facts = replace(facts, kprobes=True, fentry=True)
+    plain, timed = (plan_module.plan(facts, WAYS[way], latency) for latency in (False, True))
+    texts = [loader.source_text(loader.best_only(chosen, {})) for chosen in (plain, timed)]
+    assert [("timed" in text, "KMW_TIMED_" in text) for text in texts] == [(False, False), (True, True)]
+    assert [found for found in timed.signals if found.name != "latency"] == list(plain.signals)

@@ -14,7 +14,7 @@ import pytest
 from kmemwatch.kernel import cgroupfs
 from kmemwatch.sources import store
 
-KEY: dict[str, Any] = {"without": [], "host": {"boot_id": "a"}}
+KEY: dict[str, Any] = {"without": [], "latency": False, "host": {"boot_id": "a"}}
 IMAGE = {"maps": [[1, "lost", 4, 8, 5, 0]], "programs": [], "manifest": {"page_base": 2**64 - 4096}}
 
 
@@ -180,13 +180,14 @@ def test_the_key_covers_what_is_compiled_and_what_decides() -> None:
     assert {"alloc.bpf.c", "compat.h", "ptrace.h", "plan.py", "btf.py", "loader.py", "discover.py"} <= named
 
 
-@pytest.mark.parametrize("part", ["version", "without", "host", "tracefs", "capabilities", "hierarchy"])
+@pytest.mark.parametrize("part", ["version", "without", "latency", "host", "tracefs", "capabilities", "hierarchy"])
 def test_the_key_changes_with_the_host(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     before = store.key(())
     assert part in before
     changes: dict[str, Callable[[], object]] = {
         "version": lambda: monkeypatch.setattr(store, "__version__", "0"),
         "without": lambda: None,
+        "latency": lambda: None,
         "host": lambda: monkeypatch.setattr(store, "_text", lambda path: "another"),
         "tracefs": lambda: monkeypatch.setattr(store, "_EVENTS", ("/dev",)),
         "capabilities": lambda: monkeypatch.setattr(store, "_capabilities", lambda: "CapEff: 0"),
@@ -195,5 +196,13 @@ def test_the_key_changes_with_the_host(monkeypatch: pytest.MonkeyPatch, part: st
         ),
     }
     changes[part]()
-    after = store.key(("raw_tp",) if part == "without" else ())
+    after = store.key(("raw_tp",) if part == "without" else (), latency=part == "latency")
     assert {name for name in before if before[name] != after[name]} >= {part}
+
+
+def test_a_start_with_latency_is_kept_beside_one_without(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    keys = [store.key((), latency=latency) for latency in (False, True)]
+    for key in keys:
+        store.save(tmp_path, key, {"latency": key["latency"]})
+    assert [store.load(tmp_path, key) for key in keys] == [{"latency": False}, {"latency": True}]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the compiler and the verifier write, for the reason of a failure."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+
+
+class StderrCapture:
+    """Catches what the compiler and the verifier write to descriptor 2, for the reason of a failure."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        self._saved = -1
+
+    def __enter__(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        sys.stderr.flush()
+        self._saved = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stderr.flush()
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+
+    def reason(self) -> str | None:
+        """The most telling line: the first error of the compiler, or the verifier's last word."""
+        self._file.seek(0)
+        lines = [line.strip() for line in self._file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        errors = [line for line in lines if "error:" in line]
+        if errors:
+            return errors[0]
+        told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
+        return told[-1] if told else None

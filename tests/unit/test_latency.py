@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Times of allocations: from the bytes of the maps to what compare says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import pytest
+
+from kmemwatch.compare import figures
+from kmemwatch.compare.claims_cost import CHECK, WITH, WITHOUT, Times, across, cost, times
+from kmemwatch.compare.side import Side
+from kmemwatch.compare.verdict import HOLDS, UNTOLD
+from kmemwatch.kernel.defines import LATENCY_ONE_IN
+from kmemwatch.kernel.plan import TIMED_CHECK
+from kmemwatch.model import LATENCY_KINDS, Latency, LatencyHistogram
+from kmemwatch.sources import decode
+from kmemwatch.sources.latency import calls, latency
+from tests.unit import fakes
+from tests.unit.compare_sides import lives, objcg, patched, side
+
+
+def raw_of(*cpus: Mapping[int, tuple[int, int, int]]) -> bytes:
+    """CPU by CPU: function -> calls, dropped, place."""
+    rows = [cpu.get(place, (0, 0, 0)) for cpu in cpus for place in range(decode.TIMED)]
+    return b"".join(decode.TIMED_CALL.pack(*row, 9, 9, 9, 9) for row in rows)
+
+
+def sums_of(kinds: int = 3) -> list[list[int]]:
+    return [[kind + 3, 1000 * kind, *(n + kind for n in range(decode.LATENCY_BUCKETS))] for kind in range(kinds)]
+
+
+def test_the_kinds_are_the_same_everywhere() -> None:
+    assert decode.LATENCY_KINDS == LATENCY_KINDS
+    assert TIMED_CHECK == decode.TIMED - 1
+    assert LATENCY_ONE_IN & (LATENCY_ONE_IN - 1) == 0
+
+
+def test_counters_of_all_cpus_and_functions_are_added_up() -> None:
+    raw = raw_of({0: (100, 1, 0), 1: (20, 2, 0xFF), 3: (7, 5, 0)}, {0: (1000, 0, 0), 2: (3, 4, 0), 3: (70, 50, 1)})
+    found = latency(raw, sums_of(), has_check=True)
+    assert found.one_in == LATENCY_ONE_IN
+    assert found.calls_total == {"allocation": 1123, "recharge_check": 77}
+    assert found.dropped_total == {"allocation": 7, "recharge_check": 55}
+    assert [one.kind for one in found.histograms] == list(LATENCY_KINDS)
+    assert [one.samples_total for one in found.histograms] == [3, 4, 5]
+    assert [one.sum_ns_total for one in found.histograms] == [0, 1000, 2000]
+    assert found.histograms[1].buckets == tuple(range(1, 41))
+    assert [[one.noted for one in cpu] for cpu in calls(raw)] == [[False, True, False, False], [False] * 3 + [True]]
+
+
+def test_without_a_check_there_is_one_kind() -> None:
+    found = latency(raw_of({0: (64, 0, 0)}), sums_of(), has_check=False)
+    assert found.calls_total == {"allocation": 64}
+    assert found.dropped_total == {"allocation": 0}
+    assert [one.kind for one in found.histograms] == [WITHOUT]
+
+
+# Figures and claims
+
+
+def test_a_snapshot_gives_figures_only_when_it_was_timed() -> None:
+    histogram = LatencyHistogram(CHECK, 7, 700, (0, 3, 4))
+    timed = replace(fakes.patched(), latency=Latency(64, {"recharge_check": 640}, {"recharge_check": 3}, (histogram,)))
+    added = {name: value for name, value in figures.read(timed).items() if name.startswith("latency")}
+    assert added == {
+        'latency_dropped{kind="recharge_check"}': 3,
+        'latency_samples{kind="recharge_check"}': 7,
+        'latency_ns{kind="recharge_check"}': 700,
+        'latency_bucket{kind="recharge_check/1"}': 3,
+        'latency_bucket{kind="recharge_check/2"}': 4,
+    }
+    assert not [name for name in figures.read(fakes.patched()) if name.startswith("latency")]
+    assert all(figures.is_counter(name) for name in added)
+
+
+def timed_figures(kind: str, per_s: int, mean_ns: int, buckets: Mapping[int, int]) -> dict[str, Callable[[int], float]]:
+    """As they grow with the seconds, from counts that are not 0 on."""
+    found: dict[str, Callable[[int], float]] = {
+        figures.name(figures.LATENCY_SAMPLES, [("kind", kind)]): lambda t: 5000 + per_s * t,
+        figures.name(figures.LATENCY_NS, [("kind", kind)]): lambda t: 10**9 + per_s * mean_ns * t,
+    }
+    for number, count in buckets.items():
+        label = [("kind", f"{kind}/{number}")]
+        found[figures.name(figures.LATENCY_BUCKET, label)] = lambda t, count=count: 5000 + count * t  # type: ignore[misc]
+    return found
+
+
+def host(check_ns: int = 20, per_s: int = 10, check_bucket: int = 4, **more: object) -> Side:
+    return side(
+        lives(2, 0)
+        | timed_figures(WITHOUT, 3 * per_s, 300, {8: 2 * per_s, 9: per_s})
+        | timed_figures(WITH, per_s, 400, {8: per_s})
+        | timed_figures(CHECK, per_s, check_ns, {check_bucket: per_s}),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_figures_are_of_the_time_that_was_watched() -> None:
+    found = times(host(), WITHOUT)
+    assert found is not None
+    assert found.samples == pytest.approx(30 * 199)
+    assert found.mean_ns == pytest.approx(300)
+    assert list(found.buckets) == [(8, 20 * 199), (9, 10 * 199)]
+    assert (found.quantile_ns(0.5), found.quantile_ns(0.99)) == ((256, 512), (512, 1024))
+
+
+def test_quantiles_are_bounds_of_buckets() -> None:
+    assert Times(100, 1.0, ((0, 99), (39, 1))).quantile_ns(0.99) == (0, 2)
+    assert Times(100, 1.0, ((0, 98), (39, 2))).quantile_ns(0.99) == (1 << 39, 1 << 40)
+
+
+@pytest.mark.parametrize(
+    ("one", "verdict", "reason"),
+    [
+        (host(), HOLDS, "a check takes 20 ns in the mean, of 400 ns"),
+        (host(check_ns=41), UNTOLD, "may be less"),
+        (host(check_bucket=7), UNTOLD, "may be less"),
+        (host(per_s=5), UNTOLD, "only 995 samples"),
+        (patched(), UNTOLD, "was not measured; there were 0.5 checks"),
+        (objcg(), UNTOLD, "nothing to cost"),
+    ],
+)
+def test_verdicts(one: Side, verdict: str, reason: str) -> None:
+    found = cost(one)
+    assert found.verdict == verdict
+    assert reason in found.reason
+
+
+def test_a_thousand_samples_are_enough_and_fewer_are_not() -> None:
+    assert cost(host(per_s=5, seconds=201)).verdict == HOLDS
+    assert cost(host(per_s=5, seconds=200)).verdict == UNTOLD
+
+
+def test_a_kernel_without_a_check_tells_how_long_an_allocation_takes() -> None:
+    series = lives(2, 0) | timed_figures(WITHOUT, 30, 300, {8: 30})
+    found = cost(side(series, era="objcg", patchset=False))
+    assert found.verdict == UNTOLD
+    assert "an allocation takes 300 ns in the mean" in found.reason
+    assert "check_share" in {one.key for one in found.facts}
+    assert next(one.value for one in found.facts if one.key == "check_share") is None
+
+
+def test_both_sides_are_compared_where_both_have_enough() -> None:
+    assert across((host(), host())) == (
+        "allocations without a check take 300 ns and 300 ns in the mean; "
+        "allocations with a check take 400 ns and 400 ns in the mean; "
+        "checks alone take 20 ns and 20 ns in the mean"
+    )
+    assert across((host(), patched())) is None
+    assert across((host(per_s=1), host())) is None
