@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.bench import code, native, report, results
 from tests.bench.guest import PARTS, PROGRAMS
-from tests.bench.tools import TOOLS
+from tests.bench.tools import LATENCY, TOOLS
 from tests.lab.archive import FetchError
 from tests.lab.boot import SHARED, Guest, LabError
 from tests.lab.kernels import by_name, obtain
@@ -114,10 +114,10 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--kernel", help="names in the lab's table, separated by commas; else 6.1 and patched")
     parser.add_argument("--cgroup", help="versions of the memory hierarchy: 2,1")
     parser.add_argument("--only", default=",".join(parts), help=f"some of {', '.join(parts)}")
-    parser.add_argument("--tools", default=",".join(TOOLS), help=f"some of {', '.join(TOOLS)}")
+    parser.add_argument("--tools", default=",".join(TOOLS), help=f"some of {', '.join((*TOOLS, LATENCY))}")
     parser.add_argument("--keep", action="store_true", help="compare later runs with this one, and write docs/costs.md")
     options = parser.parse_args(argv)
-    for value, known in ((options.only, parts), (options.tools, TOOLS)):
+    for value, known in ((options.only, parts), (options.tools, (*TOOLS, LATENCY))):
         if unknown := set(value.split(",")) - set(known):
             parser.error(f"{', '.join(sorted(unknown))}: not among {', '.join(known)}")
     if options.keep and options.tools != ",".join(TOOLS):

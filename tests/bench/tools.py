@@ -10,8 +10,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from kmemwatch.kernel import bpf_calls
@@ -21,6 +22,8 @@ from tests.bench.programs import attached_by, counters, program_id
 
 NONE, EMPTY, KMEMWATCH, BPFTRACE, MEMLEAK = "none", "empty", "kmemwatch", "bpftrace", "memleak"
 TOOLS = (NONE, EMPTY, KMEMWATCH, BPFTRACE, MEMLEAK)
+LATENCY = "latency"
+"""kmemwatch with --latency: only when it is asked for."""
 
 Names = Mapping[int, str]
 """id of an attached program -> what it is called in the results."""
@@ -66,8 +69,8 @@ def _empty() -> Iterator[Names]:
 
 
 @contextmanager
-def _kmemwatch() -> Iterator[Names]:
-    feed = open_live(LiveOptions())
+def _kmemwatch(latency: bool = False) -> Iterator[Names]:
+    feed = open_live(LiveOptions(latency=latency))
     try:
         source = feed._source
         assert isinstance(source, BpfSource)
@@ -120,4 +123,11 @@ def _running(command: Sequence[str], number: int, env: Mapping[str, str] | None 
         time.sleep(0.1)
 
 
-_ATTACH = {NONE: _none, EMPTY: _empty, KMEMWATCH: _kmemwatch, BPFTRACE: _bpftrace, MEMLEAK: _memleak}
+_ATTACH: Mapping[str, Callable[[], AbstractContextManager[Names]]] = {
+    NONE: _none,
+    EMPTY: _empty,
+    KMEMWATCH: _kmemwatch,
+    LATENCY: partial(_kmemwatch, latency=True),
+    BPFTRACE: _bpftrace,
+    MEMLEAK: _memleak,
+}
