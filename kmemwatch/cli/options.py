@@ -43,9 +43,9 @@ def without_option(function: F) -> F:
 
 def latency_option(function: F) -> F:
     """``--latency`` -> `latency: bool`, for `LiveOptions`."""
-    return click.option("--latency", is_flag=True, help="Time one allocation in 64; two more programs run at each.")(
-        function
-    )
+    return click.option(
+        "--latency", is_flag=True, help="Time one allocation in 64, which costs each of them some 180 instructions."
+    )(function)
 
 
 def replay_option(function: F) -> F:
