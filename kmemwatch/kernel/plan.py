@@ -176,8 +176,8 @@ class _Chooser:
 
     def pins(self) -> Iterator[Candidate | str]:
         # Linux kernel commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13) made a struct of them.
-        added_up = "memcg_vmstats__state" in self._facts.offsets
-        limits = None if added_up else "statistics lag by up to 32 pages a CPU, as those in memory.stat do"
+        lags = "memcg_vmstats__state" not in self._facts.offsets
+        limits = "statistics lag by up to 32 pages a CPU, as memory.stat does" if lags else None
         yield Candidate(tuple(Hook(TEST_RUN, name, name) for name in ("walk", "peek", "peek_many")), limits)
 
     def alloc(self) -> Iterator[Candidate | str]:
@@ -247,14 +247,12 @@ class _Chooser:
             yield self._try(entry, partial(self._mixed, *hooks))
 
     def latency(self) -> Iterator[Candidate | str]:
-        for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
-            yield self._try(entry, partial(self._timed, entry, at_return))
+        for pair in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
+            yield self._try(pair[0], partial(self._timed, *pair))
 
     def slabs(self) -> Iterator[Candidate | str]:
-        if self._facts.kcore is False:
-            yield "/proc/kcore cannot be read: where in the kernel's addresses the memory is, is not known"
-        else:
-            yield Candidate((Hook(TEST_RUN, "scan", "scan"),))
+        unread = "/proc/kcore cannot be read: where in the kernel's addresses the memory is, is not known"
+        yield unread if self._facts.kcore is False else Candidate((Hook(TEST_RUN, "scan", "scan"),))
 
     # Their parts
 
