@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Where objects of a (cache, memcg) pair are counted: in a slot of this CPU if the pair has one, which takes a few
- * instructions, else in a hash. The figure of a pair is the sum of both. See ADR 13.
+ * instructions, else in a hash. The figure of a pair is the sum of all. See ADR 13.
  */
 
 /* Whom objects are freed for that nobody was charged for: instead of a serial number, and of a cgroup id. */
@@ -58,13 +58,12 @@ static __always_inline void count_in_hash(u64 cache, u64 cgroup_id, u64 which, u
 		count_lost(LOST_PAIRS_FULL, objects);
 }
 
-/* The one slot that a pair can have on this CPU. */
-static __always_inline struct slot *slot_of(u64 cache, u64 owner)
+/* Where the first of the SLOT_PLACES is that a pair can have on this CPU; the others are beside it. */
+static __always_inline u32 slot_index(u64 cache, u64 owner)
 {
 	u64 hash = (cache ^ owner * OWNER_HASH) * SLOT_HASH;
-	u32 index = (this_cpu() << SLOT_BITS) + (hash >> (64 - SLOT_BITS));
 
-	return slots.lookup(&index);
+	return (this_cpu() << SLOT_BITS) + (hash >> (64 - SLOT_BITS));
 }
 
 /*
@@ -90,12 +89,21 @@ static __always_inline int claim_slot(struct slot *slot, u64 cache, u64 owner, u
 /* Counts objects for the pair of a root cache and a memcg: `owner` is the serial number of its css, or NOBODY. */
 static __always_inline void count_pair(u64 cache, u64 css, u64 owner, u64 which, u64 objects)
 {
-	struct slot *slot = slot_of(cache, owner);
+	u32 place, first = slot_index(cache, owner);
+	struct slot *slot;
 	u64 cgroup_id;
+	int i;
 
-	if (slot && slot->cache == cache && slot->owner == owner) {
-		add_to_pair(&slot->value, which, objects);
-		return;
+#pragma unroll
+	for (i = 0; i < SLOT_PLACES; i++) {
+		place = first ^ i;
+		slot = slots.lookup(&place);
+		if (slot && slot->cache == cache && slot->owner == owner) {
+			add_to_pair(&slot->value, which, objects);
+			return;
+		}
+		if (slot && !slot->cache)
+			break;
 	}
 	cgroup_id = owner == NOBODY ? NOBODY : css_cgroup_id(css);
 	if (!cgroup_id)

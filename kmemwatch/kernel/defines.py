@@ -14,6 +14,8 @@ MAX_PAIRS = 65_536
 SLOT_BITS = 12
 """4,096 pairs can have a slot of their own on each CPU, others are counted in the hash; fewer on many CPUs."""
 SLOT_BYTES = 64
+SLOT_PLACES = 4
+"""Slots that a pair can have on a CPU: the first that is free, of neighbours; a power of 2."""
 SLOTS_BYTES = 16 << 20
 """Of the slots of all CPUs at most: 4,096 each for up to 64 CPUs, 1,024 each for 256."""
 SLOT_HASH, OWNER_HASH = 0x9E3779B97F4A7C15, 0x9E3779B1
@@ -48,6 +50,7 @@ _LIMITS = {
     "MAX_PAIRS": MAX_PAIRS,
     "SLOT_HASH": SLOT_HASH,
     "OWNER_HASH": OWNER_HASH,
+    "SLOT_PLACES": SLOT_PLACES,
     "MAX_CGROUPS": MAX_CGROUPS,
     "MAX_RECHARGES": MAX_RECHARGES,
     "MAX_RECHARGING": MAX_RECHARGING,

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from kmemwatch.kernel.defines import OWNER_HASH, SLOT_BYTES, SLOT_HASH, SLOTS_BYTES, defines
+from kmemwatch.kernel.defines import OWNER_HASH, SLOT_BYTES, SLOT_HASH, SLOT_PLACES, SLOTS_BYTES, defines
 from kmemwatch.sources.slots import CACHE, COUNTS, NOBODY, OWNER, WORDS, Counts, Pair, Slots
 from tests.unit.fake_source import recorded_facts
 
@@ -188,8 +188,11 @@ def test_many_cpus_have_fewer_slots_each(cpus: int, each: int) -> None:
 
 
 def test_pairs_are_spread_over_slots() -> None:
-    """As slot_of() does it: 40 memcgs with the addresses of 50 caches each, in 4,096 slots."""
+    """As count_pair() does it: 40 memcgs with the addresses of 50 caches each, in 4,096 slots; one in 20 finds none."""
     caches = [0xFFFF888003C40000 + 256 * number for number in range(50)]
     pairs = [(cache, serial) for cache in caches for serial in range(100, 140)]
-    places = {(cache ^ serial * OWNER_HASH) * SLOT_HASH % 2**64 >> 52 for cache, serial in pairs}
-    assert len(places) > 1500
+    taken: set[int] = set()
+    for cache, serial in pairs:
+        first = (cache ^ serial * OWNER_HASH) * SLOT_HASH % 2**64 >> 52
+        taken |= set([first ^ beside for beside in range(SLOT_PLACES) if first ^ beside not in taken][:1])
+    assert len(taken) > 0.95 * len(pairs)
