@@ -12,9 +12,9 @@ PAIRS = (("baseline", "patched"), ("6.1", "patched"), ("baseline", "6.1"))
 """Sides A and B."""
 GUEST_TEST = "tests/lab/guest/test_recorded_churn.py"
 
-CGROUPS = 240
+CGROUPS = 400
 SEED = 2014
-DEAD = 20
+DEAD = 10
 CHURN = (
     "--kind", "inode=2,dentry=1,pipe=1", "--objects", "200", "--leave", "1", "--dead", str(DEAD),
     "--cgroups", str(CGROUPS), "--rate", "4", "--seed", str(SEED),
@@ -26,6 +26,7 @@ objects stay for good the series keeps memcgs too: nobody allocates from a slab 
 No pages: those keep a memcg with the series as well as without.
 """
 INTERVAL_S = 2
+RECORD = ("--interval", str(INTERVAL_S), "--latency")
 
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
 EXPECTED: Mapping[str, Mapping[str, str]] = {

@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from kmemwatch.compare.verdict import MIN_SAMPLES
 from tests.lab import comparison, reports
 from tests.lab.kernels import selected
 from tests.lab.live import Matrix
@@ -69,6 +70,19 @@ def test_the_figures_are_those_of_the_kernel(compared: Compared) -> None:
         if kernel != "6.1":
             assert len(known) >= 7
             assert ((facts["reused_with_caches"] or 0) > 0) == (kernel == "patched")
+
+
+def test_allocations_and_checks_were_timed(compared: Compared) -> None:
+    pair, document, _ = compared
+    claim = next(claim for claim in document["claims"] if claim["key"] == "cost")
+    for kernel, side in zip(pair, claim["sides"], strict=True):
+        facts = {key: fact["value"] for key, fact in side["figures"].items()}
+        assert facts["allocation_without_check_samples"] >= MIN_SAMPLES, kernel
+        if kernel == "patched":
+            assert min(facts["allocation_with_check_samples"], facts["recharge_check_samples"]) >= MIN_SAMPLES
+            assert 0 < facts["check_share"] < 1
+        else:
+            assert {"allocation_with_check_samples", "recharge_check_samples"}.isdisjoint(facts), kernel
 
 
 def test_both_did_the_same_work(compared: Compared) -> None:

@@ -124,10 +124,21 @@ def rest(recorded: Recorded, memory_root: Path) -> Rest:
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+def fillers(memory_root: Path) -> Iterator[None]:
+    """Nothing but churn's memcgs is to die while it is recorded, and no other memcg's id to be reused."""
+    if not HAS_CHILD_CACHES:
+        yield
+        return
+    bury()
+    with every_used_id(memory_root):
+        yield
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, fillers: None) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A running `kmemwatch record`: its file, and how to end it."""
     path = tmp_path / "recording.kmw"
-    command = [sys.executable, "-m", "kmemwatch", "record", str(path), "--interval", str(comparison.INTERVAL_S)]
+    command = [sys.executable, "-m", "kmemwatch", "record", str(path), *comparison.RECORD]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def end() -> None:
@@ -152,10 +163,6 @@ def test_a_recording_of_churn_has_what_the_kernel_counted(
     path, end_recording = recorder
     with path.open("rb") as file:
         recorded = Recorded(file)
-        if HAS_CHILD_CACHES:
-            bury()
-            with every_used_id(memory_root):
-                recorded.after(time.monotonic_ns())
         begin = rest(recorded, memory_root)
         churn = Churn(disk_path, *comparison.CHURN, "--hold", str(HOLD_S))
         try:
