@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
 
 MAX_WAITING = 16
 """Passwords that wait to be checked; more are turned away. Those that were right before do not wait."""
+MAX_WAITING_EACH = 4
+"""Of them from one address, so that nobody takes all places by guessing."""
 _BCRYPT_BYTES = 72
 """bcrypt looks at no more, and some versions of it refuse more."""
 _TEXT = b"text/plain; charset=utf-8"
@@ -52,11 +55,12 @@ class Passwords:
         self._check = bcrypt.checkpw
         self._users = dict(users)
         self._names = sorted(users)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
+        """Address -> how many of its passwords wait."""
         self.remembered = remembered or Remembered()
 
-    async def accept(self, header: str) -> bool | None:
-        """Whether an Authorization header is of a user; None: too many others are being checked."""
+    async def accept(self, header: str, address: str = "") -> bool | None:
+        """Whether an Authorization header is of a user; None: too many are being checked, or of that `address`."""
         credentials = _credentials(header)
         if credentials is None:
             return False
@@ -66,15 +70,15 @@ class Passwords:
         mark = self._mark(user, hashed, password)
         if hmac.compare_digest(self.remembered.right.get(user, self.remembered.never), mark) and known:
             return True
-        if self._waiting >= MAX_WAITING:
+        if self._waiting.total() >= MAX_WAITING or self._waiting[address] >= MAX_WAITING_EACH:
             return None
-        self._waiting += 1
+        self._waiting[address] += 1
         try:
             right = await asyncio.get_running_loop().run_in_executor(
                 self.remembered.worker, self._is_right, password, hashed
             )
         finally:
-            self._waiting -= 1
+            self._waiting -= Counter((address,))  # forgets it at 0
         if right and known:
             self.remembered.right[user] = mark
         return right and known
@@ -172,7 +176,7 @@ class Front:
             await _refuse(send_with_headers, scope, 429, b"429 too many requests\n", [])
             return
         if rules.passwords is not None:
-            accepted = await rules.passwords.accept(_authorization(scope))
+            accepted = await rules.passwords.accept(_authorization(scope), (scope.get("client") or ("",))[0])
             if accepted is None:
                 await _refuse(send_with_headers, scope, 429, b"429 too many logins\n", [(b"retry-after", b"1")])
                 return

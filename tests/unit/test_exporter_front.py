@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 
 import bcrypt
@@ -58,8 +60,8 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> Bcrypt:
     return spy
 
 
-def status(site: Site, user: str, password: str, path: str = "/-/healthy") -> int:
-    return site.ask(path, user=(user, password))[0]
+def status(site: Site, user: str, password: str, address: str = "127.0.0.1") -> int:
+    return site.ask(user=(user, password), address=address)[0]
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -69,7 +71,7 @@ def test_every_page_wants_a_password(start: Sites, path: str) -> None:
     assert (code, body) == (401, b"401 unauthorized\n")
     assert headers["WWW-Authenticate"] == 'Basic realm="kmemwatch", charset="UTF-8"'
     assert site.ask(path, method="HEAD")[::2] == (401, b"")
-    assert status(site, "alice", "right", path) == (404 if path == "/none" else 200)
+    assert site.ask(path, user=("alice", "right"))[0] == (404 if path == "/none" else 200)
     assert status(site, "alice", "wrong", path) == 401
 
 
@@ -153,24 +155,46 @@ def test_a_changed_hash_ends_what_was_remembered(start: Sites, spy: Bcrypt) -> N
     assert site.ask()[0] == 200, "no users, no passwords"
 
 
-def test_many_wrong_passwords_do_not_keep_others_waiting(start: Sites, spy: Bcrypt) -> None:
-    site = start(users(alice=hashed("right")))
-    assert status(site, "alice", "right") == 200
+@contextmanager
+def guessing(site: Site, spy: Bcrypt, addresses: Iterable[str], waiting: int) -> Iterator[None]:
+    """Four more wrong passwords than may wait, in turn from each of `addresses`; `waiting` of them wait meanwhile."""
+    places = list(islice(cycle(addresses), waiting + 4))
     spy.go.clear()
     try:
-        with ThreadPoolExecutor(front.MAX_WAITING + 4) as attackers:
-            guesses = [attackers.submit(status, site, "mallory", f"guess {i}") for i in range(front.MAX_WAITING + 4)]
+        with ThreadPoolExecutor(len(places)) as pool:
+            guesses = [pool.submit(status, site, "mallory", f"guess {i}", at) for i, at in enumerate(places)]
             for _ in range(500):
                 if sum(g.done() for g in guesses) == 4:
                     break
                 threading.Event().wait(0.01)
             assert [g.result() for g in guesses if g.done()] == [429] * 4, "turned away at once"
-            assert status(site, "alice", "right") == 200, "who is known does not wait"
+            yield
             spy.go.set()
-            assert sorted(g.result() for g in guesses) == [401] * front.MAX_WAITING + [429] * 4
+            assert sorted(g.result() for g in guesses) == [401] * waiting + [429] * 4
     finally:
         spy.go.set()
+
+
+def test_many_wrong_passwords_do_not_keep_others_waiting(start: Sites, spy: Bcrypt) -> None:
+    site = start(users(alice=hashed("right")))
     assert status(site, "alice", "right") == 200
+    addresses = [f"127.0.0.{number}" for number in range(2, 12)]
+    with guessing(site, spy, addresses, front.MAX_WAITING):
+        assert status(site, "alice", "right") == 200, "who is known does not wait"
+        assert status(site, "alice", "wrong") == 429
+    assert status(site, "alice", "right") == 200
+
+
+def test_one_address_leaves_places_for_others(start: Sites, spy: Bcrypt) -> None:
+    site = start(users(alice=hashed("right")))
+    with guessing(site, spy, ["127.0.0.2"], front.MAX_WAITING_EACH), ThreadPoolExecutor(1) as pool:
+        alice = pool.submit(status, site, "alice", "right")
+        threading.Event().wait(0.2)
+        assert not alice.done(), "she waits for her turn"
+        assert status(site, "alice", "right", "127.0.0.2") == 429
+        spy.go.set()
+        assert alice.result() == 200
+    assert status(site, "mallory", "guess", "127.0.0.2") == 401, "nothing is held against an address"
 
 
 def test_configured_headers_are_in_every_answer(start: Sites) -> None:

@@ -58,21 +58,23 @@ class Site:
         user: tuple[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
         method: str = "GET",
+        address: str = "127.0.0.1",
     ) -> Answer:
-        """One request on a connection of its own."""
+        """One request on a connection of its own, from that address of this machine."""
         sent = dict(headers or {})
         if user is not None:
             sent["Authorization"] = "Basic " + base64.b64encode(":".join(user).encode()).decode()
-        with closing(self.connect(tls)) as connection:
+        with closing(self.connect(tls, address)) as connection:
             connection.request(method, path, headers=sent)
             answer = connection.getresponse()
             return answer.status, answer.headers, answer.read()
 
-    def connect(self, tls: ssl.SSLContext | None = None) -> http.client.HTTPConnection:
+    def connect(self, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> http.client.HTTPConnection:
         """A connection that is not open yet."""
+        source = (address, 0)
         if tls is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
-        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=tls)
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10, source_address=source)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=10, context=tls, source_address=source)
 
     def write(self, text: str) -> None:
         """Change the configuration; with `reload` it is used."""
