@@ -109,6 +109,16 @@ def dying_slab_bytes(snapshot: Snapshot) -> dict[str, int] | None:
     return found
 
 
+def mean_latency_ns(snapshot: Snapshot) -> dict[str, float | None] | None:
+    """Kind of `LatencyHistogram` -> nanoseconds in the mean since the start, None without samples; None: not timed."""
+    if snapshot.latency is None:
+        return None
+    return {
+        one.kind: one.sum_ns_total / one.samples_total if one.samples_total else None
+        for one in snapshot.latency.histograms
+    }
+
+
 def states(snapshot: Snapshot) -> Mapping[int, str]:
     """cgroup id -> state."""
     return {c.id: c.state for c in snapshot.cgroups}

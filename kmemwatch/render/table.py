@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,17 @@ from kmemwatch.fields import derived
 from kmemwatch.fields.base import SEPARATOR, Field
 from kmemwatch.fields.rows import Frame
 from kmemwatch.fields.views import View
-from kmemwatch.model import Snapshot
+from kmemwatch.model import LATENCY_KINDS, Snapshot
 from kmemwatch.render.cells import fit, width
 from kmemwatch.render.select import Selection
-from kmemwatch.units import bytes_human, count_human, printable, seconds_human
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
 
 GAP, WIDE_GAP = 1, 2
 """Cells between columns: two where every column fits with them."""
 _NAME_AT_LEAST = 10
 _LONG = 20
 """A text column that wide holds paths or lists, and uses more room if there is some."""
+_TIMED = dict(zip(LATENCY_KINDS, ("allocation", "with a check", "check"), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +103,18 @@ def summary(shown: Frame) -> str:
     parts = [
         f"memcgs {online} online, {dying} dying",
         f"kernel memory {bytes_human(kernel_bytes(shown))}" + (f" in {printable(shown.scope)}" if shown.scope else ""),
+        *timed(snapshot),
         f"lost {count_human(snapshot.lost.total)}",
     ]
     return SEPARATOR.join(parts)
+
+
+def timed(snapshot: Snapshot) -> Iterator[str]:
+    """What an allocation takes, and a recharge check, since the start; nothing unless they are timed."""
+    means = derived.mean_latency_ns(snapshot)
+    if means is None:
+        return
+    yield ", ".join(f"{_TIMED[kind]} {UNKNOWN if ns is None else f'{ns:,.0f} ns'}" for kind, ns in means.items())
 
 
 def kernel_bytes(shown: Frame) -> int | None:

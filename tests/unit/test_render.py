@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from kmemwatch.errors import UsageError
 from kmemwatch.fields.rows import Frame, frame
 from kmemwatch.fields.views import VIEWS
-from kmemwatch.model import EVENT_KINDS, Event
+from kmemwatch.model import EVENT_KINDS, LATENCY_KINDS, Event, Latency, LatencyHistogram
 from kmemwatch.render.cells import char_width, cut_head, cut_tail, fit, width
 from kmemwatch.render.files import csv_header, csv_rows, ndjson_rows
 from kmemwatch.render.lines import EventLines
 from kmemwatch.render.select import check_scope, select, sort_rows
-from kmemwatch.render.table import layout, table
+from kmemwatch.render.table import layout, summary, table
 from kmemwatch.units import printable
 from tests.unit import fakes
 
@@ -93,6 +93,19 @@ def test_recharges_at_100_columns() -> None:
 
 def test_cgroups_at_80_columns() -> None:
     assert table(SAMPLE, select("cgroups"), 80, title="live") == CGROUPS_80
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (((3, 2_700), (0, 0), (8, 4_001)), "allocation 900 ns, with a check ?, check 500 ns"),
+        (((2, 24_691_356),), "allocation 12,345,678 ns"),
+    ],
+)
+def test_times_of_allocations_are_told_where_they_are_measured(rows: tuple[tuple[int, int], ...], said: str) -> None:
+    histograms = tuple(LatencyHistogram(kind, *row, ()) for kind, row in zip(LATENCY_KINDS, rows, strict=False))
+    timed = replace(fakes.sample(), latency=Latency(64, {}, {}, histograms))
+    assert summary(Frame(timed)) == f"memcgs 217 online, 4 dying · kernel memory 1.8G · {said} · lost 0"
 
 
 def test_zombies_uncut() -> None:
