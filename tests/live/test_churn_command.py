@@ -25,7 +25,7 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import printable
 from tests.cgroup_mounts import MemoryMount
-from tests.live.tell import lost_lifecycle, pair_of, settled, snapshot, wait_for
+from tests.live.tell import empty_batches, lost_lifecycle, pair_of, settled, snapshot, wait_for
 
 SCHEMA = json.loads(resources.files("kmemwatch.churn").joinpath("report.schema.json").read_text())
 HOLDS = re.compile(rb"(\d+) cgroups removed below (\S+); holding")
@@ -125,7 +125,17 @@ def test_kmemwatch_and_the_kernel_see_as_many_dead_as_were_made(
     assert seen_ids == ids(report)
     assert report["dying"]["after_hold"] - report["dying"]["before"] == number
     assert (report["ended_by"], report["signal"], report["cleaned"]) == ("done", "SIGINT", True)
-    assert settled(lambda: len(below(feed, parent, DYING)), 0, patience(30)) == 0
+    assert left_dying(feed, parent, 0, patience(30)) == 0
+
+
+def left_dying(feed: LiveFeed, parent: str, expected: int, limit_s: float) -> int:
+    """How many below `parent` are still dying when others were let go; waits for the `expected` number."""
+
+    def left() -> int:
+        empty_batches()
+        return len(below(feed, parent, DYING))
+
+    return settled(left, expected, limit_s)
 
 
 def allocations(seen: Snapshot, cache: str, cgroups: set[int]) -> int:
@@ -213,7 +223,7 @@ def test_kinds_with_pages_or_references_keep_their_cgroups_dying(
     assert len(below(feed, parent, DYING)) == 5
     running.process.terminate()
     running.end(patience(60))
-    assert settled(lambda: len(below(feed, parent, DYING)), 0, patience(30)) == 0
+    assert left_dying(feed, parent, 0, patience(30)) == 0
 
 
 def test_the_same_seed_does_the_same_whoever_does_it(
@@ -240,7 +250,7 @@ def test_the_oldest_dead_are_let_go_when_there_are_too_many(
         "--objects", "13",
     )  # fmt: skip
     parent = running.held(patience(60))
-    assert settled(lambda: len(below(feed, parent, DYING)), 7, patience(30)) == 7
+    assert left_dying(feed, parent, 7, patience(30)) == 7
     kept = below(feed, parent, DYING)
     running.process.terminate()
     report = running.end(patience(60))

@@ -20,7 +20,7 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, lost_lifecycle, near, settled, shrink, snapshot, warm_up, workload
+from tests.live.tell import cgroup_of, empty_batches, lost_lifecycle, near, settled, shrink, snapshot, warm_up, workload
 from tests.needs import NEEDS
 
 PAGE = 4096
@@ -189,9 +189,9 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
         assert (row.offline_at_ns is None) == kind.endswith("older"), "only deaths that were seen have a time"
     for _, zombie in zombies:
         zombie.let_go()
-    Path("/proc/sys/vm/drop_caches").write_text("1")  # strays, and pages that wait in a CPU's batch
 
     def left() -> list[str]:
+        empty_batches()  # and strays
         if child_caches:
             shrink()
         # Each CPU has pages in stock for whom it charged last, for several of them on 7.2: others push them out.
