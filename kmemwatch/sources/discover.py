@@ -25,6 +25,8 @@ _LIST_TRIES = 5
 _REPAIRS = 1000
 """So many caches may be found to have left the list in one go through it."""
 _ORDER_SHIFT = 16
+_PREVIOUS = 8
+"""Offset of `prev` in a ``struct list_head``."""
 POSSIBLE_NODES = Path("/sys/devices/system/node/possible")
 
 
@@ -48,7 +50,7 @@ class CacheList:
     """The kernel's list of caches."""
 
     def __init__(self, peek: Peek, facts: Facts, first: int) -> None:
-        """`first`: address of any cache, see `first_cache`."""
+        """`first`: address of a cache that is never destroyed, see `first_cache`."""
         self._peek = peek
         self._offsets = facts.offsets
         self._first = first
@@ -196,7 +198,8 @@ class CacheList:
 
 
 def first_cache(peek: Peek, facts: Facts) -> int:
-    """Address of some cache: from the symbol ``slab_caches``, else the one that sockets like ours are made from.
+    """Address of a cache that is never destroyed: the oldest, which the symbol ``slab_caches`` leads to (new ones are
+    added at the front), else the one that sockets like ours are made from.
 
     Kernels without CONFIG_KALLSYMS_ALL name no data, but every task leads to its files, a file that is a socket to its
     protocol, and a protocol to its cache. Raises OSError, KeyError when this kernel has no such way.
@@ -204,7 +207,7 @@ def first_cache(peek: Peek, facts: Facts) -> int:
     offsets = facts.offsets
     head = (facts.symbols or {}).get("slab_caches", 0)
     if head:
-        return peek.u64(head) - offsets["kmem_cache__list"]
+        return peek.u64(head + _PREVIOUS) - offsets["kmem_cache__list"]
     with socket.socket(socket.AF_UNIX) as own:
         table = peek.u64(peek.u64(peek.u64(0) + offsets["task_struct__files"]) + offsets["files_struct__fdt"])
         file = peek.u64(peek.u64(table + offsets["fdtable__fd"]) + 8 * own.fileno())

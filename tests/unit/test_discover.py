@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmemwatch.errors import KmemwatchError
+from kmemwatch.kernel.facts import Facts
 from kmemwatch.sources import discover
 from kmemwatch.sources.discover import CacheList, CacheRecord, find_stats_tables, is_stats_table
 from kmemwatch.sources.peek import Peek
@@ -188,6 +189,11 @@ def make_caches(memory: FakeMemory, names: list[bytes]) -> list[int]:
     return addresses
 
 
+def with_head(address: int) -> Facts:
+    """Facts of a kernel that names the head of its list of caches."""
+    return replace(FACTS, symbols={"slab_caches": address + OFF["kmem_cache__list"]})
+
+
 def test_the_list_of_caches_without_its_head() -> None:
     memory = FakeMemory()
     addresses = make_caches(memory, [b"dentry", b"kmalloc-64", b"a:name (with) odd, parts"])
@@ -197,8 +203,7 @@ def test_the_list_of_caches_without_its_head() -> None:
         assert caches.read() == found, "the second time, the structs of the first are read at once"
         assert sorted(cache.address for cache in found) == addresses[:3]
         assert {cache.name: cache.size_bytes for cache in found}["kmalloc-64"] == 128
-    facts = replace(FACTS, symbols={"slab_caches": addresses[0] + OFF["kmem_cache__list"]})
-    assert discover.first_cache(memory, facts) == addresses[1]
+    assert discover.first_cache(memory, with_head(addresses[3])) == addresses[2]
 
 
 def test_caches_that_came_and_went_since_the_last_reading() -> None:
@@ -273,6 +278,14 @@ def test_caches_that_are_destroyed_while_the_list_is_followed(seed: int) -> None
     while memory.doomed:
         assert staying <= {cache.address for cache in caches.read()}
     assert {cache.address for cache in caches.read()} == staying
+
+
+def test_the_newest_cache_is_destroyed() -> None:
+    memory = Dying()
+    newest, *older, head = make_caches(memory, [b"child", b"dentry", b"kmem_cache"])
+    caches = CacheList(memory, FACTS, discover.first_cache(memory, with_head(head)))
+    memory.destroy(newest)
+    assert {cache.address for cache in caches.read()} == set(older)
 
 
 # struct page
