@@ -174,9 +174,11 @@ def empty_batches() -> None:
 
 def near(pins: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, int]:
     """`pins`, with what is `expected` for those that are as near to it as this kernel tells: exactly, but before v5.13
-    each CPU keeps up to 32 pages of a statistic to itself, in the kernel's own files as well."""
+    each CPU keeps up to 32 pages of a statistic to itself, in the kernel's own files as well. A pin of fewer pages may
+    not be told at all then."""
     batch = 0 if NEEDS["statistics that are added up"]() else 32 * os.sysconf("SC_PAGE_SIZE") * (os.cpu_count() or 1)
-    return {
+    kept_back = {name: value for name, value in expected.items() if value <= batch}
+    return kept_back | {
         name: expected[name] if abs(value - expected.get(name, value + batch + 1)) <= batch else value
         for name, value in pins.items()
     }
