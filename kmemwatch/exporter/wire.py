@@ -7,6 +7,7 @@ Back comes a line of JSON when it serves, or the reason why not, and one when it
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -143,9 +144,11 @@ def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
 
 
 def answer(channel: socket.socket, error: KmemwatchError | None) -> None:
-    """From the HTTP process: that it has come so far, or why it cannot."""
+    """From the HTTP process: that it has come so far, or why it cannot. Whoever has ended meanwhile is not told; the
+    next `receive` says so."""
     told = {} if error is None else {"error": type(error).__name__, "message": str(error), "hint": error.hint}
-    channel.sendall(json.dumps(told).encode() + b"\n")
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        channel.sendall(json.dumps(told).encode() + b"\n")
 
 
 def receive_answer(channel: socket.socket) -> bool:

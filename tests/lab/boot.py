@@ -26,6 +26,7 @@ SHARED = "/run/kmemwatch-lab"
 
 SCRATCH_MB = 1024
 TAIL_LINES = 30
+CONSOLE_LOG = "console.log"
 
 
 class LabError(Exception):
@@ -80,7 +81,7 @@ class Guest:
         """Run `command` with sh, in the working tree, as root; raises one of the LabErrors."""
         self._prepare(command, env or {})
         began = time.monotonic()
-        with (self.shared / "console.log").open("wb") as console:
+        with (self.shared / CONSOLE_LOG).open("wb") as console:
             qemu = subprocess.Popen(
                 self._qemu_command(), stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
             )
@@ -95,7 +96,7 @@ class Guest:
         if started is None or not self._file("status"):
             raise self._failure(started, ended - began, killed)
         exit_code, output = int(self._file("status")), self._file("output")
-        for name in ("console.log", "initramfs", "scratch.img"):
+        for name in (CONSOLE_LOG, "initramfs", "scratch.img"):
             (self.shared / name).unlink()
         return GuestResult(exit_code, output, started - began, ended - started)
 
@@ -157,8 +158,8 @@ class Guest:
         return time.monotonic() if file is not None and file.exists() else None
 
     def _failure(self, started: float | None, took_s: float, killed: bool) -> LabError:
-        console = self._file("console.log")
-        tail = "\n".join([f"{self.shared / 'console.log'}:", *console.splitlines()[-TAIL_LINES:]])
+        console = self._file(CONSOLE_LOG)
+        tail = "\n".join([f"{self.shared / CONSOLE_LOG}:", *console.splitlines()[-TAIL_LINES:]])
         panic = next((line for line in console.splitlines() if "Kernel panic" in line), "")
         name = self.files.release
         if started is None:

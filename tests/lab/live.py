@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.lab.boot import SHARED, Guest, LabError
+from tests.lab.boot import CONSOLE_LOG, SHARED, Guest, KernelPanic, LabError
 from tests.lab.guest_report import FILE_VARIABLE, RUNNING, GuestOutcome, read_outcomes
 from tests.lab.kernels import LabKernel, obtain
 from tests.lab.results import DOCTOR
@@ -28,6 +29,7 @@ PATIENCE = "10"
 more often: a run in which none is lost has to be short."""
 
 REPORT = "report.jsonl"
+STALE_BREAKPOINT = re.compile(r"int3: 0000 \[#1\](?:(?!Code:)[^\0])*Code: [0-9a-f ]*\b(?!cc)[0-9a-f]{2} <[0-9a-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class LiveRun:
     run_s: float = 0.0
     doctor: Mapping[str, Any] | None = None
     """What `kmemwatch doctor --output json` said in the guest, if that test was run and passed."""
+    broken_by_qemu: bool = False
+    """Whether this is the second run; see `stale_breakpoint`."""
 
     @property
     def summary(self) -> str:
@@ -49,7 +53,8 @@ class LiveRun:
             return str(self.error).splitlines()[0]
         counts = Counter(outcome.outcome for outcome in self.outcomes.values())
         tests = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-        return f"{tests}; {self.boot_s:.0f} s to boot, {self.run_s:.0f} s to run"
+        again = "; booted again, as QEMU executed a breakpoint that was gone" if self.broken_by_qemu else ""
+        return f"{tests}; {self.boot_s:.0f} s to boot, {self.run_s:.0f} s to run{again}"
 
     def outcome(self, nodeid: str) -> GuestOutcome:
         """What became of one test; tests that never ran or never ended failed, with the reason of the guest's end."""
@@ -87,8 +92,26 @@ class Matrix:
         self._pool.shutdown(cancel_futures=True)
 
 
+def stale_breakpoint(console: str) -> bool:
+    """Whether the kernel died of a breakpoint that was not in its memory any more.
+
+    It writes one while it changes its own code. QEMU has been seen to execute what it had translated before, which no
+    processor does: then the byte before the one that the oops marks is that of the code which was written since.
+    """
+    return STALE_BREAKPOINT.search(console) is not None
+
+
 def run_live(kernel: LabKernel, shared: Path, nodeids: Sequence[str], stop: threading.Event) -> LiveRun:
-    """Boot and run tests; never raises a LabError, so that every test can say what happened to it."""
+    """Boot and run tests; never raises a LabError, so that every test can say what happened to it. Boots a second time
+    if the emulator broke the first."""
+    run = _run_once(kernel, shared, nodeids, stop)
+    if not isinstance(run.error, KernelPanic) or not stale_breakpoint((shared / CONSOLE_LOG).read_text()):
+        return run
+    shared.rename(shared.with_name(f"{shared.name}.broken-by-qemu"))
+    return replace(_run_once(kernel, shared, nodeids, stop), broken_by_qemu=True)
+
+
+def _run_once(kernel: LabKernel, shared: Path, nodeids: Sequence[str], stop: threading.Event) -> LiveRun:
     shared.mkdir()
     guest = Guest(obtain(kernel), shared, stop=stop)
     name, report = kernel.name, shared / REPORT

@@ -10,7 +10,7 @@ import itertools
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
 
@@ -53,12 +53,12 @@ def counts(row: Pair | None) -> tuple[int, int]:
     return row.allocations_total, row.frees_total or 0
 
 
-def without_loss(feed: LiveFeed, attempt: Callable[[], None]) -> None:
-    """Run `attempt` until nothing was lost during it."""
+def without_loss(feed: LiveFeed, attempt: Callable[[], None], but: Set[str] = frozenset()) -> None:
+    """Run `attempt` until nothing was lost during it, `but` by reasons that have nothing to do with what it counts."""
     for _ in range(TRIES):
-        before = lost_now(feed)
+        before = {reason: count for reason, count in lost_now(feed).items() if reason not in but}
         attempt()
-        after = lost_now(feed)
+        after = {reason: count for reason, count in lost_now(feed).items() if reason not in but}
         if before == after:
             return
     pytest.fail(f"events were lost in each of {TRIES} runs: {after}")
@@ -213,7 +213,7 @@ def test_an_independent_tracer_counts_the_same(
     scale: Callable[[int], int],
     patience: Callable[[float], float],
 ) -> None:
-    cgroup, number = own_cgroup(), scale(50_021)
+    cgroup, number = own_cgroup(), scale(20_011)
     seen: dict[str, int] = {}
     with workload(cgroup) as work:
 
@@ -224,7 +224,7 @@ def test_an_independent_tracer_counts_the_same(
                 seen["ours"] = counts(pair_of(snapshot(feed), "filp", cgroup.id))[0] - before
                 seen["bpftrace"] = tracer.stop()
 
-        without_loss(feed, attempt)
+        without_loss(feed, attempt, but={"skipped_charge", "charge_map_full"})
     assert seen == {"ours": number, "bpftrace": number}
 
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from tests.lab import initramfs
-from tests.lab.boot import Hang
+from tests.lab import initramfs, live
+from tests.lab.boot import CONSOLE_LOG, Hang, KernelPanic
 from tests.lab.guest_report import GuestOutcome, read_outcomes
 from tests.lab.kernels import KERNELS, KernelFiles, module_files
 from tests.lab.live import LiveRun
@@ -88,3 +89,41 @@ def test_initramfs_is_a_cpio_archive_with_the_modules_in_order(tmp_path: Path, m
     assert len(archive) % 4 == 0
     assert archive.startswith(b"070701")
     assert archive.index(b"modules/00-zz.ko") < archive.index(b"modules/01-aa.ko") < archive.index(b"TRAILER!!!")
+
+
+def oops(before: str) -> str:
+    """What a kernel says of a breakpoint that nobody knows, with the byte `before` where it stood; then of who ran."""
+    code = "Code: 48 8b 74 24 40 {} <{}> 48 83 f9 10\n"
+    return (
+        f"Oops: int3: 0000 [#1] SMP\nRIP: 0010:kfree+0x23/0x420\n{code.format(before, '7b')}{code.format('05', '48')}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("console", "stale"),
+    [
+        (oops("eb"), True),
+        (oops("cc"), False),
+        (oops("eb").replace("int3", "general protection fault"), False),
+        ("", False),
+    ],
+)
+def test_a_guest_that_the_emulator_broke_is_booted_again_and_no_other(
+    console: str, stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[str] = []
+
+    def run_once(kernel: object, shared: Path, nodeids: object, stop: object) -> LiveRun:
+        shared.mkdir()
+        (shared / CONSOLE_LOG).write_text(console)
+        runs.append(shared.name)
+        if len(runs) == 1:
+            return LiveRun("7.x", {}, KernelPanic("Fatal exception in interrupt"))
+        return LiveRun("7.x", {"a": GuestOutcome("passed")}, None)
+
+    monkeypatch.setattr(live, "_run_once", run_once)
+    run = live.run_live(KERNELS[0], tmp_path / "7.x", ["a"], threading.Event())
+    assert len(runs) == (2 if stale else 1)
+    assert ("booted again" in run.summary) == stale
+    assert (run.outcome("a").outcome == "passed") == stale
+    assert (tmp_path / "7.x.broken-by-qemu").exists() == stale
