@@ -260,8 +260,6 @@ def test_nothing_is_imported_after_privileges_are_given_up() -> None:
 # What goes over the wire
 
 
-@given(strategies.snapshots)
-@settings(max_examples=100)
 def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
     asking, answering = socket.socketpair()
     with answering:
@@ -270,6 +268,8 @@ def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
         assert wire.receive(answering) is None
 
 
+@given(strategies.snapshots)
+@settings(max_examples=100)
 def test_a_frame_comes_out_as_it_went_in(snapshot: Snapshot) -> None:
     frame = Frame(snapshot, 12.5, READER)
     ours, theirs = socket.socketpair()
