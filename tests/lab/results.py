@@ -84,9 +84,8 @@ HEAD = """# Kernels
 <!-- Written by `make lab-results` from tests/lab/results.json; change tests/lab/results.py instead. -->
 
 What kmemwatch can tell on which kernel: seen on each of them in the lab (`tests/lab`), which boots them in QEMU, and
-compared in every run of `make test-lab`. A kernel of the lab that is not here has not come through a whole run yet. On
-any other kernel, `kmemwatch doctor` tells the same for it. What decides is not the version but what the kernel offers,
-see `kmemwatch/kernel/plan.py`.
+compared in every run of `make test-lab`. On any other kernel, `kmemwatch doctor` tells the same for it. What decides is
+not the version but what the kernel offers, see `kmemwatch/kernel/plan.py`.
 """
 
 LEGEND = """
