@@ -172,6 +172,20 @@ def empty_batches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
+def wake_processors() -> None:
+    """Be busy for some ticks on each: what adds up the statistics of memcgs every two seconds has a deferrable timer,
+    which a processor that sleeps does not see to."""
+    allowed = os.sched_getaffinity(0)
+    try:
+        for processor in allowed:
+            os.sched_setaffinity(0, {processor})
+            until = time.monotonic() + 0.02
+            while time.monotonic() < until:
+                pass
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 def near(pins: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, int]:
     """`pins`, with what is `expected` for those that are as near to it as this kernel tells: exactly, but before v5.13
     each CPU keeps up to 32 pages of a statistic to itself, in the kernel's own files as well. A pin of fewer pages may

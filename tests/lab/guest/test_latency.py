@@ -13,6 +13,7 @@ from kmemwatch.kernel.plan import RECHARGE_FUNCTION, TIMED_CHECK
 from kmemwatch.live import LiveFeed, LiveOptions, open_live
 from kmemwatch.model import Latency
 from kmemwatch.sources.bpf_source import BpfSource
+from kmemwatch.sources.handover import Child
 from kmemwatch.sources.latency import Calls, calls
 from tests.lab.guest.truth import kernel_counters
 from tests.lab.guest.workers import workers
@@ -106,3 +107,28 @@ def test_every_call_is_timed_or_accounted_for(
             assert checks_unseen(feed) == unseen
     finally:
         feed.close()
+
+
+def test_a_warm_start_times_as_the_cold_one_did(
+    own_cgroup: Callable[..., OwnCgroup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KMEMWATCH_TEST_KEPT", str(tmp_path / "kept"))
+    probes = []
+    for start in ("cold", "warm"):
+        if start == "warm":  # it may not use what only a cold start needs
+            monkeypatch.setenv("KMEMWATCH_TEST_WARM", start)
+        feed = LiveFeed(BpfSource(Child(module="tests.live.kept_start", latency=True).wait()))
+        try:
+            before, _, _ = timed(feed)
+            with workers(1) as (worker,):
+                worker.do("enter", own_cgroup().path)
+                worker.do("files", FILES, f"{tmp_path}/{start}")
+            after, _, _ = timed(feed)
+            assert after.calls_total["allocation"] - before.calls_total["allocation"] >= 2 * FILES
+            samples = [sum(one.samples_total for one in latency.histograms) for latency in (before, after)]
+            assert samples[1] > samples[0]
+            probes.append(feed._source.known.probes)
+        finally:
+            feed.close()
+    assert probes[0] == probes[1]
+    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["start-latency"]
