@@ -50,11 +50,6 @@ def drop_and_count(path: Path) -> int:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    return cached_bytes(path)
-
-
-def cached_bytes(path: Path) -> int:
-    """Page cache of a file."""
     return int(subprocess.check_output(["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)]))
 
 
@@ -68,15 +63,14 @@ class Zombie:
     references: range
     """One for each folio of page cache or shmem, whose sizes the file system chooses; one for each kernel object."""
     let_go: Callable[[], None]
-    file: Path | None = None
-    file_bytes: int = 0
-    """Page cache of the file when its pins were noted."""
+    page_cache: Callable[[], int]
+    """Bytes of page cache that pin it now, by the kernel's own word."""
 
     def pins_now(self) -> dict[str, int]:
-        """The kernel may have dropped some of a file since, which nobody else reads."""
-        if self.file is None:
-            return self.pins
-        return self.pins | {"file": self.pins["file"] - self.file_bytes + cached_bytes(self.file)}
+        """The kernel drops some of its page cache whenever it likes, so that what was noted is soon too much."""
+        file_bytes = self.page_cache()
+        others = {name: value for name, value in self.pins.items() if name != "file"}
+        return others | ({"file": file_bytes} if file_bytes else {})
 
 
 class Graveyard:
@@ -89,15 +83,27 @@ class Graveyard:
         self._version = version
         self._open_graves: list[tuple[OwnCgroup, Zombie]] = []
 
-    def _page_cache(self, cgroup: OwnCgroup) -> int:
-        """Page cache of a cgroup in bytes, by the kernel's own word."""
-        stat = {line.split()[0]: int(line.split()[1]) for line in cgroup.read("memory.stat").splitlines()}
-        return stat["cache" if self._version == 1 else "file"] - stat["shmem"]
+    def _make(self) -> OwnCgroup:
+        """With a parent of its own, which lives on: what the kernel says of that is what it says of the dead."""
+        parent = self._own_cgroup()
+        if self._version == 2:
+            (parent.path / "cgroup.subtree_control").write_text("+memory")
+        return parent.child("grave")
+
+    def _page_cache(self, parent: Path) -> int:
+        """Page cache of a cgroup and all below, the dead as well, in bytes by the kernel's own word."""
+        if not PAGES:  # it becomes the parent's
+            return 0
+        if self._version == 2:
+            (parent / "cpu.stat").read_text()  # adds up the statistics of most kernels
+        stat = dict(line.split() for line in (parent / "memory.stat").read_text().splitlines())
+        cache, shmem = ("total_cache", "total_shmem") if self._version == 1 else ("file", "shmem")
+        return int(stat[cache]) - int(stat[shmem])
 
     def shmem(self) -> Zombie:
         """A file on tmpfs."""
-        cgroup = self._own_cgroup()
-        path = self._tmpfs / f"{cgroup.path.name}.bin"
+        cgroup = self._make()
+        path = self._tmpfs / f"{cgroup.path.parent.name}.bin"
         with workload(cgroup) as work:
             work.do(f"write {path} {SHMEM_BYTES}")
         pins = {"shmem": whole_pages(SHMEM_BYTES)}
@@ -105,20 +111,18 @@ class Graveyard:
 
     def page_cache(self) -> Zombie:
         """A file on disk that it was the first to read: no block or directory of it is read for the first time."""
-        cgroup = self._own_cgroup()
-        path = self._disk / f"{cgroup.path.name}.bin"
+        cgroup = self._make()
+        path = self._disk / f"{cgroup.path.parent.name}.bin"
         path.write_bytes(os.urandom(FILE_BYTES))
         assert settled(partial(drop_and_count, path), 0, 10) == 0
         with workload(cgroup) as work:
             work.do(f"read {path}")
         pins = {"file": whole_pages(FILE_BYTES)}
-        zombie = self._bury(cgroup, pins, range(1, whole_pages(FILE_BYTES) // PAGE + 1), path.unlink)
-        zombie.file = path
-        return zombie
+        return self._bury(cgroup, pins, range(1, whole_pages(FILE_BYTES) // PAGE + 1), path.unlink)
 
     def socket(self) -> Zombie:
         """A TCP connection with unread data, held open by an outsider."""
-        cgroup = self._own_cgroup()
+        cgroup = self._make()
         if self._version == 1:  # v1 charges sockets only under a limit
             (cgroup.path / "memory.kmem.tcp.limit_in_bytes").write_text(str(1 << 30))
         with workload(cgroup) as work:
@@ -142,7 +146,7 @@ class Graveyard:
 
     def inotify(self) -> Zombie:
         """A kernel object without a byte: only the reference tells."""
-        cgroup = self._own_cgroup()
+        cgroup = self._make()
         with workload(cgroup) as work:
             work.start("inotify")
             descriptor = work.receive_fd()
@@ -150,25 +154,23 @@ class Graveyard:
         return self._bury(cgroup, {}, range(1, 2), lambda: os.close(descriptor))
 
     def _bury(self, cgroup: OwnCgroup, pins: dict[str, int], references: range, let_go: Callable[[], None]) -> Zombie:
-        zombie = Zombie(cgroup.id, f"/{cgroup.path.name}", pins, references, let_go)
+        parent = cgroup.path.parent
+        path = f"/{parent.name}/{cgroup.path.name}"
+        zombie = Zombie(cgroup.id, path, pins, references, let_go, partial(self._page_cache, parent))
         self._open_graves.append((cgroup, zombie))
         return zombie
 
     def close(self) -> None:
-        """Remove all cgroups that were prepared, after reading what the kernel says of their page cache.
+        """Remove all cgroups that were prepared, after a look at their page cache.
 
-        It decides what of a file is cached: it may drop some, and a cgroup may be the first to touch a page of a
-        program or a directory. So the figure to meet is the kernel's own, near the size of the file.
+        It is near the size of the file and not that size: a cgroup may be the first to touch a page of a program or a
+        directory, and the kernel may drop some of the file.
         """
         time.sleep(2.5)  # memory.stat may be two seconds old
         for cgroup, zombie in self._open_graves:
-            file_bytes = self._page_cache(cgroup)
-            assert abs(file_bytes - zombie.pins.get("file", 0)) <= 64 * PAGE
+            if PAGES:
+                assert abs(zombie.page_cache() - zombie.pins.get("file", 0)) <= 64 * PAGE
             zombie.references = range(zombie.references.start, zombie.references.stop + 64)
-            if file_bytes:
-                zombie.pins["file"] = file_bytes
-            if zombie.file is not None:
-                zombie.file_bytes = cached_bytes(zombie.file)
             cgroup.path.rmdir()
         self._open_graves.clear()
 
