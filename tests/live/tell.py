@@ -172,18 +172,32 @@ def empty_batches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
-def wake_processors() -> None:
-    """Be busy for some ticks on each: what adds up the statistics of memcgs every two seconds has a deferrable timer,
-    which a processor that sleeps does not see to."""
+def empty_stocks(cgroup: OwnCgroup) -> None:
+    """Have a process in `cgroup` charge something on every processor: each has pages in stock for whom it charged last,
+    for several of them on 7.2, and only others push them out."""
+    for _ in each_processor():
+        with workload(cgroup):
+            pass
+
+
+def each_processor() -> Iterator[int]:
+    """Run on each in turn, with all that is started meanwhile."""
     allowed = os.sched_getaffinity(0)
     try:
         for processor in allowed:
             os.sched_setaffinity(0, {processor})
-            until = time.monotonic() + 0.02
-            while time.monotonic() < until:
-                pass
+            yield processor
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def wake_processors() -> None:
+    """Be busy for some ticks on each: what adds up the statistics of memcgs every two seconds has a deferrable timer,
+    which a processor that sleeps does not see to."""
+    for _ in each_processor():
+        until = time.monotonic() + 0.02
+        while time.monotonic() < until:
+            pass
 
 
 def near(pins: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, int]:

@@ -23,6 +23,7 @@ from tests.live.cgroups import OwnCgroup
 from tests.live.tell import (
     cgroup_of,
     empty_batches,
+    empty_stocks,
     lost_lifecycle,
     near,
     settled,
@@ -229,9 +230,7 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
         empty_batches()  # and strays
         if child_caches:
             shrink()
-        # Each CPU has pages in stock for whom it charged last, for several of them on 7.2: others push them out.
-        with workload(own_cgroup()):
-            pass
+        empty_stocks(own_cgroup())
         rows = {row.id: row.state for row in snapshot(feed).cgroups}
         return [kind for kind, zombie in zombies if rows.get(zombie.cgroup_id, RELEASED) != RELEASED]
 

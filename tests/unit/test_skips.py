@@ -108,6 +108,20 @@ def test_calls_in_between_are_never_told_as_lost(monkeypatch: pytest.MonkeyPatch
     assert 1000 - 17 <= (found.read()["free"] or 0) <= 1000
 
 
+def test_what_was_told_as_lost_stays_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls between the two looks hide it: a total that fell would take back losses."""
+    kernel = Kernel((FREE, BULK))
+    found = skips_of(kernel, monkeypatch)
+    kernel.hits[FREE] += 10
+    assert found.not_run() == {FREE: 10, BULK: 0}
+    kernel.step = 6
+    assert found.not_run() == {FREE: 10, BULK: 0}
+    assert found.read() == {"free": 10}
+    kernel.step = 0
+    kernel.hits[FREE] += 7
+    assert found.not_run() == {FREE: 17, BULK: 0}
+
+
 def test_bulk_frees_are_frees(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel((FREE, BULK))
     found = skips_of(kernel, monkeypatch)
