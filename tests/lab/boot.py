@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.lab import emulator
 from tests.lab.initramfs import write_initramfs
 from tests.lab.kernels import KernelFiles, module_files
 
@@ -27,6 +28,7 @@ SHARED = "/run/kmemwatch-lab"
 SCRATCH_MB = 1024
 TAIL_LINES = 30
 CONSOLE_LOG = "console.log"
+LISTEN_EVERY_S = 2
 
 
 class LabError(Exception):
@@ -47,6 +49,10 @@ class Hang(LabError):
 
 class GuestLost(LabError):
     """QEMU ended while the command ran, without a panic."""
+
+
+class BrokenByEmulator(LabError):
+    """QEMU executed what is not in the guest's memory; nothing is said of the kernel or of the command."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,16 @@ class Guest:
         return [*command, *quiet, *disk, *shares]
 
     def _wait(self, qemu: subprocess.Popen[bytes], file: Path | None, until: float) -> float | None:
-        """Until QEMU ends, `file` appears (then the moment is returned), it is `until`, or somebody says stop."""
+        """Until QEMU ends, `file` appears (then the moment is returned), it is `until`, somebody says stop, or the
+        console says that the emulator has broken the guest, which may never end then."""
+        listened = time.monotonic()
         while time.monotonic() < until and not self.stop.is_set():
             if file is not None and file.exists():
                 return time.monotonic()
+            if time.monotonic() > listened + LISTEN_EVERY_S:
+                if emulator.stale_breakpoint(self._file(CONSOLE_LOG)):
+                    break
+                listened = time.monotonic()
             try:
                 qemu.wait(0.05)
                 break
@@ -162,6 +174,8 @@ class Guest:
         tail = "\n".join([f"{self.shared / CONSOLE_LOG}:", *console.splitlines()[-TAIL_LINES:]])
         panic = next((line for line in console.splitlines() if "Kernel panic" in line), "")
         name = self.files.release
+        if emulator.stale_breakpoint(console):
+            return BrokenByEmulator(f"{name} after {took_s:.0f} s: QEMU executed a breakpoint that was gone\n{tail}")
         if started is None:
             return BootFailure(f"{name} did not come up in {took_s:.0f} s {panic}\n{tail}")
         if panic:

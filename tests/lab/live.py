@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import threading
 from collections import Counter
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tests.lab.boot import CONSOLE_LOG, SHARED, Guest, KernelPanic, LabError
+from tests.lab.boot import SHARED, BrokenByEmulator, Guest, LabError
 from tests.lab.guest_report import FILE_VARIABLE, RUNNING, GuestOutcome, read_outcomes
 from tests.lab.kernels import LabKernel, obtain
 from tests.lab.results import DOCTOR
@@ -29,7 +28,6 @@ PATIENCE = "10"
 more often: a run in which none is lost has to be short."""
 
 REPORT = "report.jsonl"
-STALE_BREAKPOINT = re.compile(r"int3: 0000 \[#1\](?:(?!Code:)[^\0])*Code: [0-9a-f ]*\b(?!cc)[0-9a-f]{2} <[0-9a-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class LiveRun:
     doctor: Mapping[str, Any] | None = None
     """What `kmemwatch doctor --output json` said in the guest, if that test was run and passed."""
     broken_by_qemu: bool = False
-    """Whether this is the second run; see `stale_breakpoint`."""
+    """Whether this is the second run; see tests/lab/emulator.py."""
 
     @property
     def summary(self) -> str:
@@ -92,20 +90,11 @@ class Matrix:
         self._pool.shutdown(cancel_futures=True)
 
 
-def stale_breakpoint(console: str) -> bool:
-    """Whether the kernel died of a breakpoint that was not in its memory any more.
-
-    It writes one while it changes its own code. QEMU has been seen to execute what it had translated before, which no
-    processor does: then the byte before the one that the oops marks is that of the code which was written since.
-    """
-    return STALE_BREAKPOINT.search(console) is not None
-
-
 def run_live(kernel: LabKernel, shared: Path, nodeids: Sequence[str], stop: threading.Event) -> LiveRun:
     """Boot and run tests; never raises a LabError, so that every test can say what happened to it. Boots a second time
     if the emulator broke the first."""
     run = _run_once(kernel, shared, nodeids, stop)
-    if not isinstance(run.error, KernelPanic) or not stale_breakpoint((shared / CONSOLE_LOG).read_text()):
+    if not isinstance(run.error, BrokenByEmulator):
         return run
     shared.rename(shared.with_name(f"{shared.name}.broken-by-qemu"))
     return replace(_run_once(kernel, shared, nodeids, stop), broken_by_qemu=True)

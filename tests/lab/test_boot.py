@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.boot import SHARED, BootFailure, Guest, Hang, KernelPanic
+from tests.lab.boot import SHARED, BootFailure, BrokenByEmulator, Guest, Hang, KernelPanic
 from tests.lab.conftest import get
 from tests.lab.kernels import SMOKE, KernelFiles, selected
 
@@ -48,6 +48,14 @@ def test_panic(booted: KernelFiles, tmp_path: Path) -> None:
 def test_hang(smoke_kernel: KernelFiles, tmp_path: Path) -> None:
     with pytest.raises(Hang, match=r"last words"):
         Guest(smoke_kernel, tmp_path).run("echo last words; sleep 600", limit_s=2)
+
+
+def test_what_the_emulator_broke_is_not_waited_for(smoke_kernel: KernelFiles, tmp_path: Path) -> None:
+    """The console says what a kernel says that returns to a breakpoint for ever; the command would run on."""
+    said = r"<0>watchdog: BUG: soft lockup - CPU#1 stuck for 26s!\n<0> exc_int3+0x1e/0x90\n"
+    with pytest.raises(BrokenByEmulator, match=r"executed a breakpoint that was gone"):
+        Guest(smoke_kernel, tmp_path).run(f"printf '{said}{said}' >/dev/ttyS0; sleep 600", limit_s=60)
+    assert (tmp_path / "console.log").exists()
 
 
 def test_boot_failure(smoke_kernel: KernelFiles, tmp_path: Path) -> None:

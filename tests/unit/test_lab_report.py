@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import initramfs, live
-from tests.lab.boot import CONSOLE_LOG, Hang, KernelPanic
+from tests.lab import emulator, initramfs, live
+from tests.lab.boot import BrokenByEmulator, Hang, KernelPanic, LabError
 from tests.lab.guest_report import GuestOutcome, read_outcomes
 from tests.lab.kernels import KERNELS, KernelFiles, module_files
 from tests.lab.live import LiveRun
@@ -99,31 +99,48 @@ def oops(before: str) -> str:
     )
 
 
+def lockup(*trace: str) -> str:
+    """What a kernel says every 20 seconds of a processor that does not come back."""
+    calls = "".join(f" ? {name}+0x1e/0x90\n" for name in trace)
+    return (
+        f"watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [python3:71]\nRIP: 0010:kfree+0x0/0x2f0\n <TASK>\n{calls}"
+    )
+
+
 @pytest.mark.parametrize(
     ("console", "stale"),
     [
         (oops("eb"), True),
         (oops("cc"), False),
         (oops("eb").replace("int3", "general protection fault"), False),
+        (lockup("exc_int3", "asm_exc_int3"), False),
+        (2 * lockup("exc_int3", "asm_exc_int3"), True),
+        (2 * lockup("asm_exc_page_fault", "vfs_read"), False),
+        (lockup("vfs_read") + 2 * lockup("exc_int3"), True),
+        (lockup("exc_int3") + lockup("vfs_read"), False),
         ("", False),
     ],
 )
+def test_what_the_emulator_broke_is_told_by_the_console(console: str, stale: bool) -> None:
+    assert emulator.stale_breakpoint(console) is stale
+
+
+@pytest.mark.parametrize(("error", "again"), [(BrokenByEmulator, True), (KernelPanic, False), (Hang, False)])
 def test_a_guest_that_the_emulator_broke_is_booted_again_and_no_other(
-    console: str, stale: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: type[LabError], again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[str] = []
 
     def run_once(kernel: object, shared: Path, nodeids: object, stop: object) -> LiveRun:
         shared.mkdir()
-        (shared / CONSOLE_LOG).write_text(console)
         runs.append(shared.name)
         if len(runs) == 1:
-            return LiveRun("7.x", {}, KernelPanic("Fatal exception in interrupt"))
+            return LiveRun("7.x", {}, error("how it ended"))
         return LiveRun("7.x", {"a": GuestOutcome("passed")}, None)
 
     monkeypatch.setattr(live, "_run_once", run_once)
     run = live.run_live(KERNELS[0], tmp_path / "7.x", ["a"], threading.Event())
-    assert len(runs) == (2 if stale else 1)
-    assert ("booted again" in run.summary) == stale
-    assert (run.outcome("a").outcome == "passed") == stale
-    assert (tmp_path / "7.x.broken-by-qemu").exists() == stale
+    assert len(runs) == (2 if again else 1)
+    assert ("booted again" in run.summary) == again
+    assert (run.outcome("a").outcome == "passed") == again
+    assert (tmp_path / "7.x.broken-by-qemu").exists() == again

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What the emulator itself breaks, told by the console, so that no kernel and no test is blamed for it.
+
+A kernel writes a breakpoint while it changes its own code. QEMU before 8.1, with a thread for each processor, has been
+seen to execute what it had translated before, after the kernel had taken the breakpoint away; no processor does that.
+"""
+
+from __future__ import annotations
+
+import re
+
+_OOPS = re.compile(r"int3: 0000 \[#1\](?:(?!Code:)[^\0])*Code: [0-9a-f ]*\b(?!cc)[0-9a-f]{2} <[0-9a-f]{2}>")
+"""The kernel dies of it: then the byte before the one that the oops marks is that of what was written since."""
+
+_LOCKUPS = re.compile(r"(?:soft lockup - CPU#\d+ stuck(?:(?!soft lockup)[^\0])*\bexc_int3\+0x[^\0]*?){2}")
+"""Or the kernel finds that the breakpoint is gone, returns to where it was, and takes it again for ever. Twice: a
+machine that is stopped for long enough says so as well, and once it may have been in a breakpoint that is there."""
+
+
+def stale_breakpoint(console: str) -> bool:
+    """Whether what the kernel says on its console is that it met a breakpoint which was not in its memory any more."""
+    return _OOPS.search(console) is not None or _LOCKUPS.search(console) is not None
