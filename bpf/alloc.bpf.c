@@ -155,8 +155,10 @@ static __always_inline void count_recovered(int which)
 /* The same at entry, where a failure cannot be told from success. */
 #define BODY_alloc_gfp1(cache, gfp, a2, a3, a4) count_alloc(cache, gfp, 1)
 #define BODY_alloc_gfp2(cache, a1, gfp, a3, a4) count_alloc(cache, gfp, 1)
-/* kmem_cache_alloc_bulk(cache, gfp, size, objects): all or nothing. */
-#define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(KMW_SCALAR(cache), gfp, size)
+/* kmem_cache_alloc_bulk(cache, gfp, size, objects): all, or nothing and 0; at entry, where that is not known, and at
+ * return. */
+#define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(cache, gfp, size)
+#define BODY_alloc_bulk_return(cache, gfp, size, a3, done) ((u32)(done) ? count_alloc(KMW_SCALAR(cache), gfp, size) : 0)
 /* __kmalloc(size, gfp) at return: the object is the return value. */
 #define BODY_kmalloc_return(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
 #define KEY_kmalloc_return(a0, a1, a2, a3, object) (object)
@@ -173,6 +175,8 @@ static __always_inline void count_recovered(int which)
 #define BODY_free_bulk(cache, size, objects, a3, a4) count_free_bulk(size, objects)
 /* rcu:rcu_invoke_kfree_bulk_callback: rcu name, number, objects. */
 #define BODY_free_bulk_tp(name, size, objects, a3, a4) count_free_bulk(size, objects)
+/* __rcu_free_sheaf_prepare(cache, sheaf): objects that kfree_rcu() was given lose their owners, after a grace period. */
+#define BODY_free_sheaf(cache, sheaf, a2, a3, a4) count_free_sheaf(KMW_SCALAR(sheaf))
 
 /*
  * The kernel's own batches have at most a page of pointers. Counted in the hash only: with a slot, each object would take
@@ -200,3 +204,10 @@ static __always_inline int count_free_bulk(u64 size, u64 objects)
 	count_lost(LOST_NO_CACHE, size - i);
 	return 0;
 }
+
+#ifdef OFF_slab_sheaf__objects
+static __always_inline int count_free_sheaf(u64 sheaf)
+{
+	return count_free_bulk(KMW_READ(u32, sheaf, slab_sheaf__size), sheaf + OFF_slab_sheaf__objects);
+}
+#endif

@@ -106,6 +106,10 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "kernel memory in the cgroups' files": _tells_kernel_memory,
     # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
     "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
+    # By kfree_rcu(); one by one in a function of its own before v6.12.
+    "watches freed in batches": lambda: not _has_symbol("epi_rcu_free"),
+    # Charged since v5.11; by v7.2 BPF has an allocator of its own for them.
+    "tries made of kmalloc": lambda: _has_symbol("bpf_map_kmalloc_node") and not _has_member("lpm_trie", "ma"),
     "statistics that are added up": lambda: _has_symbol("mem_cgroup_css_rstat_flush"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
     "systemd-analyze": lambda: shutil.which("systemd-analyze") is not None,
@@ -120,6 +124,13 @@ NEEDS: dict[str, Callable[[], bool]] = {
 
 def _has_symbol(name: str) -> bool:
     return any(line.split()[2] == name for line in Path("/proc/kallsyms").read_text().splitlines())
+
+
+def _has_member(struct: str, member: str) -> bool:
+    from kmemwatch.kernel.btf import Btf
+
+    with Btf() as btf:
+        return btf.field(struct, member) is not None
 
 
 def slab_mode() -> str | None:

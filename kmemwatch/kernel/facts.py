@@ -70,6 +70,7 @@ FUNCTIONS = (
     "kmem_cache_free",
     "kfree",
     "kmem_cache_free_bulk",
+    "__rcu_free_sheaf_prepare",
     "__mod_memcg_state",
     "mod_memcg_state",
     "memcg_account_kmem",

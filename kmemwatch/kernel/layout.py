@@ -73,6 +73,9 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "slab__obj_exts": (("slab", "obj_exts"), ("slab", "memcg_data"), ("page", "memcg_data"), ("page", "obj_cgroups")),
     # Only where a vector may lie in unused space of the slab itself, with this many bytes between entries (by v7.2).
     "slab__stride": (("slab", "stride"),),
+    # What kfree_rcu() is given waits in one of these, of the object's cache, for a grace period (by v6.18).
+    "slab_sheaf__size": (("slab_sheaf", "size"),),
+    "slab_sheaf__objects": (("slab_sheaf", "objects"),),
     "obj_cgroup__memcg": (("obj_cgroup", "memcg"),),
     "files_struct__fdt": (("files_struct", "fdt"),),
     "fdtable__fd": (("fdtable", "fd"),),

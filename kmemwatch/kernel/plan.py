@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from kmemwatch.errors import UnsupportedError, UsageError
+from kmemwatch.errors import UsageError
 from kmemwatch.kernel.defines import Defines, defines
 from kmemwatch.kernel.facts import Facts
+from kmemwatch.kernel.hopeless import refuse_hopeless
 
 RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "kretprobe", "test_run"
 KINDS = (RAW_TP, FENTRY, KPROBE)
@@ -90,7 +91,7 @@ def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Pl
         raise UsageError(
             f"--without: no attachment is called {', '.join(unknown)}", hint=f"there are {', '.join(KINDS)}"
         )
-    _refuse_hopeless(facts)
+    refuse_hopeless(facts)
     found = defines(facts)
     chooser = _Chooser(facts, found, tuple(without))
     return Plan(
@@ -111,34 +112,6 @@ def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Pl
             chooser.child_signal("slabs", "scan.bpf.c", chooser.slabs()),
         ),
     )
-
-
-def _refuse_hopeless(facts: Facts) -> None:
-    if facts.btf is False:
-        raise UnsupportedError(
-            "/sys/kernel/btf/vmlinux: this kernel has no BTF type information",
-            hint="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions ship since about 2021",
-        )
-    if facts.btf is None:
-        raise UnsupportedError(
-            "/sys/kernel/btf/vmlinux: the kernel's BTF type information is there, but cannot be read",
-            hint="install the library that reads it: apt-get install libbpf1",
-        )
-    if facts.lockdown == "confidentiality":
-        raise UnsupportedError(
-            "/sys/kernel/security/lockdown: lockdown=confidentiality forbids BPF programs to read kernel memory",
-            hint="boot with lockdown=integrity or without lockdown",
-        )
-    if facts.privileged is False:
-        raise UnsupportedError(
-            "no privilege to load BPF programs (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN)",
-            hint="run with sudo, or watch a running daemon: kmemwatch top --connect URL",
-        )
-    if facts.hierarchy is None:
-        raise UnsupportedError(
-            "/proc/cgroups: the memory controller is not enabled",
-            hint="boot without cgroup_disable=memory (some ARM boards: with cgroup_enable=memory)",
-        )
 
 
 class _Reason(Exception):
@@ -186,8 +159,8 @@ class _Chooser:
         yield self._try(KPROBE, partial(self._alloc_functions, KPROBE))
 
     def alloc_bulk(self) -> Iterator[Candidate | str]:
-        for kind in (FEXIT, KPROBE):
-            yield self._try(kind, partial(self._functions, kind, ("kmem_cache_alloc_bulk", "alloc_bulk")))
+        for kind, body in ((FEXIT, "alloc_bulk_return"), (KPROBE, "alloc_bulk")):
+            yield self._try(kind, partial(self._functions, kind, ("kmem_cache_alloc_bulk", body)))
 
     def free(self) -> Iterator[Candidate | str]:
         yield self._try(RAW_TP, self._free_tracepoints)
@@ -199,7 +172,7 @@ class _Chooser:
     def free_bulk(self) -> Iterator[Candidate | str]:
         # Kprobes first: the verifier lets no fentry program read an argument of type void ** (seen up to v6.12).
         for kind in (KPROBE, FENTRY):
-            yield self._try(kind, partial(self._functions, kind, ("kmem_cache_free_bulk", "free_bulk")))
+            yield self._try(kind, partial(self._free_bulk_functions, kind))
         yield self._try(RAW_TP, self._free_bulk_tracepoint)
 
     def charge(self) -> Iterator[Candidate | str]:
@@ -299,9 +272,23 @@ class _Chooser:
             raise _Reason("tracepoint kmem_cache_free comes after the object has lost its owner")
         return self._tracepoints(("kmem_cache_free", "free_cache_tp"), ("kfree", "free_tp"))
 
+    def _free_bulk_functions(self, kind: str) -> Candidate:
+        # A sheaf of what kfree_rcu() is given is emptied by this function and no other, by v7.2 for nearly all caches.
+        prepare = self._existing((_SHEAF_FUNCTION,)) if self._has_sheaves else []
+        hooks = [("kmem_cache_free_bulk", "free_bulk"), *((name, "free_sheaf") for name in prepare)]
+        limits = None if prepare or not self._has_sheaves else f"no function {_SHEAF_FUNCTION}: {_UNSEEN_SHEAVES}"
+        return self._functions(kind, *hooks, limits=limits)
+
     def _free_bulk_tracepoint(self) -> Candidate:
         limits = "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen"
+        if self._has_sheaves:
+            limits = f"{limits}; {_UNSEEN_SHEAVES}"
         return self._tracepoints(("rcu_invoke_kfree_bulk_callback", "free_bulk_tp"), limits=limits)
+
+    @property
+    def _has_sheaves(self) -> bool:
+        """Whether the kernel frees in sheaves what kfree_rcu() is given."""
+        return {"slab_sheaf__size", "slab_sheaf__objects"} <= self._facts.offsets.keys()
 
     def _kmem_charge(self, charge_kind: str, uncharge_kind: str) -> Candidate:
         return Candidate(
@@ -378,6 +365,9 @@ class _Chooser:
 TIMED_CHECK = 3
 """Place of the recharge check in the map ``timed``; those of _CACHE_FUNCTIONS come before it."""
 RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
+
+_SHEAF_FUNCTION = "__rcu_free_sheaf_prepare"
+_UNSEEN_SHEAVES = "what kfree_rcu() frees by way of a sheaf is not seen"
 
 _WITHOUT_CHILD_CACHES = {
     "caches": "memcgs have no child caches on this kernel; which caches there are is read from the list of caches",

@@ -24,6 +24,7 @@ KEEP = "KMEMWATCH_LAB_RESULTS"
 EXACT, UNCHECKED, NONE = "exact", "unchecked", "none"
 
 _TRUTH = "tests/live/test_truth.py::test_"
+_BULK = "tests/live/test_bulk.py::test_"
 _ZOMBIES = "tests/live/test_zombies.py::test_"
 _RECHARGES = "tests/lab/guest/test_recharges.py::test_"
 _DEAD = "tests/lab/guest/test_the_dead.py::test_three"
@@ -32,6 +33,8 @@ TRUTH: Mapping[str, tuple[str, ...]] = {
     "pins": (f"{_ZOMBIES}each_zombie", f"{_ZOMBIES}dying"),
     "alloc": (f"{_TRUTH}allocations", f"{_TRUTH}files", f"{_TRUTH}pipes", f"{_TRUTH}an_independent"),
     "free": (f"{_TRUTH}allocations", f"{_TRUTH}files", f"{_TRUTH}pipes"),
+    "alloc-bulk": (f"{_BULK}requests",),
+    "free-bulk": (f"{_BULK}watches", f"{_BULK}entries"),
     "charge": (f"{_TRUTH}kernel_bytes",),
     "lifecycle": ("tests/live/test_churn.py::test_every_birth", _DEAD),
     "recharge": (f"{_RECHARGES}four", f"{_RECHARGES}failures", f"{_RECHARGES}races", f"{_RECHARGES}slabs", _STORY),

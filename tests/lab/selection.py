@@ -45,6 +45,7 @@ OTHER_WAYS = (
     f"{LIVE}/test_truth.py::test_files",
     f"{LIVE}/test_truth.py::test_pipes",
     f"{LIVE}/test_truth.py::test_kernel_bytes",
+    f"{LIVE}/test_bulk.py",
     f"{LIVE}/test_churn.py::test_every",
 )
 """What other kernels than SMOKE run in other ways of attaching than the best: what those ways count."""
@@ -59,6 +60,7 @@ SMOKE_TESTS = (
 V1_TESTS = (
     f"{LIVE}/test_cgroups.py",
     f"{LIVE}/test_truth.py",
+    f"{LIVE}/test_bulk.py",
     f"{LIVE}/test_zombies.py",
     f"{LIVE}/test_churn.py::test_every",
     f"{IN_GUESTS}/test_doctor.py",

@@ -6,9 +6,11 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
+import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from kmemwatch.kernel import bpf_calls
@@ -39,6 +41,44 @@ def tracefs_probes(probes: Sequence[str], enabled: bool) -> Iterator[None]:
             switch.write_text("0")
         for name in made:
             _command(f"-:{GROUP}/{name}")
+
+
+@contextmanager
+def recorded_calls(
+    arguments: Mapping[str, Sequence[str]], pid: int
+) -> Iterator[Callable[[], list[tuple[str, list[int]]]]]:
+    """What the kernel itself records of the calls that a process makes of some functions: (function, its `arguments` as
+    numbers), in order. Those are registers (``%di``). By kprobes of tracefs, in a buffer of its own."""
+    fetched = {
+        function: " ".join(f"arg{number}={register}:x64" for number, register in enumerate(registers))
+        for function, registers in arguments.items()
+    }
+    instance = TRACING / "instances" / GROUP
+    with tracefs_probes([f"p:{name} {name} {args}" for name, args in fetched.items()], enabled=False):
+        instance.mkdir()
+        events = instance / "events" / GROUP
+        try:
+            (events / "filter").write_text(f"common_pid == {pid}")
+            (events / "enable").write_text("1")
+            yield lambda: _calls((instance / "trace").read_text())
+        finally:
+            (events / "enable").write_text("0")
+            instance.rmdir()
+
+
+def _calls(trace: str) -> list[tuple[str, list[int]]]:
+    lines = re.findall(r": (\w+): \(.*?\)((?: arg\d+=0x[0-9a-f]+)+)", trace)
+    return [(name, [int(value, 16) for value in re.findall("0x[0-9a-f]+", values)]) for name, values in lines]
+
+
+def existing(function: str) -> str:
+    """The name that it has on this kernel: ``_noprof`` since v6.10, as commit 7bd230a26648 made macros of many."""
+    return next(name for name in (function, f"{function}_noprof") if name in _symbols())
+
+
+@cache
+def _symbols() -> frozenset[str]:
+    return frozenset(line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines())
 
 
 def _command(line: str) -> None:

@@ -20,6 +20,7 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import Pair, Snapshot
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
+from tests.live.kprobe_truth import existing
 from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, settled, snapshot, workload
 
 TRIES = 12
@@ -228,12 +229,6 @@ def test_an_independent_tracer_counts_the_same(
     assert seen == {"ours": number, "bpftrace": number}
 
 
-def _allocator() -> str:
-    """Linux kernel commit 7bd230a26648 renamed it (in v6.10)."""
-    names = {line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines()}
-    return next(name for name in ("kmem_cache_alloc", "kmem_cache_alloc_noprof") if name in names)
-
-
 class _bpftrace:
     """bpftrace counting allocations of struct file by one process, through whatever this kernel offers it."""
 
@@ -242,7 +237,7 @@ class _bpftrace:
         if "name" in event.split("print fmt")[0].replace("name: kmem_cache_alloc", ""):
             probe = f'tracepoint:kmem:kmem_cache_alloc /pid == {work.pid} && str(args->name) == "filp"/'
         else:
-            probe = f"kprobe:{_allocator()} /pid == {work.pid} && arg0 == {cache_address:#x}/"
+            probe = f"kprobe:{existing('kmem_cache_alloc')} /pid == {work.pid} && arg0 == {cache_address:#x}/"
         self._limit_s = limit_s
         self._process = subprocess.Popen(
             [

@@ -8,6 +8,9 @@ Run as a script inside a cgroup of its own; reads one command a line from stdin 
     pipes N          N pipes (two files each), kept open; `close` closes all that is kept
     write PATH BYTES a file of BYTES bytes; `read PATH` reads a file to its end
     inotify          an inotify instance, sent to the other end of descriptor 3
+    epoll N          N times: have epoll watch an eventfd, and no longer
+    trie N           N times: put an entry of TRIE_VALUE_BYTES into a BPF trie and take it out again
+    submit N         N requests of io_uring that wait for ever; `close` ends them
     receive BYTES    a TCP connection from the other end with BYTES unread, sent to descriptor 3
 
 It is plain system calls through `os`, so that no library opens files behind our back.
@@ -16,12 +19,20 @@ It is plain system calls through `os`, so that no library opens files behind our
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
+import select
 import socket
 import stat
+import struct
 
 _BLOCK = b"\x5a" * 65536
 _kept: list[int] = []
+
+TRIE_VALUE_BYTES = 200
+_BPF, _IO_URING_SETUP, _IO_URING_ENTER = 321, 425, 426
+_MAP_CREATE, _MAP_UPDATE, _MAP_DELETE, _LPM_TRIE, _NO_PREALLOC = 0, 2, 3, 11, 1
+_POLL_ADD, _RING_PARAMS_BYTES, _SQE_BYTES, _SQES_AT = 6, 120, 64, 0x10000000
 
 
 def _eventfd(count: int) -> None:
@@ -66,11 +77,57 @@ def _inotify() -> None:
         os.close(fd)
 
 
+def _epoll(count: int) -> None:
+    watched = ctypes.CDLL(None).eventfd(0, 0)
+    with select.epoll() as epoll:
+        for _ in range(count):
+            epoll.register(watched, select.EPOLLIN)
+            epoll.unregister(watched)
+    os.close(watched)
+
+
+def _syscall(number: int, *args: object) -> int:
+    result = int(ctypes.CDLL(None, use_errno=True).syscall(number, *args))
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+
+
+def _trie(count: int) -> None:
+    key, value = (
+        ctypes.create_string_buffer(struct.pack("=I4s", 32, b"abcd"), 8),
+        ctypes.create_string_buffer(TRIE_VALUE_BYTES),
+    )
+    create = struct.pack("=5I", _LPM_TRIE, len(key), TRIE_VALUE_BYTES, 1, _NO_PREALLOC)
+    trie = _syscall(_BPF, _MAP_CREATE, create, len(create))
+    entry = struct.pack("=I4xQQQ", trie, ctypes.addressof(key), ctypes.addressof(value), 0)
+    for _ in range(count):
+        _syscall(_BPF, _MAP_UPDATE, entry, len(entry))
+        _syscall(_BPF, _MAP_DELETE, entry, 16)  # without the value, which it does not take
+    os.close(trie)
+
+
+def _submit(count: int) -> None:
+    watched = ctypes.CDLL(None).eventfd(0, 0)
+    params = ctypes.create_string_buffer(_RING_PARAMS_BYTES)
+    ring = _syscall(_IO_URING_SETUP, count, params)
+    _kept.extend((watched, ring))
+    entries = struct.unpack_from("=I", params.raw)[0]
+    _, tail, _, _, _, _, array = struct.unpack_from("=7I", params.raw, 40)
+    with mmap.mmap(ring, array + 4 * entries) as queue, mmap.mmap(ring, entries * _SQE_BYTES, offset=_SQES_AT) as sqes:
+        for at in range(count):
+            struct.pack_into("=BxxxiQQII", sqes, at * _SQE_BYTES, _POLL_ADD, watched, 0, 0, 0, select.POLLIN)
+            struct.pack_into("=I", queue, array + 4 * at, at)
+        struct.pack_into("=I", queue, tail, count)
+        assert _syscall(_IO_URING_ENTER, ring, count, 0, 0, None, 0) == count
+
+
+_COUNTED = {"eventfd": _eventfd, "epoll": _epoll, "trie": _trie, "submit": _submit}
+
+
 def _run(words: list[str]) -> None:
     command, args = words[0], words[1:]
-    if command == "eventfd":
-        _eventfd(int(args[0]))
-    elif command in ("files", "unlink"):
+    if command in ("files", "unlink"):
         for number in range(int(args[0])):
             path = f"{args[1]}/{number}"
             if command == "files":
@@ -91,6 +148,8 @@ def _run(words: list[str]) -> None:
         _receive(int(args[0]))
     elif command == "inotify":
         _inotify()
+    elif command in _COUNTED:
+        _COUNTED[command](int(args[0]))
     else:
         raise ValueError(command)
 

@@ -120,6 +120,36 @@ def test_debian_6_12_and_7_2(name: str) -> None:
     assert found["charge"] == (*tracepoint, *CHARGE_FUNCTIONS)
 
 
+def test_what_is_allocated_in_bulk_is_counted_at_return_where_that_sees_failures() -> None:
+    fexit, kprobe = signal(plan(recorded_facts("debian-7.2")), "alloc-bulk").candidates
+    assert [(hook.body, hook.nargs) for hook in fexit.hooks] == [("alloc_bulk_return", 4)]
+    assert [hook.body for hook in kprobe.hooks] == ["alloc_bulk"]
+
+
+SHEAF = "__rcu_free_sheaf_prepare"
+
+
+def test_sheaves_of_kfree_rcu_are_followed_where_there_are_any() -> None:
+    facts = recorded_facts("debian-7.2")
+    found = signal(plan(facts), "free-bulk")
+    assert [option.name for option in found.candidates] == [f"{name}+{SHEAF}" for name in FREE_BULK]
+    assert [hook.body for hook in found.candidates[0].hooks] == ["free_bulk", "free_sheaf"]
+    assert [option.limits for option in found.candidates] == [None, None]
+    assert signal(plan(recorded_facts("debian-6.12")), "free-bulk").candidates[0].limits is None
+
+
+def test_sheaves_that_cannot_be_followed_are_said() -> None:
+    facts = recorded_facts("debian-7.2")
+    inlined = replace(facts, symbols={name: at for name, at in (facts.symbols or {}).items() if name != SHEAF})
+    unseen = "what kfree_rcu() frees by way of a sheaf is not seen"
+    for option in signal(plan(inlined), "free-bulk").candidates:
+        assert option.name in FREE_BULK
+        assert option.limits == f"no function {SHEAF}: {unseen}"
+    traced = {**facts.tracepoint_args, "rcu_invoke_kfree_bulk_callback": ("const char *", "unsigned long", "void **")}
+    (left,) = signal(plan(replace(facts, tracepoint_args=traced), ("fentry", "kprobe")), "free-bulk").candidates
+    assert unseen in (left.limits or "")
+
+
 def test_debian_5_10_has_no_cache_in_its_tracepoints() -> None:
     chosen = plan(recorded_facts("debian-5.10"))
     alloc = signal(chosen, "alloc")

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is allocated and freed many at a time: against the kernel's own record of the calls, and the workload's count.
+
+`kfree_rcu()` gathers what it is given, and frees it in an array, or on newer kernels in a sheaf of the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from kmemwatch.live import LiveFeed
+from tests.live.cgroups import OwnCgroup
+from tests.live.kprobe_truth import existing, recorded_calls
+from tests.live.tell import SLAB_SYSFS, Workload, cache_named, pair_of, settled, snapshot, workload
+from tests.live.test_truth import charged, counts, frees_are_exact, without_loss
+
+pytestmark = pytest.mark.needs("kprobes")
+
+REQUESTS = 61
+CACHE, SIZE = "%di", "%dx"
+"""Registers of the first and the third argument."""
+OF_MAPS = frozenset({"skipped_alloc", "skipped_charge"})
+"""A system call on a BPF map keeps programs of kprobes from running on its CPU: they see nothing that it allocates."""
+
+
+def kmalloc_256(feed: LiveFeed) -> str:
+    """The cache of what is charged and has up to 256 bytes: an entry of a trie has 244 with its value."""
+    own = any(cache.name == "kmalloc-cg-256" for cache in snapshot(feed).caches)
+    return "kmalloc-cg-256" if own else "kmalloc-256"
+
+
+def flush(cache: str) -> None:
+    """Have each CPU let go of what it has gathered of a cache: a sheaf waits until it is full."""
+    (SLAB_SYSFS / cache / "shrink").write_text("1")
+
+
+def test_requests_of_io_uring_are_what_the_kernel_records(feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup]) -> None:
+    cgroup = own_cgroup()
+    seen: dict[str, int] = {}
+
+    def made() -> int:
+        return counts(pair_of(snapshot(feed), "io_kiocb", cgroup.id))[0]
+
+    def attempt(work: Workload) -> None:
+        address = cache_named(snapshot(feed), "io_kiocb").address
+        bulk, one = existing("kmem_cache_alloc_bulk"), existing("kmem_cache_alloc")
+        with recorded_calls({bulk: (CACHE, SIZE), one: (CACHE,)}, work.pid) as calls:
+            before = made()
+            work.do(f"submit {REQUESTS}")
+            seen["ours"] = made() - before
+            rows = [(name, args) for name, args in calls() if args[0] == address]
+        # Where the kernel has merged the cache, files come from it as well, one by one.
+        seen["kernel's"] = sum(args[1] if name == bulk else 1 for name, args in rows)
+        seen["in bulk"] = sum(args[1] for name, args in rows if name == bulk)
+        work.do("close")
+
+    with workload(cgroup) as work:
+        without_loss(feed, lambda: attempt(work))
+    assert seen["ours"] == seen["kernel's"] >= seen["in bulk"] >= REQUESTS
+
+
+class Freed:
+    """Have a workload make and free `number` objects of `cache`, which kfree_rcu() is given, until nothing is lost."""
+
+    def __init__(self, feed: LiveFeed, cgroup: OwnCgroup, cache: str, number: int, limit_s: float) -> None:
+        self.exact = frees_are_exact(feed)
+        self._feed, self._cgroup, self._cache, self._number = feed, cgroup, cache, number
+        self._limit_s = limit_s if self.exact else limit_s / 8
+
+    def _now(self) -> tuple[int, int]:
+        """(made, freed) so far; of what is charged where a cache has other objects as well."""
+        taken = snapshot(self._feed)
+        row = pair_of(taken, self._cache, self._cgroup.id)
+        if row is None or self._cache != "kmalloc-256":
+            return counts(row)
+        return charged(row, cache_named(taken, self._cache).object_bytes)
+
+    def _attempt(self, work: Workload, command: str) -> tuple[int, int]:
+        before = self._now()
+        work.do(command)
+
+        def grown() -> tuple[int, int]:
+            flush(self._cache)
+            made, gone = self._now()
+            return made - before[0], gone - before[1]
+
+        return settled(grown, (self._number, self._number), self._limit_s)
+
+    def by(self, command: str) -> tuple[int, int]:
+        """(made, freed) when nothing was lost."""
+        result: list[tuple[int, int]] = []
+        with workload(self._cgroup) as work:
+            but = frozenset() if self.exact else OF_MAPS
+            without_loss(self._feed, lambda: result.append(self._attempt(work, f"{command} {self._number}")), but)
+        return result[-1]
+
+
+@pytest.mark.needs("watches freed in batches")
+def test_watches_of_epoll_are_freed_as_often_as_they_are_made(
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
+) -> None:
+    number = scale(50_021)
+    freed = Freed(feed, own_cgroup(), "eventpoll_epi", number, patience(16))
+    made, gone = freed.by("epoll")
+    assert made == number
+    assert gone == number if freed.exact else 0 < gone <= number
+
+
+@pytest.mark.needs("tries made of kmalloc")
+def test_entries_of_tries_are_freed_as_often_as_they_are_made(
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
+) -> None:
+    number = scale(50_021)
+    freed = Freed(feed, own_cgroup(), kmalloc_256(feed), number, patience(16))
+    made, gone = freed.by("trie")
+    if freed.exact:
+        assert (made, gone) == (number, number)
+    else:
+        assert 0 < gone <= number
