@@ -21,7 +21,7 @@ pytestmark = pytest.mark.needs("kprobes")
 REQUESTS = 61
 CACHE, SIZE = "%di", "%dx"
 """Registers of the first and the third argument."""
-OF_MAPS = frozenset({"skipped_alloc", "skipped_charge"})
+OF_MAPS = frozenset({"skipped_alloc", "skipped_charge", "skipped_recharge"})
 """A system call on a BPF map keeps programs of kprobes from running on its CPU: they see nothing that it allocates."""
 
 
