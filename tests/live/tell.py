@@ -121,6 +121,17 @@ def settled(read: Callable[[], T], expected: T, limit_s: float) -> T:
     return now
 
 
+def rested(read: Callable[[], T], patience: Callable[[float], float]) -> T:
+    """What `read` says twice in a row: what was freed before may still wait for a grace period of RCU. The latest, when
+    there is no rest."""
+    deadline = time.monotonic() + patience(3)
+    now, last = read(), None
+    while now != last and time.monotonic() < deadline:
+        time.sleep(patience(0.1))
+        now, last = read(), now
+    return now
+
+
 def snapshot(feed: LiveFeed) -> Snapshot:
     """The state of now."""
     taken = feed.next_snapshot(0)

@@ -13,7 +13,7 @@ import pytest
 from kmemwatch.live import LiveFeed
 from tests.live.cgroups import OwnCgroup
 from tests.live.kprobe_truth import existing, recorded_calls
-from tests.live.tell import SLAB_SYSFS, Workload, cache_named, pair_of, settled, snapshot, workload
+from tests.live.tell import SLAB_SYSFS, Workload, cache_named, pair_of, rested, settled, snapshot, workload
 from tests.live.test_truth import charged, counts, frees_are_exact, without_loss
 
 pytestmark = pytest.mark.needs("kprobes")
@@ -64,10 +64,13 @@ def test_requests_of_io_uring_are_what_the_kernel_records(feed: LiveFeed, own_cg
 class Freed:
     """Have a workload make and free `number` objects of `cache`, which kfree_rcu() is given, until nothing is lost."""
 
-    def __init__(self, feed: LiveFeed, cgroup: OwnCgroup, cache: str, number: int, limit_s: float) -> None:
+    def __init__(
+        self, feed: LiveFeed, cgroup: OwnCgroup, cache: str, number: int, patience: Callable[[float], float]
+    ) -> None:
         self.exact = frees_are_exact(feed)
+        self._patience = patience
         self._feed, self._cgroup, self._cache, self._number = feed, cgroup, cache, number
-        self._limit_s = limit_s if self.exact else limit_s / 8
+        self._limit_s = patience(16 if self.exact else 2)
 
     def _now(self) -> tuple[int, int]:
         """(made, freed) so far; of what is charged where a cache has other objects as well."""
@@ -78,7 +81,7 @@ class Freed:
         return charged(row, cache_named(taken, self._cache).object_bytes)
 
     def _attempt(self, work: Workload, command: str) -> tuple[int, int]:
-        before = self._now()
+        before = rested(self._now, self._patience)
         work.do(command)
 
         def grown() -> tuple[int, int]:
@@ -105,7 +108,7 @@ def test_watches_of_epoll_are_freed_as_often_as_they_are_made(
     patience: Callable[[float], float],
 ) -> None:
     number = scale(50_021)
-    freed = Freed(feed, own_cgroup(), "eventpoll_epi", number, patience(16))
+    freed = Freed(feed, own_cgroup(), "eventpoll_epi", number, patience)
     made, gone = freed.by("epoll")
     assert made == number
     assert gone == number if freed.exact else 0 < gone <= number
@@ -119,7 +122,7 @@ def test_entries_of_tries_are_freed_as_often_as_they_are_made(
     patience: Callable[[float], float],
 ) -> None:
     number = scale(50_021)
-    freed = Freed(feed, own_cgroup(), kmalloc_256(feed), number, patience(16))
+    freed = Freed(feed, own_cgroup(), kmalloc_256(feed), number, patience)
     made, gone = freed.by("trie")
     if freed.exact:
         assert (made, gone) == (number, number)

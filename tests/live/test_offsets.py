@@ -20,7 +20,7 @@ from kmemwatch.sources.bpf_source import BpfSource
 from kmemwatch.sources.handover import Child
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, near, pair_of, settled, snapshot, workload
+from tests.live.tell import cgroup_of, near, pair_of, rested, settled, snapshot, workload
 from tests.needs import NEEDS
 
 SHIFTED = "tests.live.shifted_loader"
@@ -106,12 +106,7 @@ def _check_objects(
             return -1, -1
         return (row.allocations_total or 0, row.frees_total or 0) if row else (0, 0)
 
-    # Files that the workload's own start has closed are freed after a grace period of RCU.
-    before, last = filp(), None
-    deadline = time.monotonic() + patience(3)
-    while before != last and time.monotonic() < deadline:
-        time.sleep(patience(0.05))
-        before, last = filp(), before
+    before = rested(filp, patience)
     do("eventfd 1009")
     expected = (before[0] + 1009, before[1] + 1009)
     assert settled(filp, expected, patience(3)) == expected

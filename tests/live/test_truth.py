@@ -21,7 +21,7 @@ from kmemwatch.model import Pair, Snapshot
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.kprobe_truth import existing
-from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, settled, snapshot, workload
+from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, rested, settled, snapshot, workload
 
 TRIES = 12
 """An interrupt that hits while a program runs makes the kernel skip a run, which kmemwatch counts as lost: such a run
@@ -78,10 +78,13 @@ def test_allocations_and_frees_equal_the_workloads_own_count(
     with workload(cgroup) as work:
 
         def attempt() -> None:
-            lost, before = lost_now(feed), counts(pair_of(snapshot(feed), "filp", cgroup.id))
+            def files() -> tuple[int, int]:
+                return counts(pair_of(snapshot(feed), "filp", cgroup.id))
+
+            lost, before = lost_now(feed), rested(files, patience)
 
             def done() -> tuple[int, int]:
-                after = counts(pair_of(snapshot(feed), "filp", cgroup.id))
+                after = files()
                 return after[0] - before[0], after[1] - before[1]
 
             work.do(f"eventfd {number}")
@@ -119,7 +122,7 @@ def test_files_on_tmpfs_come_and_go_in_both_their_caches(
     with workload(cgroup) as work:
 
         def attempt() -> None:
-            before = now()
+            before = rested(now, patience)
             work.do(f"files {number} {tmpfs}")
             after = now()
             made.update({cache: after[cache][0] - before[cache][0] for cache in caches})
@@ -167,7 +170,7 @@ def test_pipes_are_counted_in_kmalloc(
                 rows = [p for p in taken.pairs if p.cgroup_id == cgroup.id and p.cache.startswith(prefix)]
                 return {p.cache: counts(p) if own else charged(p, size[p.cache]) for p in rows}
 
-            before = kmalloc()
+            before = rested(kmalloc, patience)
             work.do(f"pipes {number}")
             after = kmalloc()
             # A pipe has one pipe_inode_info and one array of 16 buffers, both charged; nothing else here is.
