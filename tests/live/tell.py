@@ -183,12 +183,16 @@ def empty_batches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
-def empty_stocks(cgroup: OwnCgroup) -> None:
-    """Have a process in `cgroup` charge something on every processor: each has pages in stock for whom it charged last,
-    for several of them on 7.2, and only others push them out."""
-    for _ in each_processor():
-        with workload(cgroup):
-            pass
+def empty_stocks(memory_root: Path) -> None:
+    """Have a process in a cgroup of its own charge something on every processor: each has pages in stock for whom it
+    charged last, for several of them on 7.2, and only others push them out."""
+    other = OwnCgroup(memory_root)
+    try:
+        for _ in each_processor():
+            with workload(other):
+                pass
+    finally:
+        other.remove()
 
 
 def each_processor() -> Iterator[int]:

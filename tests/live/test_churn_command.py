@@ -25,7 +25,7 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import printable
 from tests.cgroup_mounts import MemoryMount
-from tests.live.tell import empty_batches, lost_lifecycle, pair_of, settled, snapshot, wait_for
+from tests.live.tell import empty_batches, empty_stocks, lost_lifecycle, pair_of, settled, snapshot, wait_for
 
 SCHEMA = json.loads(resources.files("kmemwatch.churn").joinpath("report.schema.json").read_text())
 HOLDS = re.compile(rb"(\d+) cgroups removed below (\S+); holding")
@@ -107,7 +107,7 @@ def ids(report: dict[str, Any]) -> set[int]:
 
 
 def test_kmemwatch_and_the_kernel_see_as_many_dead_as_were_made(
-    churn: Callable[..., Churn], feed: LiveFeed, memory: MemoryMount,
+    churn: Callable[..., Churn], feed: LiveFeed, memory_root: Path,
     scale: Callable[[int], int], patience: Callable[[float], float],
 ) -> None:  # fmt: skip
     number = scale(37)
@@ -125,14 +125,15 @@ def test_kmemwatch_and_the_kernel_see_as_many_dead_as_were_made(
     assert seen_ids == ids(report)
     assert report["dying"]["after_hold"] - report["dying"]["before"] == number
     assert (report["ended_by"], report["signal"], report["cleaned"]) == ("done", "SIGINT", True)
-    assert left_dying(feed, parent, 0, patience(30)) == 0
+    assert left_dying(feed, parent, 0, memory_root, patience(30)) == 0
 
 
-def left_dying(feed: LiveFeed, parent: str, expected: int, limit_s: float) -> int:
+def left_dying(feed: LiveFeed, parent: str, expected: int, memory_root: Path, limit_s: float) -> int:
     """How many below `parent` are still dying when others were let go; waits for the `expected` number."""
 
     def left() -> int:
         empty_batches()
+        empty_stocks(memory_root)
         return len(below(feed, parent, DYING))
 
     return settled(left, expected, limit_s)
@@ -215,7 +216,7 @@ def test_every_kind_is_made_left_and_taken_away(
 
 @pytest.mark.parametrize("kind", ["shmem", "file", "socket", "thread"])
 def test_kinds_with_pages_or_references_keep_their_cgroups_dying(
-    churn: Callable[..., Churn], feed: LiveFeed, kind: str, patience: Callable[[float], float]
+    churn: Callable[..., Churn], feed: LiveFeed, memory_root: Path, kind: str, patience: Callable[[float], float]
 ) -> None:
     running = churn("--kind", kind, "--cgroups", "5", "--objects", "11", "--hold", str(patience(600)))
     parent = running.held(patience(60))
@@ -223,7 +224,7 @@ def test_kinds_with_pages_or_references_keep_their_cgroups_dying(
     assert len(below(feed, parent, DYING)) == 5
     running.process.terminate()
     running.end(patience(60))
-    assert left_dying(feed, parent, 0, patience(30)) == 0
+    assert left_dying(feed, parent, 0, memory_root, patience(30)) == 0
 
 
 def test_the_same_seed_does_the_same_whoever_does_it(
@@ -243,14 +244,14 @@ def test_the_same_seed_does_the_same_whoever_does_it(
 
 
 def test_the_oldest_dead_are_let_go_when_there_are_too_many(
-    churn: Callable[..., Churn], feed: LiveFeed, patience: Callable[[float], float]
+    churn: Callable[..., Churn], feed: LiveFeed, memory_root: Path, patience: Callable[[float], float]
 ) -> None:
     running = churn(
         "--kind", "shmem,pipe", "--cgroups", "31", "--dead", "7", "--hold", str(patience(600)), "--list",
         "--objects", "13",
     )  # fmt: skip
     parent = running.held(patience(60))
-    assert left_dying(feed, parent, 7, patience(30)) == 7
+    assert left_dying(feed, parent, 7, memory_root, patience(30)) == 7
     kept = below(feed, parent, DYING)
     running.process.terminate()
     report = running.end(patience(60))

@@ -189,7 +189,7 @@ KINDS = (*PAGES, "socket", "inotify")
 def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
     open_feed: Callable[[], LiveFeed],
     graveyard: Graveyard,
-    own_cgroup: Callable[..., OwnCgroup],
+    memory_root: Path,
     patience: Callable[[float], float],
 ) -> None:
     older = {kind: getattr(graveyard, kind)() for kind in KINDS}
@@ -230,7 +230,7 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
         empty_batches()  # and strays
         if child_caches:
             shrink()
-        empty_stocks(own_cgroup())
+        empty_stocks(memory_root)
         rows = {row.id: row.state for row in snapshot(feed).cgroups}
         return [kind for kind, zombie in zombies if rows.get(zombie.cgroup_id, RELEASED) != RELEASED]
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ParamSpec
 
 import pytest
 
@@ -31,6 +33,8 @@ from tests.live.fixtures import WITHOUT
 
 pytestmark = pytest.mark.needs("root", "bcc", "fentry", "kprobes", "recharges")
 
+P = ParamSpec("P")
+TRIES = 3
 FENTRY, KPROBE = "fentry", "kprobe"
 SIGNALS = ("recharge", "ids", "caches", "lifecycle")
 WORKERS = 4
@@ -68,8 +72,27 @@ def attach(name: str, without: tuple[str, ...], memory_root: Path) -> Iterator[W
     watched.feed.close()
 
 
+class SomethingLost(Exception):
+    """By the best way: an interrupt may hit while a program runs, and then nothing is proved."""
+
+
+def until_nothing_is_lost(test: Callable[P, None]) -> Callable[P, None]:
+    """A test that is run again, TRIES times in all, after SomethingLost."""
+
+    @functools.wraps(test)
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> None:
+        for _ in range(TRIES - 1):
+            try:
+                return test(*args, **kwargs)
+            except SomethingLost:
+                pass
+        return test(*args, **kwargs)
+
+    return repeated
+
+
 def compare(watched: list[Watched], before: Moment) -> dict[str, int]:
-    """All feeds with the kernel, since `before`; what the kernel counted."""
+    """All feeds with the kernel, since `before`; what the kernel counted. Raises SomethingLost."""
     until = time.monotonic() + 30
     while True:
         after = at_rest(watched)
@@ -77,6 +100,8 @@ def compare(watched: list[Watched], before: Moment) -> dict[str, int]:
         ours = {each.name: grown(before.ours(each.name), after.ours(each.name)) for each in watched}
         if all(found == kernels for found in ours.values()) or time.monotonic() > until:
             break
+    if lost := lost_between(before.feeds[FENTRY], after.feeds[FENTRY]):
+        raise SomethingLost(lost)
     for each in watched:
         lost = lost_between(before.feeds[each.name], after.feeds[each.name])
         missed = sum(count for reason, count in lost.items() if reason in MISSED)
@@ -84,7 +109,7 @@ def compare(watched: list[Watched], before: Moment) -> dict[str, int]:
             off_by_what_was_missed(ours[KPROBE], kernels, missed)
         else:
             assert ours[each.name] == kernels
-        assert lost.keys() <= (ELSEWHERE | MISSED if each.name == KPROBE else set())
+        assert lost.keys() <= ELSEWHERE | MISSED
     return {name: value for name, value in kernels.items() if value is not None}
 
 
@@ -105,6 +130,7 @@ def follow(watched: list[Watched], busy: Callable[[], bool]) -> None:
             each.wait(0.2)
 
 
+@until_nothing_is_lost
 def test_peak_of_online_memcgs(fentry: Watched, memory_root: Path) -> None:
     before = at_rest([fentry])
     made = [memory_root / f"kmw-peak-{number}" for number in range(DIRECTORIES)]
@@ -134,18 +160,23 @@ def live_and_die(watched: list[Watched], lives: int, memory_root: Path, tmpfs: P
     return kernels
 
 
+@until_nothing_is_lost
 def test_four_workers_on_two_processors(fentry: Watched, memory_root: Path, tmpfs: Path) -> None:
     kernels = live_and_die([fentry], LIVES, memory_root, tmpfs)
     assert kernels["recharge_checks"] >= CHECKS
 
 
+@until_nothing_is_lost
 def test_four_workers_seen_in_both_ways(both: list[Watched], memory_root: Path, tmpfs: Path) -> None:
     live_and_die(both, KPROBE_LIVES, memory_root, tmpfs)
 
 
+@until_nothing_is_lost
 def test_failures_are_those_that_were_forced(
     both: list[Watched], own_cgroup: Callable[..., OwnCgroup], tmpfs: Path
 ) -> None:
+    for path in tmpfs.iterdir():
+        path.unlink()
     old = own_cgroup()
     with workers(1) as (worker,):
         worker.do("pin", 0)
@@ -169,6 +200,7 @@ def test_failures_are_those_that_were_forced(
     assert kernels["recharge_failures"] == failed == FAILURES
 
 
+@until_nothing_is_lost
 def test_races_for_a_slab_that_were_lost(both: list[Watched], own_cgroup: Callable[..., OwnCgroup]) -> None:
     """All want the same slabs of the dead, on one processor, while there is no memory to charge them to; each of them
     looks for some, and lets others run. Then there is memory for all."""
@@ -208,6 +240,7 @@ def race(holder: Worker, racers: list[Worker], own_cgroup: Callable[..., OwnCgro
     new.path.rmdir()
 
 
+@until_nothing_is_lost
 def test_slabs_of_nobody_and_of_the_living(both: list[Watched], own_cgroup: Callable[..., OwnCgroup]) -> None:
     """Tasks that are moved in the middle of an allocation, to the root and to each other's cgroup."""
     places = [own_cgroup().path, own_cgroup().path]
