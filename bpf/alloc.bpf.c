@@ -159,9 +159,12 @@ static __always_inline void count_recovered(int which)
  * return. */
 #define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(cache, gfp, size)
 #define BODY_alloc_bulk_return(cache, gfp, size, a3, done) ((u32)(done) ? count_alloc(KMW_SCALAR(cache), gfp, size) : 0)
-/* __kmalloc(size, gfp) at return: the object is the return value. */
-#define BODY_kmalloc_return(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
-#define KEY_kmalloc_return(a0, a1, a2, a3, object) (object)
+/* __kmalloc(size, gfp) at return, and __kmalloc_node(size, buckets, gfp, node) of kernels that have buckets (by v6.12):
+ * the object is the return value. */
+#define BODY_kmalloc_return1(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
+#define BODY_kmalloc_return2(a0, a1, gfp, a3, object) count_alloc_object(object, gfp)
+#define KEY_kmalloc_return1(a0, a1, a2, a3, object) (object)
+#define KEY_kmalloc_return2(a0, a1, a2, a3, object) (object)
 /* kmem:kfree: call_site, object. kmem:kmem_cache_free since v6.1: call_site, object, cache. */
 #define BODY_free_cache_tp(call_site, object, cache, a3, a4) count_free_of(object, cache)
 #define KEY_free_cache_tp(call_site, object, a2, a3, a4) (object)

@@ -253,17 +253,16 @@ class _Chooser:
         if kind == FENTRY:
             for name in self._existing(_KMALLOC_SIZE_FUNCTIONS):
                 args = self._facts.function_args.get(name, ())
-                hooks.append(Hook(FEXIT, name, "kmalloc_return", len(args)))
+                hooks.append(Hook(FEXIT, name, f"kmalloc_return{_place_of_gfp(args)}", len(args)))
             return Candidate(tuple(hooks))
         return Candidate(tuple(hooks), "kmalloc of a size that is not known at compile time is not seen")
 
     def _by_cache(self, kind: str, function: str) -> Hook:
         """A hook on a function whose first argument is the cache; at return where that can still see the arguments."""
         args = self._facts.function_args.get(function, ("kmem_cache *", "gfp_t"))
-        which = 2 if args[2:3] == ("gfp_t",) else 1
         if kind == FENTRY:
-            return Hook(FEXIT, function, f"alloc_return{which}", len(args))
-        return Hook(kind, function, f"alloc_gfp{which}")
+            return Hook(FEXIT, function, f"alloc_return{_place_of_gfp(args)}", len(args))
+        return Hook(kind, function, f"alloc_gfp{_place_of_gfp(args)}")
 
     def _free_tracepoints(self) -> Candidate:
         if self._facts.tracepoint_args.get("kmem_cache_free", ())[2:3] != ("kmem_cache *",):
@@ -362,6 +361,11 @@ class _Chooser:
         return self._facts.function_args if self._facts.symbols is None else self._facts.symbols
 
 
+def _place_of_gfp(args: Sequence[str]) -> int:
+    """Which argument of an allocator the flags are, 0 being the first."""
+    return 2 if args[2:3] == ("gfp_t",) else 1
+
+
 TIMED_CHECK = 3
 """Place of the recharge check in the map ``timed``; those of _CACHE_FUNCTIONS come before it."""
 RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
@@ -376,7 +380,9 @@ _WITHOUT_CHILD_CACHES = {
     "slabs": "a slab has objects of any memcg on this kernel, and is charged to none as a whole",
 }
 
-_NOTED_ALLOC = frozenset({"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return"})
+_NOTED_ALLOC = frozenset(
+    {"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return1", "kmalloc_return2"}
+)
 _NOTED_FREE = frozenset({"free_tp", "free_cache_tp", "free_entry", "kfree_entry"})
 _CACHE_FUNCTIONS = ("kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node")
 _KMALLOC_CACHE_FUNCTIONS = (

@@ -113,6 +113,9 @@ def test_debian_6_12_and_7_2(name: str) -> None:
     assert found["alloc"][0] == ALLOC_TP
     assert found["alloc"][1].startswith("fexit:kmem_cache_alloc_noprof+kmem_cache_alloc_lru_noprof+")
     assert "+__kmalloc_noprof" in found["alloc"][1]
+    bodies = {hook.target: hook.body for hook in signal(chosen, "alloc").candidates[1].hooks}
+    assert bodies["__kmalloc_noprof"] == "kmalloc_return1"
+    assert bodies["__kmalloc_node_noprof"] == bodies["__kmalloc_node_track_caller_noprof"] == "kmalloc_return2"
     assert found["alloc-bulk"] == ("fexit:kmem_cache_alloc_bulk_noprof", "kprobe:kmem_cache_alloc_bulk_noprof")
     assert found["free"] == (FREE_TP, *FREE_FUNCTIONS)
     assert found["lifecycle"] == LIFE
