@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -82,6 +83,19 @@ class Workload:
         self.channel.close()
 
 
+def connection(work: Workload, size: int) -> tuple[socket.socket, socket.socket]:
+    """(our end, the workload's) of a TCP connection in which `size` bytes from us are unread."""
+    work.start(f"receive {size}")
+    port = int(work.channel.recv(64))
+    ours = socket.create_connection(("127.0.0.1", port))
+    sender = threading.Thread(target=lambda: ours.sendall(bytes(size)))
+    sender.start()
+    theirs = socket.socket(fileno=work.receive_fd())
+    sender.join()
+    work.finish()
+    return ours, theirs
+
+
 def warm_up(directory: Path) -> None:
     """Do once, in our own cgroup, all that zombies do: no page of the interpreter is then read first by one of them."""
     with workload(None) as work:
@@ -92,6 +106,9 @@ def warm_up(directory: Path) -> None:
         work.start("inotify")
         os.close(work.receive_fd())
         work.finish()
+        # What they read, we map as well, and then the kernel could not drop it.
+        for end in connection(work, 5000):
+            end.close()
     (directory / "warm").unlink()
 
 

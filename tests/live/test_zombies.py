@@ -7,7 +7,6 @@ import os
 import socket
 import struct
 import subprocess
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import (
     cgroup_of,
+    connection,
     empty_batches,
     empty_stocks,
     lost_lifecycle,
@@ -127,14 +127,7 @@ class Graveyard:
         if self._version == 1:  # v1 charges sockets only under a limit
             (cgroup.path / "memory.kmem.tcp.limit_in_bytes").write_text(str(1 << 30))
         with workload(cgroup) as work:
-            work.start(f"receive {SOCKET_BYTES}")
-            port = int(work.channel.recv(64))
-            ours = socket.create_connection(("127.0.0.1", port))
-            sender = threading.Thread(target=lambda: ours.sendall(bytes(SOCKET_BYTES)))
-            sender.start()
-            theirs = socket.socket(fileno=work.receive_fd())
-            sender.join()
-            work.finish()
+            ours, theirs = connection(work, SOCKET_BYTES)
         # What the socket itself says it has reserved: received, sent and forward allocated bytes are whole pages.
         info = struct.unpack_from("9I", theirs.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))
         received, _, _, _, forward, queued, *_ = info
@@ -226,15 +219,17 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
     for _, zombie in zombies:
         zombie.let_go()
 
-    def left() -> list[str]:
+    def left() -> list[tuple[str, object, int | None, int]]:
+        """(kind, what pins it, references, its page cache by the kernel's word)."""
         empty_batches()  # and strays
         if child_caches:
             shrink()
         empty_stocks(memory_root)
-        rows = {row.id: row.state for row in snapshot(feed).cgroups}
-        return [kind for kind, zombie in zombies if rows.get(zombie.cgroup_id, RELEASED) != RELEASED]
+        rows = {row.id: row for row in snapshot(feed).cgroups if row.state != RELEASED}
+        there = [(kind, zombie, rows[zombie.cgroup_id]) for kind, zombie in zombies if zombie.cgroup_id in rows]
+        return [(kind, row.pins, row.references, zombie.page_cache()) for kind, zombie, row in there]
 
-    nobody: list[str] = []
+    nobody: list[tuple[str, object, int | None, int]] = []
     assert settled(left, nobody, patience(20)) == nobody
     assert lost_lifecycle(feed) == 0
 
