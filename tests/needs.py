@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.cgroup_mounts import memory_mount
+from tests.symbols import has_member, kernel_symbols
 
 GUEST = os.environ.get("KMEMWATCH_GUEST")
 """Name of the lab kernel that runs these tests, None outside of the lab."""
@@ -109,7 +110,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     # By kfree_rcu(); one by one in a function of its own before v6.12.
     "watches freed in batches": lambda: not _has_symbol("epi_rcu_free"),
     # Charged since v5.11; by v7.2 BPF has an allocator of its own for them.
-    "tries made of kmalloc": lambda: _has_symbol("bpf_map_kmalloc_node") and not _has_member("lpm_trie", "ma"),
+    "tries made of kmalloc": lambda: _has_symbol("bpf_map_kmalloc_node") and not has_member("lpm_trie", "ma"),
     "statistics that are added up": lambda: _has_symbol("mem_cgroup_css_rstat_flush"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
     "systemd-analyze": lambda: shutil.which("systemd-analyze") is not None,
@@ -123,14 +124,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
 
 
 def _has_symbol(name: str) -> bool:
-    return any(line.split()[2] == name for line in Path("/proc/kallsyms").read_text().splitlines())
-
-
-def _has_member(struct: str, member: str) -> bool:
-    from kmemwatch.kernel.btf import Btf
-
-    with Btf() as btf:
-        return btf.field(struct, member) is not None
+    return name in kernel_symbols()
 
 
 def slab_mode() -> str | None:

@@ -272,11 +272,13 @@ class _Chooser:
         return self._tracepoints(("kmem_cache_free", "free_cache_tp"), ("kfree", "free_tp"))
 
     def _free_bulk_functions(self, kind: str) -> Candidate:
+        bulk = ("kmem_cache_free_bulk", "free_bulk")
+        if not self._has_sheaves:
+            return self._functions(kind, bulk)
         # A sheaf of what kfree_rcu() is given is emptied by this function and no other, by v7.2 for nearly all caches.
-        prepare = self._existing((_SHEAF_FUNCTION,)) if self._has_sheaves else []
-        hooks = [("kmem_cache_free_bulk", "free_bulk"), *((name, "free_sheaf") for name in prepare)]
-        limits = None if prepare or not self._has_sheaves else f"no function {_SHEAF_FUNCTION}: {_UNSEEN_SHEAVES}"
-        return self._functions(kind, *hooks, limits=limits)
+        if _SHEAF_FUNCTION in self._known:
+            return self._functions(kind, bulk, (_SHEAF_FUNCTION, "free_sheaf"))
+        return self._functions(kind, bulk, limits=f"no function {_SHEAF_FUNCTION}: {_UNSEEN_SHEAVES}")
 
     def _free_bulk_tracepoint(self) -> Candidate:
         limits = "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen"

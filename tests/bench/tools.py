@@ -19,6 +19,7 @@ from kmemwatch.kernel import bpf_calls
 from kmemwatch.live import LiveOptions, open_live
 from kmemwatch.sources.bpf_source import BpfSource
 from tests.bench.programs import attached_by, counters, program_id
+from tests.symbols import kernel_symbols
 
 NONE, EMPTY, KMEMWATCH, BPFTRACE, MEMLEAK = "none", "empty", "kmemwatch", "bpftrace", "memleak"
 TOOLS = (NONE, EMPTY, KMEMWATCH, BPFTRACE, MEMLEAK)
@@ -83,8 +84,7 @@ def _kmemwatch(latency: bool = False) -> Iterator[Names]:
 @contextmanager
 def _bpftrace() -> Iterator[Names]:
     """What people type to count objects by cache and cgroup: kprobes, and the cgroup of who frees."""
-    known = {line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines()}
-    functions = [name for bare in _BY_CACHE for name in (bare, f"{bare}_noprof") if name in known]
+    functions = [name for bare in _BY_CACHE for name in (bare, f"{bare}_noprof") if name in kernel_symbols()]
     script = f"{','.join(f'kprobe:{name}' for name in functions)} {{ @[arg0, cgroup] = count(); }}"
     with _running(["bpftrace", "-e", script], len(functions)) as names:
         yield names

@@ -10,7 +10,6 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from kmemwatch.kernel import bpf_calls
@@ -69,16 +68,6 @@ def recorded_calls(
 def _calls(trace: str) -> list[tuple[str, list[int]]]:
     lines = re.findall(r": (\w+): \(.*?\)((?: arg\d+=0x[0-9a-f]+)+)", trace)
     return [(name, [int(value, 16) for value in re.findall("0x[0-9a-f]+", values)]) for name, values in lines]
-
-
-def existing(function: str) -> str:
-    """The name that it has on this kernel: ``_noprof`` since v6.10, as commit 7bd230a26648 made macros of many."""
-    return next(name for name in (function, f"{function}_noprof") if name in _symbols())
-
-
-@cache
-def _symbols() -> frozenset[str]:
-    return frozenset(line.split()[2] for line in Path("/proc/kallsyms").read_text().splitlines())
 
 
 def _command(line: str) -> None:

@@ -12,9 +12,10 @@ import pytest
 
 from kmemwatch.live import LiveFeed
 from tests.live.cgroups import OwnCgroup
-from tests.live.kprobe_truth import existing, recorded_calls
+from tests.live.kprobe_truth import recorded_calls
 from tests.live.tell import SLAB_SYSFS, Workload, cache_named, pair_of, rested, settled, snapshot, workload
 from tests.live.test_truth import charged, counts, frees_are_exact, kmalloc_is_complete, without_loss
+from tests.symbols import existing
 
 pytestmark = pytest.mark.needs("kprobes")
 
@@ -72,7 +73,7 @@ class Freed:
         self._patience = patience
         # Where `doctor` says that some kmalloc() is not seen, this is one.
         self.expected = (number if cache == EPOLL or kmalloc_is_complete(feed) else 0, number)
-        self._feed, self._cgroup, self._cache, self._number = feed, cgroup, cache, number
+        self._feed, self._cgroup, self._cache, self.number = feed, cgroup, cache, number
         self._limit_s = patience(16 if self.exact else 2)
 
     def _now(self) -> tuple[int, int]:
@@ -99,35 +100,34 @@ class Freed:
         result: list[tuple[int, int]] = []
         with workload(self._cgroup) as work:
             but = frozenset() if self.exact else OF_MAPS
-            without_loss(self._feed, lambda: result.append(self._attempt(work, f"{command} {self._number}")), but)
+            without_loss(self._feed, lambda: result.append(self._attempt(work, f"{command} {self.number}")), but)
         return result[-1]
 
 
-@pytest.mark.needs("watches freed in batches")
-def test_watches_of_epoll_are_freed_as_often_as_they_are_made(
+@pytest.fixture
+def freed(
     feed: LiveFeed,
     own_cgroup: Callable[..., OwnCgroup],
     scale: Callable[[int], int],
     patience: Callable[[float], float],
-) -> None:
-    number = scale(50_021)
-    freed = Freed(feed, own_cgroup(), EPOLL, number, patience)
-    made, gone = freed.by("epoll")
-    assert made == number
-    assert gone == number if freed.exact else 0 < gone <= number
+) -> Callable[[str], Freed]:
+    """`freed(cache)`, by a workload in a cgroup of its own."""
+    return lambda cache: Freed(feed, own_cgroup(), cache, scale(50_021), patience)
+
+
+@pytest.mark.needs("watches freed in batches")
+def test_watches_of_epoll_are_freed_as_often_as_they_are_made(freed: Callable[[str], Freed]) -> None:
+    watches = freed(EPOLL)
+    made, gone = watches.by("epoll")
+    assert made == watches.number
+    assert gone == watches.number if watches.exact else 0 < gone <= watches.number
 
 
 @pytest.mark.needs("tries made of kmalloc")
-def test_entries_of_tries_are_freed_as_often_as_they_are_made(
-    feed: LiveFeed,
-    own_cgroup: Callable[..., OwnCgroup],
-    scale: Callable[[int], int],
-    patience: Callable[[float], float],
-) -> None:
-    number = scale(50_021)
-    freed = Freed(feed, own_cgroup(), kmalloc_256(feed), number, patience)
-    made, gone = freed.by("trie")
-    if freed.exact:
-        assert (made, gone) == freed.expected
+def test_entries_of_tries_are_freed_as_often_as_they_are_made(feed: LiveFeed, freed: Callable[[str], Freed]) -> None:
+    entries = freed(kmalloc_256(feed))
+    made, gone = entries.by("trie")
+    if entries.exact:
+        assert (made, gone) == entries.expected
     else:
-        assert 0 < gone <= number
+        assert 0 < gone <= entries.number

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from kmemwatch.kernel import bpf_calls
-from kmemwatch.kernel.btf import Btf
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.sources import maps
 from kmemwatch.sources.handover import Child, Handed
@@ -26,6 +26,10 @@ from kmemwatch.sources.peek import Peek
 from kmemwatch.sources.skips import Skips
 from tests.live.kprobe_truth import attach_inside, calling, doing_nothing, profile, tracefs_probes
 from tests.live.tell import workload
+from tests.symbols import has_member
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 pytestmark = pytest.mark.needs("kprobes")
 
@@ -97,8 +101,7 @@ def run_counts() -> Iterator[None]:
 
 def skips_are_counted() -> bool:
     """Came in one series of patches with a new member of what BPF links tell (in v6.7)."""
-    with Btf() as btf:
-        return btf.field("bpf_link_info", "perf_event.kprobe.missed") is not None
+    return has_member("bpf_link_info", "perf_event.kprobe.missed")
 
 
 def by_kind(figures: object) -> tuple[int, int]:
@@ -182,14 +185,21 @@ def of_kmemwatch(handed: Handed) -> dict[str, int]:
     return dict(zip(names, handed.links, strict=True))
 
 
+def undisturbed(count: Callable[[], T], look: Callable[[], U], tries: int = 500) -> tuple[T, U]:
+    """What `count` and `look` say at a moment when nothing changed what `count` says."""
+    for _ in range(tries):
+        before, seen = count(), look()
+        if before == count():
+            return before, seen
+        time.sleep(0.02)
+    pytest.fail("there is always something counted")
+
+
 def at_rest(misses: KprobeMisses) -> tuple[dict[str, int], dict[str, int]]:
     """What we and the kernel's profile say of the same probes at a moment when nothing was missed."""
-    for _ in range(100):
-        before, truth, after = misses.read(), profile(), misses.read()
-        if before == after:
-            assert before is not None
-            return dict(before), {name: missed for name, (_, missed) in truth.items()}
-    pytest.fail("there is always something missed")
+    before, truth = undisturbed(misses.read, profile, tries=100)
+    assert before is not None
+    return dict(before), {name: missed for name, (_, missed) in truth.items()}
 
 
 @pytest.fixture
@@ -208,14 +218,10 @@ def calls_at_rest(program: int, misses: KprobeMisses) -> tuple[int, int, int]:
         stats = program_stats(program)
         return stats.run_cnt + (stats.recursion_misses or 0)
 
-    for _ in range(500):
-        before, hits, missed = calls(), misses.hits(), misses.read()
-        if before == calls():
-            assert hits is not None
-            assert missed is not None
-            return before, sum(hits.values()), sum(missed.values())
-        time.sleep(0.02)
-    pytest.fail("there is always something freed")
+    before, (hits, missed) = undisturbed(calls, lambda: (misses.hits(), misses.read()))
+    assert hits is not None
+    assert missed is not None
+    return before, sum(hits.values()), sum(missed.values())
 
 
 def test_every_free_is_a_hit_or_a_miss(
@@ -250,26 +256,12 @@ def test_every_free_is_a_hit_or_a_miss(
 FREE = "free/kprobe:kmem_cache_free"
 
 
-def made_at_rest(make: Callable[[], Skips], misses: KprobeMisses) -> Skips:
-    """Made while nothing was freed: what comes while it begins to count may pass for what was lost before."""
-    for _ in range(100):
-        before, made = misses.hits(), make()
-        if before == misses.hits():
-            return made
-        time.sleep(0.02)
-    pytest.fail("there is always something freed")
-
-
 def frees_at_rest(program: int, misses: KprobeMisses, skips: Skips) -> tuple[int, int, int]:
     """(hits, runs by the kernel's count, hits without a run as kmemwatch tells) of FREE when nothing was freed."""
-    for _ in range(500):
-        before, runs, not_run = misses.hits(), program_stats(program).run_cnt, skips.not_run()
-        if before == misses.hits():
-            assert before is not None
-            assert not_run is not None
-            return before[FREE], runs, not_run[FREE]
-        time.sleep(0.02)
-    pytest.fail("there is always something freed")
+    before, (runs, not_run) = undisturbed(misses.hits, lambda: (program_stats(program).run_cnt, skips.not_run()))
+    assert before is not None
+    assert not_run is not None
+    return before[FREE], runs, not_run[FREE]
 
 
 def test_what_is_not_run_while_maps_are_read_is_lost(
@@ -278,7 +270,8 @@ def test_what_is_not_run_while_maps_are_read_is_lost(
     """Before v6.7 no kernel counts this. The workload frees in interrupts, which hit while we read maps."""
     misses = KprobeMisses(peek, facts, {FREE: of_kmemwatch(handed)[FREE]})
     readers = {name: MapReader(handle) for name, handle in handed.maps.items() if handle.key_bytes}
-    skips = made_at_rest(lambda: Skips(handed, peek, readers), misses)
+    # What comes while it begins to count may pass for what was lost before.
+    _, skips = undisturbed(misses.hits, lambda: Skips(handed, peek, readers), tries=100)
     assert skips.why is None
     done = threading.Event()
 

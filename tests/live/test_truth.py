@@ -20,8 +20,8 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import Pair, Snapshot
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.kprobe_truth import existing
 from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, rested, settled, snapshot, workload
+from tests.symbols import existing
 
 TRIES = 12
 """An interrupt that hits while a program runs makes the kernel skip a run, which kmemwatch counts as lost: such a run

@@ -94,10 +94,8 @@ def _syscall(number: int, *args: object) -> int:
 
 
 def _trie(count: int) -> None:
-    key, value = (
-        ctypes.create_string_buffer(struct.pack("=I4s", 32, b"abcd"), 8),
-        ctypes.create_string_buffer(TRIE_VALUE_BYTES),
-    )
+    key = ctypes.create_string_buffer(struct.pack("=I4s", 32, b"abcd"), 8)
+    value = ctypes.create_string_buffer(TRIE_VALUE_BYTES)
     create = struct.pack("=5I", _LPM_TRIE, len(key), TRIE_VALUE_BYTES, 1, _NO_PREALLOC)
     trie = _syscall(_BPF, _MAP_CREATE, create, len(create))
     entry = struct.pack("=I4xQQQ", trie, ctypes.addressof(key), ctypes.addressof(value), 0)
