@@ -134,7 +134,8 @@ class Cgroup:
     ``kernel`` (kernel memory that is none of the others).
     """
     references: int | None = None
-    """css reference count of a dying memcg (``percpu_ref_data.count``); what is left at 0 bytes."""
+    """css reference count of a dying memcg (``percpu_ref_data.count``); what is left at 0 bytes. None for a moment
+    after the removal, until the kernel has added up the counts of all CPUs."""
     released_at_ns: int | None = None
     """CLOCK_REALTIME; only in RELEASED."""
     child_slabs: tuple[ChildSlabs, ...] | None = None

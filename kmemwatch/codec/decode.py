@@ -165,7 +165,7 @@ def _cache(cache: Reader) -> Cache:
 
 
 def _cgroup(cgroup: Reader) -> Cgroup:
-    # The kernel's gauges may be read below 0 for a moment; that must not make a recording unreadable.
+    # Older releases recorded gauges that were below 0 for a moment; that must not make a recording unreadable.
     return Cgroup(
         id=cgroup.whole("id"),
         path=cgroup.opt_text("path"),
@@ -174,13 +174,13 @@ def _cgroup(cgroup: Reader) -> Cgroup:
         online_at_ns=cgroup.opt_time("online_at"),
         offline_at_ns=cgroup.opt_time("offline_at"),
         released_at_ns=cgroup.opt_time("released_at"),
-        memory_bytes=cgroup.opt_whole("memory_bytes", minimum=None),
-        kernel_bytes=cgroup.opt_whole("kernel_bytes", minimum=None),
-        slab_bytes=cgroup.opt_whole("slab_bytes", minimum=None),
+        memory_bytes=cgroup.opt_gauge("memory_bytes"),
+        kernel_bytes=cgroup.opt_gauge("kernel_bytes"),
+        slab_bytes=cgroup.opt_gauge("slab_bytes"),
         charged_bytes_total=cgroup.opt_whole("charged_bytes_total"),
         uncharged_bytes_total=cgroup.opt_whole("uncharged_bytes_total"),
-        pins=cgroup.opt_counts("pins"),
-        references=cgroup.opt_whole("references", minimum=None),
+        pins=cgroup.opt_gauges("pins"),
+        references=cgroup.opt_gauge("references"),
         child_slabs=cgroup.later("child_slabs", lambda key: cgroup.opt_each(key, _child_slabs)),
     )
 

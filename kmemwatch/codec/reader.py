@@ -14,6 +14,8 @@ from kmemwatch.units import parse_rfc3339, unprintable
 T = TypeVar("T")
 _MISSING: Any = object()
 _PREVIEW_CHARS = 60
+GAUGE_END = 1 << 62
+"""No bytes, objects or references are as many; a number of 64 bits that went below 0 is."""
 
 
 class Reader:
@@ -55,6 +57,17 @@ class Reader:
         if self._data.get(key, _MISSING) is None:
             return None
         return self.whole(key, minimum)
+
+    def opt_gauge(self, key: str) -> int | None:
+        """A whole number or null; None, too, for what an older release took for a number: a difference below 0, a count
+        that the kernel had not finished."""
+        value = self.opt_whole(key, minimum=None)
+        return value if value is not None and 0 <= value < GAUGE_END else None
+
+    def opt_gauges(self, key: str) -> Mapping[str, int] | None:
+        """An object of whole numbers or null; None, too, when one of them is no gauge."""
+        found = self.opt_counts(key)
+        return found if found is not None and all(0 <= value < GAUGE_END for value in found.values()) else None
 
     def later(self, key: str, read: Callable[[str], T | None]) -> T | None:
         """What `read` makes of `key`; None where it is missing, as in documents older than the field."""

@@ -56,6 +56,10 @@ MEMCG_HEAD = struct.Struct("=9QI4i4x")
 MEMCG_RECORD_BYTES = MEMCG_HEAD.size + 8 * STATS_MAX + NAME_BYTES
 WALK_STATE = struct.Struct("=6Q")
 PEEK_BYTES = 4096
+REFERENCES_COUNTED = 1 << 62
+"""A percpu_ref has PERCPU_COUNT_BIAS, 2^63, in its count from its start until an RCU grace period after it was killed,
+when the counts of all CPUs have been added and the bias is taken off; so has a memcg that is just being removed. Before
+that the count may lie on either side of the bias; after it, it is far below this."""
 
 LOST_REASONS = (
     "ringbuf_full",
@@ -153,7 +157,8 @@ class MemcgRecord(NamedTuple):
     parent_css: int
     serial_nr: int
     cgroup_id: int
-    references: int
+    references: int | None
+    """None: the kernel counts them on each CPU still, see `REFERENCES_COUNTED`."""
     memory_pages: int
     swap_pages: int
     kmem_pages: int
@@ -226,7 +231,7 @@ def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
         parent_css=parent_css,
         serial_nr=serial_nr,
         cgroup_id=cgroup_id,
-        references=references,
+        references=references if references < REFERENCES_COUNTED else None,
         memory_pages=memory,
         swap_pages=swap,
         kmem_pages=kmem,

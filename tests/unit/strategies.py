@@ -50,6 +50,7 @@ counts = st.integers(0, 2**64 - 1)
 maybe_counts = st.none() | counts
 numbers = st.integers(-(2**63), 2**64 - 1)
 maybe_numbers = st.none() | numbers
+maybe_gauges = st.none() | st.integers(0, 2**62 - 1)
 times = st.integers(0, 253_402_300_799_999_999_999)
 maybe_times = st.none() | times
 maybe_names = st.none() | names
@@ -74,13 +75,13 @@ cgroups = st.builds(
     kmemcg_id=maybe_numbers,
     online_at_ns=maybe_times,
     offline_at_ns=maybe_times,
-    memory_bytes=maybe_counts,
-    kernel_bytes=maybe_counts,
-    slab_bytes=maybe_counts,
+    memory_bytes=maybe_gauges,
+    kernel_bytes=maybe_gauges,
+    slab_bytes=maybe_gauges,
     charged_bytes_total=maybe_counts,
     uncharged_bytes_total=maybe_counts,
-    pins=st.none() | tallies,
-    references=maybe_numbers,
+    pins=st.none() | st.dictionaries(names, st.integers(0, 2**62 - 1), max_size=3).map(MappingProxyType),
+    references=maybe_gauges,
     released_at_ns=maybe_times,
     child_slabs=st.none() | tuples(st.builds(ChildSlabs, names, counts, numbers, counts)),
 )

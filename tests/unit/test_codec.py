@@ -63,6 +63,23 @@ def test_every_snapshot_follows_the_schema(snapshot: model.Snapshot) -> None:
     VALIDATOR.validate(snapshot_to_dict(snapshot))
 
 
+@pytest.mark.parametrize(
+    ("field", "old"),
+    [
+        ("references", 2**63 + 1),
+        ("references", -1),
+        ("memory_bytes", -4096),
+        ("kernel_bytes", -8),
+        ("slab_bytes", 2**62),
+        ("pins", {"file": -69_632, "shmem": 8 << 20}),
+    ],
+)
+def test_what_older_releases_took_for_a_number_is_unknown_when_read(field: str, old: object) -> None:
+    document = snapshot_to_dict(fakes.sample())
+    document["cgroups"][0][field] = old
+    assert getattr(snapshot_from_dict(document).cgroups[0], field) is None
+
+
 def test_the_schema_is_itself_valid_and_closed() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 

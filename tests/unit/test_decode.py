@@ -108,12 +108,24 @@ def test_memcg_record(
     raw += struct.pack(f"={STATS_MAX}q", *stats) + name.ljust(decode.NAME_BYTES, b"\0")
     assert len(raw) == decode.MEMCG_RECORD_BYTES
     record = decode.memcg_record(bytes(index * len(raw)) + raw, index * len(raw), count)
-    found = (record.css, record.parent_css, record.serial_nr, record.cgroup_id, record.references)
-    assert found == tuple(heads[:5])
+    found = (record.css, record.parent_css, record.serial_nr, record.cgroup_id)
+    assert found == tuple(heads[:4])
+    assert record.references == (heads[4] if heads[4] < 1 << 62 else None)
     assert (record.memory_pages, record.swap_pages, record.kmem_pages, record.tcpmem_pages) == tuple(heads[5:])
     assert (record.online, record.kmemcg_id, record.stats) == (bool(online), kmemcg_id, tuple(stats[:count]))
     assert (record.kmem_cache_id, record.kmem_cache_id_held, record.memcg_id) == (7, True, 9)
     assert record.name.encode("utf-8", "surrogateescape") == name
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [(0, 0), (1, 1), (281_369, 281_369), (2**63 + 1, None), (2**63 + 9, None), (2**63, None), (2**63 - 7, None)],
+)
+def test_references_are_unknown_until_the_kernel_has_added_them_up(count: int, told: int | None) -> None:
+    """A percpu_ref has a bias of 2^63 until then, and CPUs that put what another one got are on its other side."""
+    raw = bytearray(decode.MEMCG_RECORD_BYTES)
+    decode.MEMCG_HEAD.pack_into(raw, 0, 1, 0, 1, 1, count, 0, 0, 0, 0, 0, -1, -1, 0, 0)
+    assert decode.memcg_record(bytes(raw), 0, 0).references == told
 
 
 def test_sizes_that_the_compiler_saw_must_be_ours() -> None:
