@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import click
 
 from kmemwatch.access import Access, read_password
-from kmemwatch.cli.options import Seconds
+from kmemwatch.cli.options import FloatParam, Seconds
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.units import parse_rfc3339
 
@@ -35,7 +35,7 @@ _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
-class Span(click.ParamType[float]):
+class Span(FloatParam):
     """``90``, ``15m``, ``6h``, ``7d``: seconds."""
 
     name = "time"
@@ -47,7 +47,7 @@ class Span(click.ParamType[float]):
         return float(match[1]) * _UNITS[match[2]]
 
 
-class Moment(click.ParamType[float]):
+class Moment(FloatParam):
     """RFC 3339, or seconds since the epoch."""
 
     name = "moment"
@@ -141,13 +141,6 @@ def command(a: str, b: str, output: str, out: str | None, **options: Any) -> Non
     )
     measuring = Measuring(*(options[name] for name in ("duration", "interval", "from_s", "to_s", "range_s", "step_s")))
     _check(sides, measuring, output, out)
-    from kmemwatch.compare.stats import check
-
-    check()
-    if output == "html":
-        from kmemwatch.compare.html import check as check_html
-
-        check_html()
     from kmemwatch.compare.report import compare
 
     _write(compare(*_read(sides, measuring)), output, out)

@@ -41,6 +41,13 @@ COMMANDS = {
 class Program(click.Group):
     """A group that knows its commands from a table, so `--help` loads none of them."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # click's own way to say this has another exit code, and another exception, with every version.
+        if not args and not ctx.resilient_parsing:
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(UsageError.exit_code)
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -101,9 +108,6 @@ def report(exc: BaseException) -> int:
         traceback.print_exception(cause)
     if isinstance(cause, KmemwatchError):
         return _say(str(cause), cause.hint, cause.exit_code)
-    if isinstance(cause, click.exceptions.NoArgsIsHelpError):
-        click.echo(cause.format_message(), err=True)
-        return UsageError.exit_code
     if isinstance(cause, click.UsageError):
         name = cause.ctx.command_path if cause.ctx else "kmemwatch"
         return _say(_our_tone(cause.format_message()), f"see {name} --help", UsageError.exit_code)

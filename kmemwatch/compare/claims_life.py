@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from kmemwatch.compare import figures
 from kmemwatch.compare.side import Side, known_total
 from kmemwatch.compare.stats import (
+    FLAT,
     GROWING,
     SHRINKING,
+    UNCLEAR,
     Share,
     Survival,
     Trend,
@@ -112,25 +114,37 @@ def _judge(seen: Deaths) -> tuple[str, str]:
         f"{number(seen.offlined)} were removed and {number(seen.released)} released,"
         f" {number(seen.dying)} are dying at the end"
     )
-    late = seen.late
-    if seen.left.low > _MOST and late.direction != SHRINKING:
-        return FAILS, f"{stay}, and the number is {late.direction}"
-    if late.direction == GROWING and seen.left.low > _FEW:
-        return FAILS, f"{stay}, and their number grows by {_per_hour(late)} in the second half"
+    late, moves = seen.late, f"in the second half, {_moves(seen.late)}"
+    dwindling = late.direction == SHRINKING and not late.is_small
+    if seen.left.low > _MOST and not dwindling:
+        return FAILS, f"{stay}; {moves}"
+    if late.direction == GROWING and late.is_much and seen.left.low > _FEW:
+        return FAILS, f"{stay}; {moves}"
     stuck = not seen.late_released and (seen.late_offlined or 0.0) < MIN_DEAD
     if stuck and seen.left.low > _FEW:
-        return FAILS, f"{stay}, and none was released in the second half"
-    if late.direction == GROWING:
-        return UNTOLD, f"{stay}; their number grows slowly, which takes longer to judge"
+        return FAILS, f"{stay}; none was released in the second half"
+    if late.direction == GROWING and not late.is_small:
+        return UNTOLD, f"{stay}; {moves}, and it takes longer to judge that"
     if seen.left.high < _SOME:
-        return HOLDS, f"{stay}, and the number is {late.direction}"
-    return UNTOLD, f"{stay}, and the number is {late.direction}; it takes longer to tell whether these are let go"
+        return HOLDS, f"{stay}; {moves}"
+    return UNTOLD, f"{stay}; {moves}; it takes longer to tell whether these are let go"
 
 
-def _per_hour(found: Trend) -> str:
-    return Fact(
-        "", "", found.per_s * HOUR_S, PER_HOUR, found.low_per_s * HOUR_S, found.high_per_s * HOUR_S
-    ).text  # fmt: skip
+def _moves(found: Trend) -> str:
+    """A trend of their number as a clause, with its interval, or with what it is less than."""
+    if found.direction == FLAT:
+        return "their number is flat"
+    rates = (found.per_s, found.low_per_s, found.high_per_s)
+    value, low, high = (HOUR_S * rate for rate in rates)
+    if found.direction == UNCLEAR:
+        interval = Fact("", "", None, PER_HOUR, low, high).text
+        return f"it is not certain whether their number grows ({interval})"
+    if found.direction == SHRINKING:
+        value, low, high = -value, -high, -low
+    verb = "grows" if found.direction == GROWING else "shrinks"
+    if found.is_small:
+        return f"their number {verb} by less than {written(HOUR_S * found.small_per_s, PER_HOUR)}"
+    return f"their number {verb} by {Fact('', '', value, PER_HOUR, low, high).text}"
 
 
 def _facts(side: Side, seen: Deaths) -> list[Fact]:
@@ -180,8 +194,9 @@ def _oldest(side: Side) -> float | None:
 def _trend_fact(key: str, title: str, found: Trend | None, unit: str) -> Fact:
     if found is None:
         return Fact(key, title, None, unit)
-    low, high = sorted((found.low_per_s * HOUR_S, found.high_per_s * HOUR_S))
-    return Fact(key, f"{title}: {found.direction}", found.per_s * HOUR_S, unit, low, high)
+    rates = (found.per_s, found.low_per_s, found.high_per_s)
+    value, low, high = (HOUR_S * rate for rate in rates)
+    return Fact(key, title, value, unit, low, high, found.direction, HOUR_S * found.small_per_s)
 
 
 def _delay_facts(side: Side, found: Survival | None) -> list[Fact]:
@@ -200,10 +215,3 @@ def _delay_facts(side: Side, found: Survival | None) -> list[Fact]:
         else:
             facts.append(Fact(key, title, None, SECONDS))
     return facts
-
-
-def summary(found: Trend | None, unit: str = PER_HOUR) -> str:
-    """A trend in a few words, for tables."""
-    if found is None:
-        return "cannot be told"
-    return f"{found.direction}, {written(found.per_s * HOUR_S, unit)}"

@@ -18,7 +18,6 @@ from kmemwatch.compare.side import Delays, Side
 from kmemwatch.compare.stats import survival
 from kmemwatch.compare.text import fact_text, identity, pairs
 from kmemwatch.compare.verdict import FAILS, HOLDS, delay_text, number
-from kmemwatch.errors import UnsupportedError
 from kmemwatch.units import rfc3339
 
 _CLASSES = {HOLDS: "holds", FAILS: "fails"}
@@ -28,45 +27,30 @@ _SHORTEST_S = 1e-3
 Points = list[tuple[float, float]]
 
 
-def _jinja2() -> Any:
-    try:
-        import jinja2
-    except ImportError as exc:
-        raise UnsupportedError(
-            "compare --output html needs jinja2, which is not installed",
-            "pip install jinja2, in the environment of kmemwatch",
-        ) from exc
-    return jinja2
-
-
-def check() -> None:
-    """Raise UnsupportedError unless jinja2 is there; better before a long measurement than after it."""
-    _jinja2()
-
-
 def to_html(found: Comparison, now_ns: int) -> str:
     """The file."""
-    jinja2 = _jinja2()
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    charts_, safe = charts(found), jinja2.utils.markupsafe.Markup
+    charts_ = charts(found)
     table = found.table
     text: str = environment.from_string(_file("report.html.j2")).render(
         version=__version__,
         created_at=rfc3339(now_ns, 0),
-        style=safe(_file("uPlot.min.css") + _file("report.css")),
-        library=safe(_file("uPlot.iife.min.js")),
-        licence=safe(_file("uPlot.LICENSE").strip()),
-        program=safe(_file("report.js")),
-        data=safe(_embedded(charts_)),
+        style=_file("uPlot.min.css") + _file("report.css"),
+        library=_file("uPlot.iife.min.js"),
+        licence=_file("uPlot.LICENSE").strip(),
+        program=_file("report.js"),
+        data=_embedded(charts_),
         charts=charts_,
         found=found,
         sides=[_described(side, notes) for side, notes in zip(found.sides, found.side_notes, strict=True)],
         claims=[
             {
                 "claim": claim,
-                "rows": [(title, [_kept(fact_text(title, f)) for f in facts]) for title, facts in pairs(claim)],
+                "rows": [(title, [_kept(fact_text(f)) for f in facts]) for title, facts in pairs(claim)],
             }
             for claim in found.claims
         ],

@@ -161,4 +161,5 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _fact(fact: Fact) -> dict[str, Any]:
-    return {"title": fact.title.strip(), "unit": fact.unit, "value": fact.value, "low": fact.low, "high": fact.high}
+    found = {"title": fact.title.strip(), "unit": fact.unit, "value": fact.value, "low": fact.low, "high": fact.high}
+    return found if fact.trend is None else {**found, "trend": fact.trend, "small": fact.small}

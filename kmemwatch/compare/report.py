@@ -13,8 +13,8 @@ from kmemwatch.compare.claims_life import deaths, let_go
 from kmemwatch.compare.claims_recharge import recharged
 from kmemwatch.compare.figures import Values
 from kmemwatch.compare.side import RECORDING, Side, value_at
-from kmemwatch.compare.stats import Trend
-from kmemwatch.compare.verdict import UNTOLD, Claim, Verdict, delay_text, number
+from kmemwatch.compare.stats import GROWING, Trend
+from kmemwatch.compare.verdict import SHARE, UNTOLD, Claim, Verdict, delay_text, number, written
 from kmemwatch.compare.workload import differ, doubts
 from kmemwatch.units import bytes_human
 
@@ -31,6 +31,7 @@ CLAIMS: tuple[tuple[str, str, Callable[[Side], Verdict]], ...] = (
 )
 ROWS = 10
 """Of the table; Gushchin's had seven days."""
+_DIGITS = 15
 MEMORY: tuple[tuple[str, str, Callable[[Values], float | None]], ...] = (
     ("slab", "slab memory of the host", lambda values: values.get(figures.SLAB_BYTES)),
     ("kernel", "kernel memory of all memcgs", lambda values: values.get(figures.KERNEL_BYTES)),
@@ -176,19 +177,32 @@ def _difference(key: str, sides: tuple[Side, Side]) -> str | None:
     if a.left is not None and b.left is not None:
         apart = a.left.low > b.left.high or b.left.low > a.left.high
         parts.append(
-            f"of the removed, {100 * a.left.value:.0f} % and {100 * b.left.value:.0f} % stay;"
+            f"of the removed, {' and '.join(_shares(a.left.value, b.left.value))} stay;"
             f" {'the intervals are apart' if apart else 'the intervals overlap, so that may be chance'}"
         )
     if a.whole is not None and b.whole is not None:
-        parts.append(f"the trends {_apart(a.whole, b.whole)}")
+        parts.append(_apart(a.whole, b.whole))
     return "; ".join(parts) or None
 
 
+def _shares(a: float, b: float) -> tuple[str, str]:
+    """Both in the same figures as in the tables; in more of them where two that differ would read alike."""
+    found = written(a, SHARE), written(b, SHARE)
+    digits = 1
+    while a != b and found[0] == found[1] and digits < _DIGITS:
+        digits += 1
+        found = f"{100 * a:.{digits}f} %", f"{100 * b:.{digits}f} %"
+    return found
+
+
 def _apart(a: Trend, b: Trend) -> str:
-    if a.low_per_s > b.high_per_s or b.low_per_s > a.high_per_s:
-        more = "first" if a.per_s > b.per_s else "second"
-        return f"differ: the number of dying memcgs grows faster on the {more} side"
-    return "do not differ by more than chance"
+    if a.low_per_s <= b.high_per_s and b.low_per_s <= a.high_per_s:
+        return "the intervals of the trends overlap, so a difference may be chance"
+    sides = (("first", a), ("second", b))
+    (less_side, _), (more_side, more) = sorted(sides, key=lambda one: one[1].per_s)
+    if more.direction == GROWING:
+        return f"the trends differ: the number of dying memcgs grows faster on the {more_side} side"
+    return f"the trends differ: the number of dying memcgs shrinks faster on the {less_side} side"
 
 
 def _table(a: Side, b: Side) -> Table:

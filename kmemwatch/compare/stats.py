@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The statistics behind verdicts; the one module that knows scipy, which is loaded when it is used."""
+"""The statistics behind verdicts: shares, trends and delays, each with the interval that it lies in; pure."""
 
 from __future__ import annotations
 
@@ -7,41 +7,19 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
-from kmemwatch.errors import UnsupportedError
+from kmemwatch.compare.estimates import kaplan_meier, theil_sen, wilson
 
-CONFIDENCE = 0.95
 MIN_POINTS = 8
 """Fewer points say nothing about a trend."""
 MAX_BLOCKS = 24
 """A series is averaged in at most so many blocks: neighbouring samples are no independent witnesses."""
-GROWING, FLAT, SHRINKING = "growing", "flat", "shrinking"
+GROWING, SHRINKING, FLAT, UNCLEAR = "growing", "shrinking", "flat", "not certain"
 AT_RISK = 20
 """So many that are not released yet, and that old, say something of those that died with them."""
 _LEAST_CHANGE = 5.0
 _LEAST_SHARE = 0.05
-"""A change over the whole time of less than the larger of 5, and 5 % of the level, is flat, however certain."""
-
-
-def _scipy() -> ModuleType:
-    try:
-        import scipy.stats  # type: ignore[import-untyped]
-
-        stats: ModuleType = scipy.stats
-        if not hasattr(stats, "ecdf"):
-            raise UnsupportedError(f"compare needs scipy 1.11, here is {scipy.__version__}", _INSTALL)
-    except ImportError as exc:
-        raise UnsupportedError("compare needs scipy, which is not installed", _INSTALL) from exc
-    return stats
-
-
-_INSTALL = "pip install 'scipy>=1.11', in the environment of kmemwatch"
-
-
-def check() -> None:
-    """Raise UnsupportedError unless scipy is there; better before a long measurement than after it."""
-    _scipy()
+"""A change over the whole time of less than the larger of 5, and 5 % of the level, is small."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +36,52 @@ def share(part: float, whole: float) -> Share | None:
     total, found = round(whole), min(max(round(part), 0), round(whole))
     if total <= 0:
         return None
-    interval = _scipy().binomtest(found, total).proportion_ci(CONFIDENCE, "wilson")
-    return Share(found / total, float(interval.low), float(interval.high))
+    return Share(found / total, *wilson(found, total))
+
+
+def direction(low: float, high: float, small: float) -> str:
+    """What an interval says of a trend; the only place that derives the one from the other.
+
+    GROWING and SHRINKING exclude 0. FLAT contains it, and no change that is not `small`; UNCLEAR contains both.
+    """
+    if low > 0:
+        return GROWING
+    if high < 0:
+        return SHRINKING
+    return FLAT if is_small(low, high, small) else UNCLEAR
+
+
+def is_small(low: float, high: float, small: float) -> bool:
+    """Whether no change in the interval is of any consequence."""
+    return -small <= low and high <= small
 
 
 @dataclass(frozen=True, slots=True)
 class Trend:
     """How a series changes, per second, with the interval that it lies in with 95 % confidence."""
 
-    direction: str
-    """GROWING, FLAT or SHRINKING."""
     per_s: float
     low_per_s: float
     high_per_s: float
+    small_per_s: float
+    """A change that is smaller is of no consequence."""
     blocks: int
     span_s: float
+
+    @property
+    def direction(self) -> str:
+        """GROWING, SHRINKING, FLAT or UNCLEAR."""
+        return direction(self.low_per_s, self.high_per_s, self.small_per_s)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all of the interval is of no consequence."""
+        return is_small(self.low_per_s, self.high_per_s, self.small_per_s)
+
+    @property
+    def is_much(self) -> bool:
+        """Whether it is certain, and large enough to matter."""
+        return self.direction in (GROWING, SHRINKING) and abs(self.per_s) >= self.small_per_s
 
     @property
     def change(self) -> float:
@@ -89,18 +98,13 @@ def trend(series: Sequence[tuple[float, float]]) -> Trend | None:
     if len(blocks) < MIN_POINTS:
         return None
     times, values = [t for t, _ in blocks], [v for _, v in blocks]
-    found = _scipy().theilslopes(values, times, alpha=CONFIDENCE)
-    slope = float(found.slope)
-    residuals = [v - slope * t for t, v in blocks]
-    wider = _widening(residuals)
-    low = slope - (slope - float(found.low_slope)) * wider
-    high = slope + (float(found.high_slope) - slope) * wider
+    slope, low, high = theil_sen(times, values)
+    wider = _widening([v - slope * t for t, v in blocks])
     span_s = series[-1][0] - series[0][0]
-    least = max(_LEAST_CHANGE, _LEAST_SHARE * sum(map(abs, values)) / len(values))
-    certain = low > 0 or high < 0
-    moves = certain and abs(slope) * span_s >= least
-    direction = (GROWING if slope > 0 else SHRINKING) if moves else FLAT
-    return Trend(direction, slope, low, high, len(blocks), span_s)
+    small = max(_LEAST_CHANGE, _LEAST_SHARE * sum(map(abs, values)) / len(values))
+    return Trend(
+        slope, slope - (slope - low) * wider, slope + (high - slope) * wider, small / span_s, len(blocks), span_s
+    )
 
 
 def _blocks(series: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -158,12 +162,7 @@ def survival(released_s: Sequence[float], still_dying_s: Sequence[float]) -> Sur
     """Of exact delays and of the ages of those that are not released yet; None when there are too few of them."""
     if not released_s:
         return _nobody_released(still_dying_s)
-    stats = _scipy()
-    data = stats.CensoredData(uncensored=list(released_s), right=list(still_dying_s))
-    found = stats.ecdf(data).sf
-    times = tuple(map(float, found.quantiles))
-    still = tuple(map(float, found.probabilities))
-    low, high = _interval(found, still)
+    times, still, low, high = zip(*kaplan_meier(released_s, still_dying_s), strict=True)
     return Survival(times, still, low, high, len(released_s), len(still_dying_s))
 
 
@@ -174,22 +173,6 @@ def _nobody_released(still_dying_s: Sequence[float]) -> Survival | None:
     age_s, low = sorted(still_dying_s)[-AT_RISK], share(AT_RISK, AT_RISK)
     assert low is not None
     return Survival((age_s,), (1.0,), (low.low,), (1.0,), 0, len(still_dying_s))
-
-
-def _interval(found: object, still: tuple[float, ...]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    import warnings
-
-    with warnings.catch_warnings():
-        # scipy warns where the interval is not defined; see below.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        interval = found.confidence_interval(CONFIDENCE, method="log-log")  # type: ignore[attr-defined]
-    low = [float(v) for v in interval.low.probabilities]
-    high = [float(v) for v in interval.high.probabilities]
-    # While nobody is released, and when all are, the interval is not defined; the curve stands for it.
-    return (
-        tuple(s if math.isnan(v) else v for v, s in zip(low, still, strict=True)),
-        tuple(s if math.isnan(v) else v for v, s in zip(high, still, strict=True)),
-    )
 
 
 def bucket_quantile(buckets: Sequence[tuple[float, float]], part: float) -> Quantile:

@@ -82,8 +82,6 @@ def pairs(claim: Claim) -> list[tuple[str, list[Fact | None]]]:
             if fact.key not in titles:
                 order.insert(place, fact.key)
                 titles[fact.key] = fact.title
-            elif titles[fact.key] != fact.title:  # a trend has its direction in its title, which differs between sides
-                titles[fact.key] = fact.title.partition(":")[0]
             place = order.index(fact.key) + 1
     rows = []
     for key in order:
@@ -93,12 +91,9 @@ def pairs(claim: Claim) -> list[tuple[str, list[Fact | None]]]:
     return rows
 
 
-def fact_text(title: str, fact: Fact | None) -> str:
-    """One cell: with the word that the title of the row does not have."""
-    if fact is None:
-        return "-"
-    _, _, word = fact.title.partition(": ")
-    return f"{fact.text} {word}" if word and word not in title else fact.text
+def fact_text(fact: Fact | None) -> str:
+    """One cell."""
+    return "-" if fact is None else fact.text
 
 
 def _claim(place: int, claim: Claim, sides: Sequence[Side], cells: int) -> list[str]:
@@ -107,7 +102,7 @@ def _claim(place: int, claim: Claim, sides: Sequence[Side], cells: int) -> list[
         lines += _wrapped(f"{side.label}  {verdict.verdict.upper()}: {verdict.reason}", cells, "   ", "      ")
     if claim.difference is not None:
         lines += _wrapped(f"A and B: {claim.difference}", cells, "   ", "      ")
-    rows = [[title, *(fact_text(title, fact) for fact in facts)] for title, facts in pairs(claim)]
+    rows = [[title, *(fact_text(fact) for fact in facts)] for title, facts in pairs(claim)]
     if rows:
         lines += [f"      {line}" for line in _columns([["", *(side.label for side in sides)], *rows])]
     return lines

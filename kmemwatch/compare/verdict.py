@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kmemwatch.compare.stats import Share
+from kmemwatch.compare.stats import GROWING, SHRINKING, Share, is_small
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, seconds_human
 
 HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
@@ -35,6 +36,10 @@ class Fact:
     unit: str = COUNT
     low: float | None = None
     high: float | None = None
+    trend: str | None = None
+    """Of a trend: what its interval says (`stats.direction`)."""
+    small: float | None = None
+    """Of a trend: what is less is of no consequence."""
 
     @property
     def text(self) -> str:
@@ -44,7 +49,14 @@ class Fact:
         text = written(self.value, self.unit)
         if self.low is not None and self.high is not None and (self.low, self.high) != (self.value, self.value):
             text += f" ({written(self.low, self.unit)} to {written(self.high, self.unit)})"
-        return text
+        return text if self.trend is None else f"{text} {self.trend}{self._limit}"
+
+    @property
+    def _limit(self) -> str:
+        """Words for a change that is certain, and small: that it is small, and what that means."""
+        if self.trend not in (GROWING, SHRINKING) or self.low is None or self.high is None or self.small is None:
+            return ""
+        return f", by less than {written(self.small, self.unit)}" if is_small(self.low, self.high, self.small) else ""
 
 
 def of_share(key: str, title: str, share: Share | None) -> Fact:
@@ -77,24 +89,14 @@ class Claim:
 
 
 def written(value: float | None, unit: str) -> str:
-    """A figure with its unit; ``?`` when it is not known."""
+    """A figure with its unit; ``?`` when it is not known. What is not 0 does not read like 0."""
     if value is None:
         return UNKNOWN
-    if unit == BYTES:
-        return bytes_human(value)
-    if unit == BYTES_PER_HOUR:
-        return f"{bytes_human(value)}/h"
-    if unit == SECONDS:
-        return delay_text(value)
-    if unit == SHARE:
-        return _percent(value)
-    if unit == RATIO:
-        return f"{value:.3g}"
-    if unit == NANOSECONDS:
-        return f"{value:.0f} ns"
-    if unit == PER_HOUR:
-        return f"{rounded(value)}/h"
-    return rounded(value)
+    text = _WRITTEN[unit](value)
+    if value == 0 or re.search("[1-9]", text):
+        return text
+    least = _WRITTEN[unit](1.0)
+    return f"<{least}" if value > 0 else f">-{least}"
 
 
 def rounded(value: float) -> str:
@@ -113,9 +115,22 @@ def _percent(value: float) -> str:
 
 def delay_text(value: float) -> str:
     """Seconds, with a fraction where that says something."""
-    if 0 < value < 1:
+    if 0 < value < 0.9995:
         return f"{1000 * value:.3g} ms"
     return f"{value:.1f} s" if value < 60 else seconds_human(value)
+
+
+_WRITTEN: dict[str, Callable[[float], str]] = {
+    BYTES: bytes_human,
+    BYTES_PER_HOUR: lambda value: f"{bytes_human(value)}/h",
+    COUNT: rounded,
+    NANOSECONDS: lambda value: f"{value:.0f} ns",
+    PER_HOUR: lambda value: f"{rounded(value)}/h",
+    RATIO: lambda value: f"{value:.3g}",
+    SECONDS: delay_text,
+    SHARE: _percent,
+}
+"""By unit."""
 
 
 def between(low: float | None, high: float | None, unit: str) -> str:

@@ -81,6 +81,12 @@ def test_help_of_a_command_fits_one_screen(command: str) -> None:
     assert len(done.output.splitlines()) <= 24
 
 
+def test_no_command_is_wrong_usage_with_the_help_on_stderr() -> None:
+    done = run()
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == run("--help").stdout
+
+
 def test_version() -> None:
     assert run("--version").output == f"kmemwatch {__version__}\n"
 

@@ -3,25 +3,29 @@
 
 from __future__ import annotations
 
+import math
 import random
-import sys
+import warnings
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats  # type: ignore[import-untyped]
 
+from kmemwatch.compare.estimates import kaplan_meier, theil_sen, wilson
 from kmemwatch.compare.stats import (
     FLAT,
     GROWING,
     MIN_POINTS,
     SHRINKING,
+    UNCLEAR,
+    Trend,
     bucket_quantile,
-    check,
+    direction,
     share,
     survival,
     trend,
 )
-from kmemwatch.errors import UnsupportedError
 
 SEEDS = 200
 
@@ -38,7 +42,7 @@ def noise(seed: int, count: int, kept: float, spread: float) -> list[float]:
 @pytest.mark.parametrize(("kept", "at_most"), [(0.0, 0.08), (0.9, 0.08), (0.98, 0.2)])
 def test_noise_seldom_has_a_trend(kept: float, at_most: float) -> None:
     found = [trend([(float(t), 100 + v) for t, v in enumerate(noise(seed, 300, kept, 10))]) for seed in range(SEEDS)]
-    wrong = sum(one is not None and one.direction != FLAT for one in found)
+    wrong = sum(one is not None and one.is_much for one in found)
     assert wrong <= at_most * SEEDS
 
 
@@ -75,13 +79,44 @@ def test_a_trend_lies_in_its_interval_and_turns_with_its_series(values: list[flo
     turned = trend([(t, -v) for t, v in points])
     assert turned is not None
     assert turned.per_s == pytest.approx(-found.per_s)
-    assert {found.direction, turned.direction} in ({FLAT}, {GROWING, SHRINKING})
+    assert {found.direction, turned.direction} in ({FLAT}, {UNCLEAR}, {GROWING, SHRINKING})
 
 
-def test_a_certain_change_that_is_small_is_flat() -> None:
+@given(st.lists(st.floats(0, 1e9), min_size=MIN_POINTS, max_size=60), st.floats(0.001, 1000))
+def test_a_direction_is_what_the_interval_says(values: list[float], step: float) -> None:
+    found = trend([(t * step, v) for t, v in enumerate(values)])
+    assert found is not None
+    assert_agrees(found)
+
+
+@given(*[st.floats(-1e3, 1e3)] * 2, st.floats(0, 1e3))
+def test_every_interval_has_one_direction(one: float, other: float, small: float) -> None:
+    low, high = sorted((one, other))
+    assert_agrees(Trend((low + high) / 2, low, high, small, MIN_POINTS, 1.0))
+
+
+def assert_agrees(found: Trend) -> None:
+    low, high, small = found.low_per_s, found.high_per_s, found.small_per_s
+    inside = max(abs(low), abs(high)) <= small
+    expected = {GROWING: low > 0, SHRINKING: high < 0, FLAT: low <= 0 <= high and inside}
+    assert found.direction == next((word for word, is_so in expected.items() if is_so), UNCLEAR)
+    assert (found.direction == UNCLEAR) == (low <= 0 <= high and not inside)
+    assert found.is_small == inside
+
+
+def test_a_certain_change_that_is_small_grows_and_is_small() -> None:
     found = trend([(float(t), 1000 + 0.1 * t) for t in range(100)])
     assert found is not None
-    assert (found.direction, found.low_per_s > 0) == (FLAT, True)
+    assert (found.direction, found.is_small, found.is_much, found.low_per_s > 0) == (GROWING, True, False, True)
+    assert found.small_per_s == pytest.approx(0.05 * 1005 / 99, rel=1e-3)
+
+
+def test_noise_that_may_hide_a_change_is_not_flat() -> None:
+    few = [(float(t), value) for t, value in enumerate((0.0, 900.0, 20.0, 700.0, 90.0, 800.0, 10.0, 600.0, 500.0))]
+    found = trend(few)
+    assert found is not None
+    assert found.direction == UNCLEAR
+    assert direction(0.0, 0.0, 0.0) == FLAT
 
 
 def test_samples_at_one_time_have_no_trend() -> None:
@@ -161,8 +196,35 @@ def test_a_quantile_of_buckets_is_between_two_bounds() -> None:
     assert bucket_quantile([(1.0, 0.0)], 0.5).low is None
 
 
-def test_without_scipy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    with pytest.raises(UnsupportedError, match="scipy") as caught:
-        check()
-    assert "pip install 'scipy>=1.11'" in (caught.value.hint or "")
+@given(st.integers(1, 10**9), st.integers(0, 10**9))
+def test_shares_are_scipys(whole: int, part: int) -> None:
+    part = min(part, whole)
+    theirs = stats.binomtest(part, whole).proportion_ci(0.95, "wilson")
+    assert wilson(part, whole) == pytest.approx((theirs.low, theirs.high), rel=1e-6, abs=1e-12)
+
+
+@given(st.lists(st.integers(-50, 50) | st.floats(-1e6, 1e6), min_size=2, max_size=30), st.floats(0.01, 100))
+def test_slopes_are_scipys(values: list[float], step: float) -> None:
+    times = [step * n for n in range(len(values))]
+    theirs = stats.theilslopes(values, times, alpha=0.95)
+    expected = [float(one) for one in (theirs.slope, theirs.low_slope, theirs.high_slope)]
+    assert theil_sen(times, values) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@given(
+    st.lists(st.integers(0, 20) | st.floats(0.001, 1e5), min_size=1, max_size=50),
+    st.lists(st.integers(0, 20) | st.floats(0.001, 1e5), max_size=50),
+)
+def test_curves_are_scipys(ended: list[float], still: list[float]) -> None:
+    theirs = stats.ecdf(stats.CensoredData(uncensored=ended, right=still)).sf
+    with warnings.catch_warnings():
+        # Where scipy has no interval, and says so, ours is the curve itself.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        interval = theirs.confidence_interval(0.95, method="log-log")
+    ours = kaplan_meier(ended, still)
+    assert [row[0] for row in ours] == pytest.approx(list(theirs.quantiles))
+    assert [row[1] for row in ours] == pytest.approx(list(theirs.probabilities), abs=1e-12)
+    for place, bound in ((2, interval.low.probabilities), (3, interval.high.probabilities)):
+        for row, value in zip(ours, bound, strict=True):
+            # Rounding leaves something of a share that is 1.
+            assert row[place] == pytest.approx(row[1] if math.isnan(value) else value, rel=1e-6, abs=1e-9)

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from kmemwatch.compare.report import CLAIMS
+from kmemwatch.compare.verdict import BYTES_PER_HOUR, PER_HOUR
 from tests.lab import comparison, reports
+from tests.unit.test_compare_agreement import check_cell
 
 PAIRS = pytest.mark.parametrize("pair", comparison.PAIRS, ids="-".join)
 
@@ -40,3 +42,14 @@ def test_the_reports_are_small_and_whole(pair: tuple[str, str]) -> None:
     assert page.rstrip().endswith("</html>")
     assert len(page.encode()) < reports.MAX_BYTES
     assert all(f"{name}.kmw" in page for name in pair)
+
+
+@PAIRS
+def test_no_word_contradicts_the_interval_beside_it(pair: tuple[str, str]) -> None:
+    lines = (reports.DIRECTORY / f"{'-'.join(pair)}.txt").read_text().splitlines()
+    rows = dict.fromkeys(("trend of their number", "the same in the second half"), PER_HOUR)
+    rows["trend of the memory that they keep"] = BYTES_PER_HOUR
+    for title, unit in rows.items():
+        (row,) = (line.strip() for line in lines if line.strip().startswith(title))
+        for cell in re.split(r" {2,}", row)[1:]:
+            check_cell(cell, unit)
