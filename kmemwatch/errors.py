@@ -2,6 +2,7 @@
 """What can go wrong, as one narrow tree; `kmemwatch.cli` alone turns it into text and exit codes.
 
 KmemwatchError          exit 1: it failed
+├── ShortageError       exit 1: this machine lacks something just now, and may have it the next time
 ├── UsageError          exit 2: the command line or an input file is wrong
 └── UnsupportedError    exit 3: this kernel or these privileges cannot do it
 """
@@ -18,6 +19,10 @@ class KmemwatchError(Exception):
         super().__init__(message)
         self.hint = hint
         """One line that says what to do about it, or None."""
+
+
+class ShortageError(KmemwatchError):
+    """Descriptors, memory, room on a disk or the like ran out: which says nothing about the kernel."""
 
 
 class UsageError(KmemwatchError):

@@ -19,6 +19,7 @@ from kmemwatch.churn.plan import Options
 from kmemwatch.churn.report import FAILURES, MEMORY, SIGNAL, Report
 from kmemwatch.cli.options import Seconds
 from kmemwatch.cli.stopping import Terminated
+from kmemwatch.cli.streams import say
 from kmemwatch.errors import KmemwatchError, UsageError
 
 CGROUPS, OBJECTS, DEAD = 100, 100, 1000
@@ -159,7 +160,7 @@ class _Watcher:
         """The work is over; what was left stays for so long."""
         self._close()
         at = time.strftime("%H:%M:%S")
-        click.echo(f"kmemwatch: {at} {removed} cgroups removed below {parent}; holding for {hold_s:g} s", err=True)
+        say(f"kmemwatch: {at} {removed} cgroups removed below {parent}; holding for {hold_s:g} s")
 
     def cleans(self) -> None:
         """What was left is let go now."""

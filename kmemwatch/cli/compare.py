@@ -19,6 +19,7 @@ import click
 
 from kmemwatch.access import Access, read_password
 from kmemwatch.cli.options import FloatParam, Seconds
+from kmemwatch.cli.streams import say
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.units import parse_rfc3339
 
@@ -197,7 +198,7 @@ def _read(sides: tuple[SideOptions, ...], measuring: Measuring) -> tuple[Side, S
     if watches:
         run_all(list(watches.values()), _progress(measuring.duration_s))
         if sys.stderr.isatty():
-            click.echo("\r" + " " * 40 + "\r", err=True, nl=False)
+            say("\r" + " " * 40 + "\r", nl=False)
     found |= {label: one.side() for label, one in watches.items()}
     a, b = (replace(found[side.label], workload=workload) for side, workload in zip(sides, workloads, strict=True))
     return a, b
@@ -226,7 +227,7 @@ def _progress(duration_s: float) -> Callable[[float], None]:
         return lambda seconds: None
 
     def show(seconds: float) -> None:
-        click.echo(f"\rmeasuring, {max(0, duration_s - seconds):.0f} s left ", err=True, nl=False)
+        say(f"\rmeasuring, {max(0, duration_s - seconds):.0f} s left ", nl=False)
 
     return show
 
@@ -251,4 +252,4 @@ def _write(found: Comparison, output: str, out: str | None) -> None:
         Path(out).write_text(text, "utf-8", errors="backslashreplace")
     except OSError as exc:
         raise KmemwatchError(f"{out}: cannot write: {exc.strerror}") from exc
-    click.echo(f"kmemwatch: {out}: written, {len(text.encode('utf-8', 'backslashreplace'))} bytes", err=True)
+    say(f"kmemwatch: {out}: written, {len(text.encode('utf-8', 'backslashreplace'))} bytes")

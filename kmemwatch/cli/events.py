@@ -12,6 +12,7 @@ import click
 
 from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.cli.streams import say
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
 
@@ -30,7 +31,7 @@ def command(output: str, duration: float | None, replay: str | None, without: tu
     with until_stopped(), closing(open_feed(None, replay, without, realtime=duration is not None)) as feed:
         _follow(feed, output, duration)
         if feed.notice is not None:
-            click.echo(f"kmemwatch: note: {feed.notice}", err=True)
+            say(f"kmemwatch: note: {feed.notice}")
 
 
 def _follow(feed: Feed, output: str, duration: float | None) -> None:

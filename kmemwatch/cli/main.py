@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import io
 import os
-import select
 import signal
 import sys
 import traceback
@@ -19,7 +18,8 @@ from typing import Any, NoReturn
 
 import click
 
-from kmemwatch import __version__
+from kmemwatch import __version__, shortages
+from kmemwatch.cli import streams
 from kmemwatch.cli.stopping import Terminated, raise_on_termination
 from kmemwatch.errors import KmemwatchError, UsageError
 
@@ -74,6 +74,7 @@ class Program(click.Group):
             code = result if isinstance(result, int) else 0
         except BaseException as exc:  # noqa: BLE001 - the one boundary: everything becomes text and an exit code
             code = report(exc)
+        streams.finish()
         sys.exit(code)
 
 
@@ -90,6 +91,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Console script."""
+    streams.prepare()
     cli.main()
 
 
@@ -97,12 +99,12 @@ def report(exc: BaseException) -> int:
     """Say on stderr what went wrong, at most one line and a hint; return the exit code."""
     cause = exc.__cause__ if isinstance(exc, click.Abort) and exc.__cause__ else exc
     if isinstance(cause, SystemExit):
-        if cause.code == 1 and _reader_is_gone():  # click makes this of a broken pipe; nobody else exits so
+        if cause.code == 1 and streams.reader_is_gone():  # click makes this of a broken pipe; nobody else exits so
             return 0
         return cause.code if isinstance(cause.code, int) else int(cause.code is not None)
     if isinstance(cause, KeyboardInterrupt):
         return 128 + (cause.signum if isinstance(cause, Terminated) else signal.SIGINT)
-    if isinstance(cause, BrokenPipeError) and _reader_is_gone():
+    if isinstance(cause, BrokenPipeError) and streams.reader_is_gone():
         return 0
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(cause)
@@ -113,6 +115,19 @@ def report(exc: BaseException) -> int:
         return _say(_our_tone(cause.format_message()), f"see {name} --help", UsageError.exit_code)
     if isinstance(cause, click.ClickException):
         return _say(cause.format_message(), None, cause.exit_code)
+    return _report_other(cause)
+
+
+def _report_other(cause: BaseException) -> int:
+    """What nobody has put into words: the environment's errors in plain ones, all others as what they are, bugs."""
+    if isinstance(cause, streams.OutputError):
+        return _say(f"cannot write to standard output: {cause.why}", None, KmemwatchError.exit_code)
+    short = shortages.of(cause)
+    if short is not None:
+        about = f"{cause.filename}: " if isinstance(cause, OSError) and cause.filename else ""
+        return _say(f"{about}{short}", short.hint, short.exit_code)
+    if isinstance(cause, RecursionError):
+        return _say("the input is nested too deeply to be read", None, KmemwatchError.exit_code)
     text = f"internal error: {type(cause).__name__}: {cause}"
     return _say(text, f"set {DEBUG_VARIABLE}=1 for the traceback, and please report it", KmemwatchError.exit_code)
 
@@ -121,27 +136,10 @@ def _say(message: str, hint: str | None, code: int) -> int:
     lines = [f"kmemwatch: {' '.join(message.split())}"]
     if hint:
         lines.append(f"  hint: {' '.join(hint.split())}")
-    try:
-        click.echo("\n".join(lines), err=True)
-    except (OSError, ValueError):
-        pass  # nobody is there to read it; the exit code still tells
+    streams.say("\n".join(lines))  # the exit code still tells where nobody reads it
     return code
 
 
 def _our_tone(text: str) -> str:
     """click's sentences as our other messages are: after a colon, without a full stop."""
     return text[:1].lower() + text[1:].removesuffix(".")
-
-
-def _reader_is_gone() -> bool:
-    """Whether it is our stdout that broke, as in `kmemwatch top --once | head -1`; silences it if so."""
-    try:
-        stdout = sys.stdout.fileno()
-        poll = select.poll()
-        poll.register(stdout, 0)
-        gone = any(mask & (select.POLLERR | select.POLLHUP) for _, mask in poll.poll(0))
-        if gone:  # what is still buffered would be written, and fail, at interpreter exit
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stdout)
-    except (OSError, ValueError):
-        return True
-    return gone

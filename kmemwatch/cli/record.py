@@ -12,6 +12,7 @@ import click
 
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, without_option
 from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.cli.streams import say
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
 from kmemwatch.recording import RecordingWriter
@@ -43,7 +44,7 @@ def command(
         closing(open_feed(connect, None, without, latency=latency)) as feed,
     ):
         if writer.notice is not None:
-            click.echo(f"kmemwatch: note: {writer.notice}", err=True)
+            say(f"kmemwatch: note: {writer.notice}")
         _Recorder(writer, feed).run(interval, duration)
 
 
@@ -62,9 +63,9 @@ class _Recorder:
         finally:
             self._write_events(self._feed.take_events() if self._snapshots else ())
             over_progress = "\r" if self._shows_progress else ""
-            click.echo(f"{over_progress}kmemwatch: {self._summary()}", err=True)
+            say(f"{over_progress}kmemwatch: {self._summary()}")
             if self._feed.notice is not None:
-                click.echo(f"kmemwatch: note: {self._feed.notice}", err=True)
+                say(f"kmemwatch: note: {self._feed.notice}")
 
     def _record(self, interval_s: float, end_s: float) -> None:
         snapshot = self._feed.next_snapshot(0)
@@ -89,7 +90,7 @@ class _Recorder:
 
     def _show_progress(self) -> None:
         if self._shows_progress:
-            click.echo(f"\r{self._summary()}", err=True, nl=False)
+            say(f"\r{self._summary()}", nl=False)
 
     def _summary(self) -> str:
         took = seconds_human(time.monotonic() - self._began_s)

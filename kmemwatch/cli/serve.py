@@ -13,6 +13,7 @@ import click
 
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.cli.streams import say
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter import DEFAULT_ADDRESS
 
@@ -249,4 +250,4 @@ def give_up_privileges(feed: Feed) -> None:
 
 
 def _log(message: str) -> None:
-    click.echo(f"kmemwatch: {' '.join(message.split())}", err=True)
+    say(f"kmemwatch: {' '.join(message.split())}")

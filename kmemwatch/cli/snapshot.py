@@ -9,6 +9,7 @@ from contextlib import closing
 import click
 
 from kmemwatch.cli.options import Seconds, open_feed, source_options
+from kmemwatch.cli.streams import say
 from kmemwatch.cli.top import VIEW_NAMES
 from kmemwatch.errors import KmemwatchError, UsageError
 
@@ -52,7 +53,7 @@ def command(
         printer = Printer(select(view or VIEW_NAMES[0]), None, output, title, None)
         text = printer.text(before, after)
         if printer.missing is not None:
-            click.echo(f"kmemwatch: note: {printer.missing}", err=True)
+            say(f"kmemwatch: note: {printer.missing}")
     sys.stdout.write(text)
     if notice is not None:
-        click.echo(f"kmemwatch: note: {notice}", err=True)
+        say(f"kmemwatch: note: {notice}")

@@ -12,6 +12,7 @@ import click
 
 from kmemwatch.cli.options import Seconds, TopOptions, cgroup_option, check_source, filter_option, source_options
 from kmemwatch.cli.stopping import until_stopped
+from kmemwatch.cli.streams import say
 from kmemwatch.errors import KmemwatchError, UsageError
 
 VIEW_NAMES = ("cgroups", "caches", "zombies", "ids", "recharges")
@@ -64,8 +65,9 @@ def command(
 
 
 def _has_screen() -> bool:
-    """Whether there is a terminal to draw on and to read keys from."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    """Whether there is a terminal to draw on and to read keys from. Textual draws on standard error."""
+    on_terminal = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
+    return on_terminal and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def run_batch(options: TopOptions) -> None:
@@ -89,13 +91,13 @@ def run_batch(options: TopOptions) -> None:
             sys.stdout.write(printer.text(before, after))
             sys.stdout.flush()
             if printer.missing not in (None, told):
-                click.echo(f"kmemwatch: note: {printer.missing}", err=True)
+                say(f"kmemwatch: note: {printer.missing}")
             told = printer.missing
             if after is None:  # there was only one; its state is worth showing, rates are unknown
                 break
             before, done = after, done + 1
         if feed.notice is not None:
-            click.echo(f"kmemwatch: note: {feed.notice}", err=True)
+            say(f"kmemwatch: note: {feed.notice}")
 
 
 def _cells() -> int | None:
