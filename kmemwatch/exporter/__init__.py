@@ -19,6 +19,7 @@ sandbox       system calls that are not needed any more
 listening     sockets
 webfiles      --web.config.file and the files that it names
 webconfig     its format; websection, tlsnames: parts of it; webmodel: the result
+webchange     whether another one protects less
 http_process  the other process, from here
 
 The process that serves HTTP (worker)

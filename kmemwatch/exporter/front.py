@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import hmac
 import os
+import ssl
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kmemwatch.exporter.app import Message, Receive, Send
-from kmemwatch.exporter.webmodel import RateLimit, WebConfig
+from kmemwatch.exporter.webmodel import ADMISSION, Admission, RateLimit, WebConfig
 
 Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
 
@@ -134,15 +135,24 @@ class TokenBucket:
 
 @dataclass(frozen=True)
 class Rules:
-    """A web configuration at work."""
+    """A web configuration at work: whole, so that nobody ever sees half of one and half of another."""
 
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     passwords: Passwords | None = None
     bucket: TokenBucket | None = None
     limit: RateLimit | None = None
+    context: ssl.SSLContext | None = None
+    """For new connections."""
+    admission: Admission | None = None
+    """What `context` demands of clients."""
 
     @staticmethod
-    def of(config: WebConfig, before: Rules) -> Rules:
+    def of(
+        config: WebConfig,
+        before: Rules,
+        context: ssl.SSLContext | None = None,
+        admission: Admission | None = None,
+    ) -> Rules:
         """Those of `config`; what is unchanged since `before` goes on."""
         headers = {name.lower().encode(): value.encode() for name, value in config.headers.items()}
         remembered = None if before.passwords is None else before.passwords.remembered
@@ -150,7 +160,7 @@ class Rules:
         bucket = before.bucket if config.rate_limit == before.limit else None
         if bucket is None and config.rate_limit is not None:
             bucket = TokenBucket(config.rate_limit)
-        return Rules(headers, passwords, bucket, config.rate_limit)
+        return Rules(headers, passwords, bucket, config.rate_limit, context, admission)
 
 
 class Front:
@@ -172,6 +182,10 @@ class Front:
                 message = {**message, "headers": [*others, *rules.headers.items()]}
             await send(message)
 
+        if rules.admission != scope.get("state", {}).get(ADMISSION):
+            # Its client has met what another configuration asks for; this one's demands are met by connecting anew.
+            await _refuse(send_with_headers, scope, 503, b"503 connect anew\n", [(b"connection", b"close")])
+            return
         if rules.bucket is not None and not rules.bucket.take():
             await _refuse(send_with_headers, scope, 429, b"429 too many requests\n", [])
             return

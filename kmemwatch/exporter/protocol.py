@@ -15,6 +15,8 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from kmemwatch.exporter.webmodel import ADMISSION, Admission
+
 REQUEST_S = 10.0
 """From a connection, or the first byte of a further request, to the end of the request's headers."""
 ANSWER_S = 60.0
@@ -27,9 +29,9 @@ MAX_CONNECTIONS = 512
 class Connections:
     """All connections of one server, and what they have in common."""
 
-    def __init__(self, allowed_names: Callable[[], Collection[str]] = tuple) -> None:
-        """`allowed_names`: of which a client's certificate must have one; empty: any will do."""
-        self.allowed_names = allowed_names
+    def __init__(self, admission: Callable[[], Admission | None] = lambda: None) -> None:
+        """`admission`: what is demanded of clients now."""
+        self.admission = admission
         self.request_s = REQUEST_S
         self.answer_s = ANSWER_S
         self.limit = MAX_CONNECTIONS
@@ -52,6 +54,12 @@ class Connections:
         self._number -= 1
         self._waiting.pop(one, None)
 
+    def close_outdated(self) -> None:
+        """After `admission` has changed: close all that were made under another one, unless they are being answered."""
+        for one in [*self._waiting]:
+            if one.is_outdated:
+                one.abort()
+
     def answers(self, one: LimitedProtocol) -> None:
         """It has asked, and must not be closed for others."""
         self._waiting.pop(one, None)
@@ -70,12 +78,22 @@ class LimitedProtocol(H11Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._opened = False
         self._refused = False
+        self._admission: Admission | None = None
+
+    @property
+    def is_outdated(self) -> bool:
+        """It was made under other demands than those of now."""
+        return self._admission != self._all.admission()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._opened = True
         self._all.opened(self)
-        if not _has_name(transport.get_extra_info("peercert"), self._all.allowed_names()):
+        # Of the configuration that made the handshake, which may have taken its time.
+        self._admission = getattr(getattr(transport.get_extra_info("ssl_object"), "context", None), "admission", None)
+        self.app_state = {**self.app_state, ADMISSION: self._admission}
+        allowed = () if self._admission is None else self._admission.allowed_names
+        if self.is_outdated or not _has_name(transport.get_extra_info("peercert"), allowed):
             self._refused = True
             self.abort()
             return
@@ -106,8 +124,8 @@ class LimitedProtocol(H11Protocol):
         self._set_deadline(None)
         if self._opened:
             self._all.waits(self)
-        if self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
-            # It announced a body, which nobody wants, and may take for ever to send it.
+        if self.is_outdated or self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+            # Or it announced a body, which nobody wants, and may take for ever to send it.
             self.transport.close()
         super().on_response_complete()
 

@@ -68,6 +68,10 @@ class Server:
         if not self._server.started:
             raise KmemwatchError(f"the HTTP server did not start: {self._error or 'timed out'}")
 
+    def soon(self, do: Callable[[], None]) -> None:
+        """Have the thread that serves do it; nothing once that has ended."""
+        self._server.soon(do)
+
     def check(self) -> None:
         """Raise KmemwatchError when the server is not running any more."""
         if not self._thread.is_alive():
@@ -119,9 +123,13 @@ class _Server(uvicorn.Server):
     def end(self) -> None:
         """From any thread."""
         self.should_exit = True
+        self.soon(self._ending.set)
+
+    def soon(self, do: Callable[[], None]) -> None:
+        """From any thread."""
         if self.loop is not None:
             try:
-                self.loop.call_soon_threadsafe(self._ending.set)
+                self.loop.call_soon_threadsafe(do)
             except RuntimeError:  # it has ended
                 pass
 

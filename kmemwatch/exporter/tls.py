@@ -5,12 +5,20 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from kmemwatch.errors import UsageError
-from kmemwatch.exporter.webmodel import NO_CLIENT_CERT, REQUIRE_AND_VERIFY, VERIFY_IF_GIVEN, Pem, TlsConfig, Web
+from kmemwatch.exporter.webmodel import (
+    NO_CLIENT_CERT,
+    REQUIRE_AND_VERIFY,
+    VERIFY_IF_GIVEN,
+    Admission,
+    Pem,
+    TlsConfig,
+    Web,
+)
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 _VERIFY = {
@@ -22,32 +30,43 @@ _MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIG
 """The last is what OpenSSL says of keys of two kinds."""
 
 
+class ServingContext(ssl.SSLContext):
+    """Of one configuration; a connection finds it again as the `context` of its `ssl.SSLObject`."""
+
+    admission: Admission | None = None
+    """What it demands of clients."""
+
+
 class CurrentContext(ssl.SSLContext):
     """Every new connection gets the context that is current then; those that there are keep theirs."""
 
-    current: ssl.SSLContext
+    _current: Callable[[], ssl.SSLContext | None]
 
     @classmethod
-    def of(cls, context: ssl.SSLContext) -> CurrentContext:
-        """One whose current context is `context`."""
+    def of(cls, current: Callable[[], ssl.SSLContext | None]) -> CurrentContext:
+        """`current` tells which."""
         made = cls(ssl.PROTOCOL_TLS_SERVER)
-        made.current = context
+        made._current = current
         return made
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
         """What asyncio calls for each connection."""
-        return self.current.wrap_bio(*args, **options)
+        context = self._current()
+        assert context is not None
+        return context.wrap_bio(*args, **options)
 
 
-def context_of(web: Web) -> ssl.SSLContext:
+def context_of(web: Web) -> ServingContext:
     """Of a configuration that has TLS. Raises UsageError that names the key."""
     assert web.config.tls is not None
-    return make_context(web.config.tls, web.contents, web.name)
+    context = make_context(web.config.tls, web.contents, web.name)
+    context.admission = web.admission
+    return context
 
 
-def make_context(config: TlsConfig, contents: Mapping[str, bytes], name: str) -> ssl.SSLContext:
+def make_context(config: TlsConfig, contents: Mapping[str, bytes], name: str) -> ServingContext:
     """`contents`: of each `Pem`, by its key; `name` of the configuration file. Raises UsageError that names the key."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = ServingContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[config.min_version]
     context.maximum_version = _VERSIONS[config.max_version]
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION

@@ -32,6 +32,8 @@ CIPHERS: Mapping[str, str] = {
     "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
 }
 """Go's tls.CipherSuites() for TLS 1.2 -> OpenSSL. Those of TLS 1.3 are not for choice, in Go as in Python."""
+WEAK_CIPHERS = tuple(name for name in CIPHERS if "_CBC_" in name)
+"""Those that are not in use without `cipher_suites`, or should not be: Go calls CBC with SHA-1 a last resort, too."""
 _TLS13_CIPHERS = ("TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 
 CURVES: Mapping[str, str] = {

@@ -127,7 +127,7 @@ def _users(section: Section | None) -> dict[str, str]:
     users: dict[str, str] = {}
     for name in section.keys if section is not None else ():
         assert section is not None
-        text = section.text(name) or ""
+        text = "" if section.is_null(name) else section.text(name) or ""
         found = _BCRYPT.fullmatch(text)
         if found is None or not _MIN_COST <= int(found["cost"]) <= _MAX_COST:
             raise section.refuse(name, "is not a bcrypt hash", "make one with: htpasswd -nBC 10 NAME")

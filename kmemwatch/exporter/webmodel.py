@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 NO_CLIENT_CERT = "NoClientCert"
 VERIFY_IF_GIVEN = "VerifyClientCertIfGiven"
 REQUIRE_AND_VERIFY = "RequireAndVerifyClientCert"
+ADMISSION = "admission"
+"""Where the state of a request has the Admission of its connection."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,19 @@ class WebConfig:
 
 
 @dataclass(frozen=True)
+class Admission:
+    """What a client has met when its TLS connection is made. A connection that was made under other demands than those
+    of now is of no use any more."""
+
+    client_auth_type: str
+    client_ca: bytes | None
+    allowed_names: tuple[str, ...]
+    """Of which its certificate must have one; empty: any will do."""
+    versions: tuple[str, str]
+    ciphers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Web:
     """A configuration, with the contents of all files that belong to it."""
 
@@ -74,6 +89,16 @@ class Web:
     """`Pem.key` -> what is there."""
     loaded_at_s: float
     """Since the epoch."""
+
+    @property
+    def admission(self) -> Admission | None:
+        """None without TLS."""
+        tls = self.config.tls
+        if tls is None:
+            return None
+        authority = None if tls.client_ca is None else self.contents[tls.client_ca.key]
+        versions = (tls.min_version, tls.max_version)
+        return Admission(tls.client_auth_type, authority, tls.client_allowed_sans, versions, tls.ciphers)
 
 
 @dataclass

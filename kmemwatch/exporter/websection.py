@@ -14,6 +14,7 @@ from kmemwatch.units import printable
 T = TypeVar("T")
 
 _STR, _BOOL, _INT, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "null"))
+NO_VALUE = "has no value"
 HINT = "the format is that of Prometheus' exporter-toolkit, docs/web-configuration.md there"
 
 
@@ -26,8 +27,10 @@ class Section:
         self._node = node
         self._known: list[str] = []
         self._items: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        if not path and (node is None or node.tag == _NULL):
+            raise UsageError(f"{name}: is empty", "to serve without TLS and passwords, leave it out, or write {} in it")
         if node is None or node.tag == _NULL:
-            return
+            raise self._error(node, path, NO_VALUE)
         if not isinstance(node, yaml.MappingNode):
             raise self._error(node, path, "not a mapping of keys to values")
         for key, value in node.value:
@@ -70,14 +73,22 @@ class Section:
         if key not in self._items:
             return None
         node = self._items[key][1]
-        if node.tag == _NULL:
-            return None
+        self._refuse_null(key)
         if not isinstance(node, yaml.ScalarNode) or node.tag not in tags:
             raise self._error(node, self.full(key), f"must be {what}")
         return str(node.value)
 
+    def _refuse_null(self, key: str) -> None:
+        """Half a file often ends behind a colon; what was to follow is seldom the default."""
+        if self.is_null(key):
+            raise self.refuse(key, NO_VALUE)
+
+    def is_null(self, key: str) -> bool:
+        """It is there, and nothing behind its colon."""
+        return key in self._items and self._items[key][1].tag == _NULL
+
     def text(self, key: str, *, or_number: bool = False) -> str | None:
-        """None when it is not there, or empty."""
+        """None when it is not there, or is an empty text."""
         return self._scalar(key, "text", _STR, *([_INT] if or_number else [])) or None
 
     def flag(self, key: str) -> bool | None:
@@ -96,8 +107,9 @@ class Section:
         """A list of text."""
         self._known.append(key)
         node = self._items[key][1] if key in self._items else None
-        if node is None or node.tag == _NULL:
+        if node is None:
             return ()
+        self._refuse_null(key)
         if not isinstance(node, yaml.SequenceNode):
             raise self._error(node, self.full(key), "must be a list")
         for item in node.value:

@@ -21,14 +21,17 @@ from kmemwatch.exporter import privileges, sandbox, wire
 from kmemwatch.exporter.app import App
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Latest
-from kmemwatch.exporter.front import Front, Rules
+from kmemwatch.exporter.front import Front, Rules, TokenBucket
 from kmemwatch.exporter.heap import keep_memory_low
 from kmemwatch.exporter.protocol import Connections
 from kmemwatch.exporter.server import Server
-from kmemwatch.exporter.webmodel import Web, WebState
+from kmemwatch.exporter.webchange import weaker
+from kmemwatch.exporter.webmodel import RateLimit, Web, WebConfig, WebState
 from kmemwatch.exporter.wire import BrokenWeb, FrameMessage, NewWeb, Settings
 
 _CHECK_MS = 1000
+_TOLD = RateLimit(10.0, 20)
+"""Lines about the web configuration."""
 _SWITCH_S = 0.0005
 """How long answers wait for Python's lock, each time they need it, while metrics of a large snapshot are written. By
 Python's own 5 ms, each of the many steps of an answer waits that long: the slowest scrapes then take twice as long."""
@@ -52,16 +55,19 @@ class Worker:
             web=self._web,
         )
         self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, log))
-        self._allowed_names: Sequence[str] = ()
-        self._tls = None
+        self._told = TokenBucket(_TOLD)
+        self._untold: list[str] = []
+        self._config = WebConfig()
+        context = None
         if web is not None:
-            from kmemwatch.exporter import tls
+            self._exchange(web)
+            if web.config.tls is not None:
+                from kmemwatch.exporter import tls
 
-            self._tls = None if web.config.tls is None else tls.CurrentContext.of(tls.context_of(web))
-            self._use(web)
+                context = tls.CurrentContext.of(lambda: self._front.rules.context)
         listeners = [socket.socket(fileno=fd) for fd in settings.listeners]
-        connections = Connections(lambda: self._allowed_names)
-        self._server = Server(self._front, listeners, tls=self._tls, connections=connections, log=log)
+        self._connections = Connections(lambda: self._front.rules.admission)
+        self._server = Server(self._front, listeners, tls=context, connections=self._connections, log=log)
 
     def start(self) -> None:
         """Answer. Raises KmemwatchError."""
@@ -72,6 +78,7 @@ class Worker:
         poll = select.poll()
         poll.register(channel, select.POLLIN)
         while True:
+            self._tell_waiting()
             if not poll.poll(_CHECK_MS):
                 self._server.check()
                 continue
@@ -94,31 +101,50 @@ class Worker:
             except UsageError as error:
                 self._keep_last(str(error))
             else:
-                self._log(f"{message.web.name}: in use as it is now")
+                self._tell(f"{message.web.name}: in use as it is now")
         elif isinstance(message, BrokenWeb):
             self._keep_last(message.why)
 
     def _use(self, web: Web) -> None:
-        """Raises UsageError, and changes nothing then."""
-        from kmemwatch.exporter import tls
+        """In place of the one before. Raises UsageError, and changes nothing then."""
+        less = "; ".join(weaker(self._config, web.config))
+        if (web.config.tls is None) != (self._config.tls is None):
+            less += f"{'; ' if less else 'tls_server_config: '}turning TLS on or off takes a restart"
+            raise UsageError(f"{web.name}: {less}")
+        if less:
+            raise UsageError(f"{web.name}: protects less than what is in use, which takes a restart: {less}")
+        self._exchange(web)
+        self._server.soon(self._connections.close_outdated)
 
+    def _exchange(self, web: Web) -> None:
+        """Raises UsageError, and changes nothing then."""
         assert self._web is not None
-        config = web.config
-        if (config.tls is None) != (self._tls is None):
-            raise UsageError(f"{web.name}: tls_server_config: turning TLS on or off takes a restart")
-        context = None if config.tls is None else tls.context_of(web)
-        rules = Rules.of(config, self._front.rules)
-        if self._tls is not None and context is not None:
-            assert config.tls is not None
-            self._tls.current = context
-            self._allowed_names = config.tls.client_allowed_sans
-        self._front.rules = rules
+        context = None
+        if web.config.tls is not None:
+            from kmemwatch.exporter import tls
+
+            context = tls.context_of(web)
+        # At once: whoever looks sees the one or the other, and nobody a mixture.
+        self._front.rules = Rules.of(web.config, self._front.rules, context, web.admission)
+        self._config = web.config
         self._web.loaded_at_s, self._web.successful = web.loaded_at_s, True
 
     def _keep_last(self, why: str) -> None:
         assert self._web is not None
         self._web.successful = False
-        self._log(f"{why} (the last good configuration stays in use)")
+        self._tell(f"{why} (the last good configuration stays in use)")
+
+    def _tell(self, message: str) -> None:
+        """In one line; not more of them than somebody can read, when a file is written again and again."""
+        self._untold.append(message)
+        self._tell_waiting()
+
+    def _tell_waiting(self) -> None:
+        """The last message of those that wait, which says how it is now."""
+        if self._untold and self._told.take():
+            *before, last = self._untold
+            self._untold.clear()
+            self._log(last + (f" ({len(before)} changes before are not told)" if before else ""))
 
     def stop(self) -> None:
         """Let answers finish for a moment."""

@@ -72,7 +72,7 @@ rate_limit:
     )
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "tls_server_config:\nbasic_auth_users: {}\n"])
+@pytest.mark.parametrize("text", ["{}", "# nothing\n{}\n", "--- {}\n", "tls_server_config: {}\nbasic_auth_users: {}\n"])
 def test_nothing_at_all(text: str) -> None:
     assert parse(text.encode(), "web.yml") == WebConfig()
 
@@ -80,6 +80,24 @@ def test_nothing_at_all(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "web.yml: is empty"),
+        ("# nothing\n", "web.yml: is empty"),
+        ("---\n", "web.yml: is empty"),
+        ("null", "web.yml: is empty"),
+        ("tls_server_config:\n", "web.yml:1: tls_server_config: has no value"),
+        ("rate_limit: {}\nbasic_auth_users:\n", "web.yml:2: basic_auth_users: has no value"),
+        ("basic_auth_users: ~", "web.yml:1: basic_auth_users: has no value"),
+        ("http_server_config: null", "web.yml:1: http_server_config: has no value"),
+        ("http_server_config: {headers: }", "web.yml:1: http_server_config.headers: has no value"),
+        ("rate_limit: # later", "web.yml:1: rate_limit: has no value"),
+        (TLS + ", client_auth_type: }", "web.yml:1: tls_server_config.client_auth_type: has no value"),
+        (TLS + ", client_allowed_sans: }", "web.yml:1: tls_server_config.client_allowed_sans: has no value"),
+        (TLS + ", min_version: }", "web.yml:1: tls_server_config.min_version: has no value"),
+        (TLS + ", cipher_suites: ~}", "web.yml:1: tls_server_config.cipher_suites: has no value"),
+        (TLS + ", prefer_server_cipher_suites: }", "prefer_server_cipher_suites: has no value"),
+        ("rate_limit: {interval: , burst: 5}", "web.yml:1: rate_limit.interval: has no value"),
+        (f"basic_auth_users: {{a: {HASH}, a: {HASH}}}", "web.yml:1: basic_auth_users.a: is there twice"),
+        (TLS + ", key_file: l}", "web.yml:1: tls_server_config.key_file: is there twice"),
         ("a: [", "web.yml:1: not YAML: expected the node content, but found '<stream end>'"),
         ("\n\tx: 1", "web.yml:2: not YAML: found character '\\\\t' that cannot start any token"),
         ("- x", "web.yml:1: the file: not a mapping of keys to values"),
@@ -159,7 +177,7 @@ def test_durations(text: str, seconds: float) -> None:
     assert limit.interval_s == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize("text", ["0", '"0"', "0s", ""])
+@pytest.mark.parametrize("text", ["0", '"0"', "0s", '""'])
 def test_no_limit(text: str) -> None:
     assert parse(f"rate_limit: {{interval: {text}, burst: 5}}".encode(), "web.yml").rate_limit is None
 
@@ -262,6 +280,26 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     assert "without capabilities" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("name", ["a\\0b", "\\ud800"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    (tmp_path / "web.yml").write_text(f'tls_server_config: {{cert_file: "{name}", key_file: k}}')
+    with pytest.raises(UsageError, match=r"not a name of a file") as caught:
+        WebFiles(str(tmp_path / "web.yml")).load()
+    assert str(caught.value).isprintable()
+
+
+def test_a_fifo_stops_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text("{}")
+    files = WebFiles(str(path))
+    files.load()
+    path.unlink()
+    os.mkfifo(path)
+    broken: list[str] = []
+    files.reload(lambda web: pytest.fail("used"), broken.append)
+    assert broken == [f"{path}: is empty"]
+
+
 def test_a_file_that_never_ends() -> None:
     with pytest.raises(UsageError, match=r"/dev/zero: larger than 1048576 bytes"):
         WebFiles("/dev/zero").load()
@@ -279,7 +317,7 @@ def test_names_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_reload_sees_every_change_once(tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
-    path.write_text("")
+    path.write_text("{}")
     files = WebFiles(str(path))
     used: list[Web] = []
     broken: list[str] = []
@@ -303,3 +341,43 @@ def test_reload_sees_every_change_once(tmp_path: Path) -> None:
     os.utime(tmp_path / "k")
     assert reload() == (3, 3)
     assert webfiles.MAX_BYTES > 100_000
+
+
+def test_a_change_within_the_same_tick_is_seen(tmp_path: Path) -> None:
+    """Times of files are as coarse as 4 ms, and may be set."""
+    path = tmp_path / "web.yml"
+    path.write_text("rate_limit: {interval: 1s, burst: 1}")
+    before = path.stat()
+    files = WebFiles(str(path))
+    files.load()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webfiles, "_state", lambda path: (before.st_mtime_ns, before.st_ctime_ns, 36, 1, 1))
+        files = WebFiles(str(path))
+        files.load()
+        used: list[Web] = []
+        path.write_text("rate_limit: {interval: 1s, burst: 2}")
+        files.reload(used.append, pytest.fail)
+        files.reload(used.append, pytest.fail)
+    assert [web.config.rate_limit for web in used] == [RateLimit(1.0, 2)]
+
+
+def test_what_is_written_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "web.yml"
+    path.write_text("{}")
+    files = WebFiles(str(path))
+    files.load()
+    real = webfiles._read
+    used: list[Web] = []
+
+    def interrupted(path: Path, name: str) -> bytes:
+        data = real(path, name)
+        path.write_text("rate_limit: {interval: 1s, burst: 22}")
+        return data
+
+    path.write_text("rate_limit: {interval: 1s, burst: 2}")
+    with monkeypatch.context() as patch:
+        patch.setattr(webfiles, "_read", interrupted)
+        files.reload(used.append, pytest.fail)
+    assert used == []
+    files.reload(used.append, pytest.fail)
+    assert [web.config.rate_limit for web in used] == [RateLimit(1.0, 22)]

@@ -98,7 +98,7 @@ def sites(directory: Path) -> Iterator[Sites]:
     """``start(text)`` serves on the web configuration `text`."""
     with ExitStack() as stack:
 
-        def start(text: str = "", selection: SelectionOptions = EVERYTHING) -> Site:
+        def start(text: str = "{}", selection: SelectionOptions = EVERYTHING) -> Site:
             site = Site(directory, text, selection)
             stack.callback(site.listener.close)
             stack.callback(site.worker.stop)
