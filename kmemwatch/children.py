@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.cachewatch import CacheWatch
 from kmemwatch.ids import IdMap, meaning
 from kmemwatch.model import ChildSlabs, Event, Ids, Recharges
@@ -18,13 +19,14 @@ from kmemwatch.sources.discover import CacheRecord
 class Children:
     """A part of `state.State`, mutable like it."""
 
-    def __init__(self, known: Known, patchset: bool | None) -> None:
+    def __init__(self, known: Known, patchset: bool | None, cache_ids: CacheIds) -> None:
+        self._cache_ids = cache_ids
         self._known = known
         self._patchset = patchset
         self._exist = "kmem_cache__memcg_params__root_cache" in known.facts.offsets
         self._page_bytes = known.facts.page_bytes
         self._ids = IdMap()
-        self._recharges = RechargeLedger(self._page_bytes)
+        self._recharges = RechargeLedger(self._page_bytes, cache_ids)
         self._watch = CacheWatch()
         self._caches: dict[int, CacheRecord] = {}
         """Of the latest reading, by address."""
@@ -86,8 +88,10 @@ class Children:
         for address, number in pages.items():
             cache = self._caches.get(address)
             if cache is not None and cache.kmemcg_id is not None:
-                found.append(ChildSlabs(cache.name, address, cache.kmemcg_id, number * self._page_bytes))
-        return sorted(found, key=lambda one: (-one.slab_bytes, one.cache, one.cache_address))
+                found.append(
+                    ChildSlabs(cache.name, self._cache_ids[address], cache.kmemcg_id, number * self._page_bytes)
+                )
+        return sorted(found, key=lambda one: (-one.slab_bytes, one.cache, one.cache_id))
 
     def recharges(self) -> Recharges:
         """For `Snapshot.recharges`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.era import OBJCG, RECHARGE
 from kmemwatch.model import Cache, Pair
 from kmemwatch.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Owners, PairRows
@@ -25,8 +26,9 @@ Counts = Mapping[tuple[int, int], PairCounts]
 class Ledger:
     """Turns the kernel's counters into rows of `model`."""
 
-    def __init__(self, known: Known, era: str | None) -> None:
+    def __init__(self, known: Known, era: str | None, ids: CacheIds) -> None:
         self._known = known
+        self._ids = ids
         self._era = era
         allocs, frees = known.gives("alloc"), known.gives("free")
         # With the patch set objects go with their slab from one memcg to another.
@@ -147,10 +149,10 @@ class Ledger:
             child = cache is not None and cache.root is not None
             rows.append(
                 Cache(
-                    name=cache.name if cache else f"{address:#x}",
-                    address=address,
+                    name=cache.name if cache else self._ids.name(address),
+                    id=self._ids[address],
                     object_bytes=size,
-                    root=_root_name(cache, caches),
+                    root=self._root_name(cache, caches),
                     kmemcg_id=cache.kmemcg_id if cache else None,
                     # What happens in a child is counted at its root.
                     allocations_total=objects if allocs and not child else None,
@@ -159,7 +161,7 @@ class Ledger:
                     slab_bytes=cache.slab_bytes if cache else None,
                 )
             )
-        return tuple(sorted(rows, key=lambda row: (row.name, row.address or 0)))
+        return tuple(sorted(rows, key=lambda row: (row.name, row.id or "")))
 
     def _owners(self, counts: Counts, caches: Mapping[int, CacheRecord]) -> Owners:
         """With objcg what the dying have belongs to others; but they still show what was freed of it."""
@@ -178,8 +180,8 @@ class Ledger:
 
     def _column(self, address: int, cache: CacheRecord | None) -> Column:
         if cache is None:
-            return Column(f"{address:#x}", None, None)
-        return Column(cache.name, cache.size_bytes, self._charged_column(cache))
+            return Column(self._ids.name(address), self._ids[address], None, None)
+        return Column(cache.name, self._ids[address], cache.size_bytes, self._charged_column(cache))
 
     def _charged_objects(self, counts: PairCounts, cache: CacheRecord | None) -> int | None:
         """Those that the kernel charged; None where it does not tell."""
@@ -194,10 +196,9 @@ class Ledger:
             return OBJECTS
         return ACCOUNT_OBJECTS if self._known.facts.gfp_account is not None else None
 
-
-def _root_name(cache: CacheRecord | None, caches: Mapping[int, CacheRecord]) -> str | None:
-    """Name of the root cache of a child."""
-    if cache is None or cache.root is None:
-        return None
-    root = caches.get(cache.root)
-    return root.name if root is not None else f"{cache.root:#x}"
+    def _root_name(self, cache: CacheRecord | None, caches: Mapping[int, CacheRecord]) -> str | None:
+        """Name of the root cache of a child."""
+        if cache is None or cache.root is None:
+            return None
+        root = caches.get(cache.root)
+        return root.name if root is not None else self._ids.name(cache.root)

@@ -15,6 +15,7 @@ from kmemwatch.clock import RealtimeOffset
 from kmemwatch.sources.handover import Child
 
 if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
+    from kmemwatch.cacheids import CacheIds
     from kmemwatch.model import Event, Snapshot
     from kmemwatch.sources.base import Reading, Source
 
@@ -42,9 +43,13 @@ def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
     try:
         # The child takes a while; what reads its answer is imported meanwhile.
         import kmemwatch.state  # noqa: F401
+        from kmemwatch.cacheids import CacheIds
+        from kmemwatch.sources import secret
         from kmemwatch.sources.bpf_source import BpfSource
+        from kmemwatch.sources.discover import boot_id
 
-        return LiveFeed(BpfSource(child.wait()))
+        source = BpfSource(child.wait())
+        return LiveFeed(source, CacheIds(secret.of_boot(boot_id())))
     finally:
         child.close()
 
@@ -68,7 +73,8 @@ class LiveFeed:
     title = "live"
     notice: str | None = None
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, cache_ids: CacheIds | None = None) -> None:
+        """`cache_ids`: those of this boot."""
         from kmemwatch.model import Host
         from kmemwatch.sources.discover import boot_id, hostname
         from kmemwatch.state import State
@@ -82,6 +88,7 @@ class LiveFeed:
             source.known,
             Host(hostname(), facts.release, facts.arch, boot_id()),
             RealtimeOffset(),
+            cache_ids,
         )
 
     def next_snapshot(self, delay_s: float) -> Snapshot | None:

@@ -71,7 +71,8 @@ class Cache:
     """
 
     name: str
-    address: int | None
+    id: str | None
+    """Tells caches of one name apart, until a reboot; stands for the kernel's address, see `cacheids`."""
     object_bytes: int | None
     """``kmem_cache.size``: bytes that one object takes in the slab, metadata and padding included."""
     root: str | None
@@ -90,7 +91,8 @@ class ChildSlabs:
     """Slabs of one child cache that are charged to one memcg."""
 
     cache: str
-    cache_address: int
+    cache_id: str
+    """`Cache.id`."""
     kmemcg_id: int
     """Of the cache; on a kernel with the patch set the present owner of the id may be another memcg."""
     slab_bytes: int
@@ -150,7 +152,8 @@ class Pair(NamedTuple):
     """
 
     cache: str
-    cache_address: int | None
+    cache_id: str | None
+    """`Cache.id`."""
     cgroup_id: int
     allocations_total: int | None
     """Objects allocated by tasks of this memcg, whether the kernel charges them or not."""
@@ -328,11 +331,11 @@ class Snapshot:
     kernel: Kernel
     probes: tuple[Probe, ...]
     caches: tuple[Cache, ...]
-    """Sorted by (name, address)."""
+    """Sorted by (name, id)."""
     cgroups: tuple[Cgroup, ...]
     """Sorted by id."""
     pairs: tuple[Pair, ...]
-    """Sorted by (cgroup_id, cache, cache_address)."""
+    """Sorted by (cgroup_id, cache, cache_id)."""
     recharges: Recharges
     ids: Ids
     lost: Lost

@@ -31,6 +31,7 @@ class Column(NamedTuple):
     """What all pairs of a cache have in common."""
 
     name: str
+    id: str
     object_bytes: int | None
     charged: int | None
     """OBJECTS or ACCOUNT_OBJECTS; None where the kernel does not tell what it charges."""
@@ -58,7 +59,7 @@ class PairRows:
         """By a number that sorts as the snapshot does; a row of which nothing has changed stays the same object."""
         self._columns: Mapping[int, Column] = {}
         self._places: dict[int, int] = {}
-        """Cache address -> place among all caches, by (name, address)."""
+        """Cache address -> place among all caches, by (name, id)."""
         self._owners = Owners({}, frozenset(), None)
         self._changed: list[_Change] = []
         self.totals: dict[int, list[int]] = {}
@@ -83,7 +84,7 @@ class PairRows:
         then, self._owners = self._owners, owners
         if columns != self._columns or then.root_id != owners.root_id:
             self._columns = columns
-            caches = sorted(columns, key=lambda address: (columns[address].name, address))
+            caches = sorted(columns, key=lambda address: columns[address][:2])
             self._places = {address: place for place, address in enumerate(caches)}
             self._rows = {}
             touched: Iterable[Key] = (self._counts.keys() | owners.given.keys()) - {key for key, _, _ in self._changed}
@@ -124,7 +125,7 @@ class PairRows:
             if now is None and key not in given:
                 number -= rows.pop(place, None) is not None
                 continue
-            name, size, charged = columns[address]
+            name, id_, size, charged = columns[address]
             left = None
             if charged is not None:
                 own = 0 if cgroup_id == root_id else value[charged]
@@ -133,7 +134,7 @@ class PairRows:
             if given and key in given:
                 left = given[key] + (left or 0)
             rows[place] = _as_pair((
-                name, address, cgroup_id,
+                name, id_, cgroup_id,
                 objects if allocs else None,
                 objects * size if allocs and size is not None else None,
                 freed if frees and left is not None else None,

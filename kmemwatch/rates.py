@@ -15,10 +15,10 @@ from types import MappingProxyType
 from kmemwatch.model import MISSING, Cache, Cgroup, Pair, RechargePair, Snapshot
 from kmemwatch.units import NS_PER_S
 
-CacheKey = tuple[str, int | None]
-"""(name, address): names alone are not unique."""
-PairKey = tuple[int, str, int | None]
-"""(cgroup id, cache name, cache address)."""
+CacheKey = tuple[str, str | None]
+"""(name, id): names alone are not unique."""
+PairKey = tuple[int, str, str | None]
+"""(cgroup id, cache name, cache id)."""
 MoveKey = tuple[str, int | None, str, int]
 """(child cache, from id, its state, to id)."""
 
@@ -140,10 +140,10 @@ def _first(after: Cache | Pair, interval_s: float) -> AllocRates:
 
 
 def _pair_rates(before: tuple[Pair, ...], after: tuple[Pair, ...], interval_s: float) -> dict[PairKey, AllocRates]:
-    old = {(p.cgroup_id, p.cache, p.cache_address): p for p in before}
+    old = {(p.cgroup_id, p.cache, p.cache_id): p for p in before}
     found: dict[PairKey, AllocRates] = {}
     for pair in after:
-        key = (pair.cgroup_id, pair.cache, pair.cache_address)
+        key = (pair.cgroup_id, pair.cache, pair.cache_id)
         was = old.get(key)
         if was is None:
             found[key] = _first(pair, interval_s)
@@ -168,7 +168,7 @@ def held_bytes(caches: tuple[Cache, ...]) -> dict[CacheKey, int]:
             if cache.slab_bytes is None:
                 unknown.add(cache.root)
     return {
-        (cache.name, cache.address): cache.slab_bytes + below.get(cache.name, 0)
+        (cache.name, cache.id): cache.slab_bytes + below.get(cache.name, 0)
         for cache in caches
         if cache.root is None and cache.slab_bytes is not None and cache.name not in unknown
     }
@@ -181,11 +181,11 @@ def _cache_growth(before: tuple[Cache, ...], after: tuple[Cache, ...], interval_
 
 
 def _cache_rates(before: tuple[Cache, ...], after: tuple[Cache, ...], interval_s: float) -> dict[CacheKey, AllocRates]:
-    old = {(c.name, c.address): c for c in before}
+    old = {(c.name, c.id): c for c in before}
     found: dict[CacheKey, AllocRates] = {}
     for cache in after:
-        was = old.get((cache.name, cache.address))
-        found[cache.name, cache.address] = _alloc(was, cache, interval_s) if was else _first(cache, interval_s)
+        was = old.get((cache.name, cache.id))
+        found[cache.name, cache.id] = _alloc(was, cache, interval_s) if was else _first(cache, interval_s)
     return found
 
 
@@ -193,7 +193,7 @@ def _tops(pairs: Mapping[PairKey, AllocRates]) -> tuple[dict[int, str], dict[Cac
     """Per cgroup the cache, and per cache the cgroup, with the most bytes (objects where bytes are unknown)."""
     best_cache: dict[int, tuple[float, str]] = {}
     best_cgroup: dict[CacheKey, tuple[float, int]] = {}
-    for (cgroup_id, cache, address), rate in pairs.items():
+    for (cgroup_id, cache, cache_id), rate in pairs.items():
         if rate is NO_ALLOC:
             continue
         amount = rate.allocated_bytes_per_s if rate.allocated_bytes_per_s is not None else rate.allocations_per_s
@@ -201,8 +201,8 @@ def _tops(pairs: Mapping[PairKey, AllocRates]) -> tuple[dict[int, str], dict[Cac
             continue
         if amount > best_cache.get(cgroup_id, (0.0, ""))[0]:
             best_cache[cgroup_id] = (amount, cache)
-        if amount > best_cgroup.get((cache, address), (0.0, 0))[0]:
-            best_cgroup[cache, address] = (amount, cgroup_id)
+        if amount > best_cgroup.get((cache, cache_id), (0.0, 0))[0]:
+            best_cgroup[cache, cache_id] = (amount, cgroup_id)
     return {id_: name for id_, (_, name) in best_cache.items()}, {k: id_ for k, (_, id_) in best_cgroup.items()}
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.model import RechargePair, Recharges, RechargeTotal
 from kmemwatch.sources.base import RechargeCounts, RechargeKey
 from kmemwatch.sources.discover import CacheRecord
@@ -14,7 +15,8 @@ from kmemwatch.sources.discover import CacheRecord
 class RechargeLedger:
     """Turns the kernel's counters of recharges into `model.Recharges`."""
 
-    def __init__(self, page_bytes: int) -> None:
+    def __init__(self, page_bytes: int, ids: CacheIds) -> None:
+        self._ids = ids
         self._page_bytes = page_bytes
         self._counts: RechargeCounts | None = None
         self._settled: dict[RechargeKey, tuple[int, int]] = {}
@@ -57,7 +59,7 @@ class RechargeLedger:
             root = caches.get(cache.root) if cache.root is not None else None
             self._names[address] = cache.name, root.name if root is not None else cache.name, cache.kmemcg_id
         elif address not in self._names:
-            self._names[address] = f"{address:#x}", f"{address:#x}", None
+            self._names[address] = self._ids.name(address), self._ids.name(address), None
 
     def _add(self, totals: dict[tuple[str, str], list[int]], key: RechargeKey, value: tuple[int, int]) -> None:
         total = totals[self._names[key.cache][1], key.from_state]

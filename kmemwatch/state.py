@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kmemwatch import pins
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.children import Children
 from kmemwatch.kernel.era import era, has_patchset
 from kmemwatch.ledger import Ledger
@@ -82,8 +83,16 @@ class _Memcg:
 class State:
     """Everything known about one kernel since the probes were attached."""
 
-    def __init__(self, known: Known, host: Host, monotonic_to_realtime_ns: Callable[[], int]) -> None:
-        """`monotonic_to_realtime_ns`: what to add to CLOCK_MONOTONIC now, to get CLOCK_REALTIME."""
+    def __init__(
+        self,
+        known: Known,
+        host: Host,
+        monotonic_to_realtime_ns: Callable[[], int],
+        cache_ids: CacheIds | None = None,
+    ) -> None:
+        """`monotonic_to_realtime_ns`: what to add to CLOCK_MONOTONIC now, to get CLOCK_REALTIME; `cache_ids`: of this
+        boot, else of this process."""
+        cache_ids = CacheIds() if cache_ids is None else cache_ids
         self._known = known
         self._host = host
         self._offset_ns = monotonic_to_realtime_ns
@@ -99,8 +108,8 @@ class State:
             known.facts.page_bytes, self._kernel.cgroup_version, self._kernel.era, known.stats_index
         )
         self._memcgs: dict[int, _Memcg] = {}
-        self._ledger = Ledger(known, self._kernel.era)
-        self._children = Children(known, self._kernel.patchset)
+        self._ledger = Ledger(known, self._kernel.era, cache_ids)
+        self._children = Children(known, self._kernel.patchset, cache_ids)
         self._newest: int | None = None
         """cgroup id of the memcg that went online last."""
         self._events: deque[Event] = deque()

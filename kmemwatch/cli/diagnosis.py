@@ -167,7 +167,7 @@ def _advice(found: Diagnosis) -> Iterator[str]:
     if found.accounting_known is False:
         yield "live bytes are unknown (?): the value of SLAB_ACCOUNT was not found in this kernel"
     if found.learn_error:
-        yield f"caches are shown by address, or not at all: {found.learn_error}"
+        yield f"caches are shown without a name, or not at all: {found.learn_error}"
     if facts.hierarchy is not None and facts.hierarchy.get("mount") is None:
         yield (
             "the root of the memory hierarchy is not mounted here (a container?), so that kmemwatch's own memory is "

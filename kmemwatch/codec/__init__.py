@@ -4,7 +4,9 @@ r"""Snapshot and Event <-> JSON, schema 1; the one wire format of files, the dae
 Rules that hold for every value:
 
 - A key that this kernel cannot fill is ``null``, never left out and never 0.
-- Times are RFC 3339 in UTC with nanoseconds; kernel addresses are hexadecimal strings.
+- Times are RFC 3339 in UTC with nanoseconds.
+- No kernel addresses: caches have ids, see `kmemwatch.cacheids`. What older releases wrote has addresses; reading puts
+  ids in their place, which hold in this process only.
 - Every string is in the escaped form of `units.printable` (``\x80`` for a byte that is not UTF-8, ``\n``,
   ``\\``), because JSON cannot hold such bytes; reading undoes it, so names survive byte for byte.
 - Reading ignores keys it does not know, so that a newer release may add some within schema 1.

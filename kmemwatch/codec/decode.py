@@ -116,7 +116,7 @@ def event_from_dict(data: object) -> Event:
         path=event.opt_text("path"),
         pid=event.opt_whole("pid"),
         comm=event.opt_text("comm"),
-        cache=event.opt_text("cache"),
+        cache=event.opt_cache("cache"),
         kmemcg_id=event.opt_whole("kmemcg_id", minimum=None),
         other_cgroup_id=event.opt_whole("other_cgroup_id"),
         bytes=event.opt_whole("bytes", minimum=None),
@@ -146,16 +146,16 @@ def _probe(probe: Reader) -> Probe:
         signal=probe.text("signal"),
         attachment=probe.opt_text("attachment"),
         status=probe.choice("status", (ATTACHED, FALLBACK, MISSING, ABSENT)),
-        why=probe.opt_text("why"),
+        why=probe.opt_message("why"),
     )
 
 
 def _cache(cache: Reader) -> Cache:
     return Cache(
-        name=cache.text("name"),
-        address=cache.opt_address("address"),
+        name=cache.cache("name"),
+        id=cache.opt_cache_id("id", "address"),
         object_bytes=cache.opt_whole("object_bytes"),
-        root=cache.opt_text("root"),
+        root=cache.opt_cache("root"),
         kmemcg_id=cache.opt_whole("kmemcg_id", minimum=None),
         allocations_total=cache.opt_whole("allocations_total"),
         allocated_bytes_total=cache.opt_whole("allocated_bytes_total"),
@@ -187,8 +187,8 @@ def _cgroup(cgroup: Reader) -> Cgroup:
 
 def _child_slabs(slabs: Reader) -> ChildSlabs:
     return ChildSlabs(
-        cache=slabs.text("cache"),
-        cache_address=slabs.address("cache_address"),
+        cache=slabs.cache("cache"),
+        cache_id=slabs.cache_id("cache_id", "cache_address"),
         kmemcg_id=slabs.whole("kmemcg_id", minimum=None),
         slab_bytes=slabs.whole("slab_bytes"),
     )
@@ -196,8 +196,8 @@ def _child_slabs(slabs: Reader) -> ChildSlabs:
 
 def _pair(pair: Reader) -> Pair:
     return Pair(
-        cache=pair.text("cache"),
-        cache_address=pair.opt_address("cache_address"),
+        cache=pair.cache("cache"),
+        cache_id=pair.opt_cache_id("cache_id", "cache_address"),
         cgroup_id=pair.whole("cgroup_id"),
         allocations_total=pair.opt_whole("allocations_total"),
         allocated_bytes_total=pair.opt_whole("allocated_bytes_total"),
@@ -220,7 +220,7 @@ def _recharges(recharges: Reader) -> Recharges:
 
 def _recharge_pair(pair: Reader) -> RechargePair:
     return RechargePair(
-        cache=pair.text("cache"),
+        cache=pair.cache("cache"),
         from_cgroup_id=pair.opt_whole("from_cgroup_id"),
         from_state=pair.choice("from_state", FROM_STATES),
         to_cgroup_id=pair.whole("to_cgroup_id"),
@@ -232,7 +232,7 @@ def _recharge_pair(pair: Reader) -> RechargePair:
 
 def _recharge_total(total: Reader) -> RechargeTotal:
     return RechargeTotal(
-        cache=total.text("cache"),
+        cache=total.cache("cache"),
         from_state=total.choice("from_state", FROM_STATES),
         recharges_total=total.whole("recharges_total"),
         recharged_bytes_total=total.whole("recharged_bytes_total"),

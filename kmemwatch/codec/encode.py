@@ -100,10 +100,6 @@ def _text(value: str | None) -> str | None:
     return None if value is None else printable(value)
 
 
-def _address(value: int | None) -> str | None:
-    return None if value is None else f"{value:#x}"
-
-
 def _counts(counts: Mapping[str, int]) -> dict[str, int]:
     return {printable(name): count for name, count in counts.items()}
 
@@ -120,7 +116,7 @@ def _probe(probe: Probe) -> Json:
 def _cache(cache: Cache) -> Json:
     return {
         "name": printable(cache.name),
-        "address": _address(cache.address),
+        "id": cache.id,
         "object_bytes": cache.object_bytes,
         "root": _text(cache.root),
         "kmemcg_id": cache.kmemcg_id,
@@ -154,7 +150,7 @@ def _cgroup(cgroup: Cgroup) -> Json:
 def _child_slabs(slabs: ChildSlabs) -> Json:
     return {
         "cache": printable(slabs.cache),
-        "cache_address": _address(slabs.cache_address),
+        "cache_id": slabs.cache_id,
         "kmemcg_id": slabs.kmemcg_id,
         "slab_bytes": slabs.slab_bytes,
     }
@@ -163,7 +159,7 @@ def _child_slabs(slabs: ChildSlabs) -> Json:
 def _pair(pair: Pair) -> Json:
     return {
         "cache": printable(pair.cache),
-        "cache_address": _address(pair.cache_address),
+        "cache_id": pair.cache_id,
         "cgroup_id": pair.cgroup_id,
         "allocations_total": pair.allocations_total,
         "allocated_bytes_total": pair.allocated_bytes_total,

@@ -4,18 +4,26 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
+from kmemwatch.cacheids import ID, CacheIds
 from kmemwatch.errors import UsageError
 from kmemwatch.units import parse_rfc3339, unprintable
 
 T = TypeVar("T")
 _MISSING: Any = object()
+_SOMETHING: Any = object()
+"""What is not shown: it may be most of an address."""
 _PREVIEW_CHARS = 60
 GAUGE_END = 1 << 62
 """No bytes, objects or references are as many; a number of 64 bits that went below 0 is."""
+_ADDRESS = re.compile("0x[0-9a-fA-F]{1,16}")
+_IN_TEXT = re.compile("0x[0-9a-fA-F]{9,}")
+_OLD_IDS = CacheIds()
+"""For the addresses in what older releases wrote, which must be of no use to whoever sees the ids."""
 
 
 class Reader:
@@ -35,6 +43,8 @@ class Reader:
         path = self._path(key) or "document"
         if got is _MISSING:
             raise UsageError(f"{path}: missing, expected {expected}")
+        if got is _SOMETHING:
+            raise UsageError(f"{path}: expected {expected}, got something else")
         text = repr(got)
         shown = text if len(text) <= _PREVIEW_CHARS else text[:_PREVIEW_CHARS] + "..."
         raise UsageError(f"{path}: expected {expected}, got {shown}")
@@ -140,25 +150,44 @@ class Reader:
         """RFC 3339 or null."""
         return None if self._data.get(key, _MISSING) is None else self.time(key)
 
-    def address(self, key: str) -> int:
-        """``0xffff...``."""
-        value = self.opt_address(key)
+    def cache_id(self, key: str, old_key: str) -> str:
+        """Of a cache; for the address that older releases wrote as `old_key`, an id that holds in this process."""
+        value = self.opt_cache_id(key, old_key)
         if value is None:
-            self.fail(key, "an address such as 0xffff888100042a00", value)
+            self.fail(key, "the id of a cache, such as k5mw2pcq7xg3", value)
         return value
 
-    def opt_address(self, key: str) -> int | None:
-        """``0xffff...`` or null."""
+    def opt_cache_id(self, key: str, old_key: str) -> str | None:
+        """The same, or null."""
+        if key not in self._data and old_key in self._data:
+            address = self._opt_address(old_key)
+            return None if address is None else _OLD_IDS[address]
         value = self._data.get(key, _MISSING)
+        if value is not None and not (isinstance(value, str) and ID.fullmatch(value)):
+            self.fail(key, "the id of a cache, such as k5mw2pcq7xg3", value)
+        return value
+
+    def _opt_address(self, key: str) -> int | None:
+        value = self._data[key]
         if value is None:
             return None
-        # int() alone would also take underscores, spaces and signs.
-        if not isinstance(value, str) or not value.startswith("0x") or not value[2:].isalnum():
-            self.fail(key, "an address such as 0xffff888100042a00", value)
-        try:
-            return int(value, 16)
-        except ValueError:
-            self.fail(key, "an address such as 0xffff888100042a00", value)
+        if not isinstance(value, str) or not _ADDRESS.fullmatch(value):
+            self.fail(key, "an address of 64 bits", _SOMETHING)
+        return int(value, 16)
+
+    def cache(self, key: str) -> str:
+        """Name of a cache. Older releases wrote the address where they did not know it."""
+        name = self.text(key)
+        return _OLD_IDS.name(int(name, 16)) if name.startswith("0x") and _ADDRESS.fullmatch(name) else name
+
+    def opt_cache(self, key: str) -> str | None:
+        """The same, or null."""
+        return None if self._data.get(key, _MISSING) is None else self.cache(key)
+
+    def opt_message(self, key: str) -> str | None:
+        """A sentence or null; without the kernel addresses that older releases wrote into some."""
+        text = self.opt_text(key)
+        return None if text is None else _IN_TEXT.sub("(an address)", text)
 
     def counts(self, key: str) -> Mapping[str, int]:
         """An object of whole numbers."""

@@ -125,9 +125,7 @@ class Watching:
     def _take(self, snapshot: Snapshot, elapsed_s: float) -> None:
         values = figures.read(snapshot)
         allocations = self._allocated.add(
-            ((c.name, c.address), float(c.allocations_total))
-            for c in snapshot.caches
-            if c.allocations_total is not None
+            ((c.name, c.id), float(c.allocations_total)) for c in snapshot.caches if c.allocations_total is not None
         )
         if allocations is not None:
             values[figures.ALLOCATIONS] = allocations

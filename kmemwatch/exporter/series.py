@@ -281,8 +281,8 @@ def _identity(item: Any, labels: Labels) -> Hashable:
     if isinstance(item, Cgroup):
         return item.id
     if isinstance(item, Cache):
-        return item.name, item.address
+        return item.name, item.id
     part = item[0] if isinstance(item, tuple) else None
     if isinstance(part, Pair):
-        return part.cgroup_id, part.cache, part.cache_address
+        return part.cgroup_id, part.cache, part.cache_id
     return labels

@@ -86,7 +86,7 @@ def losses(lost: Lost) -> dict[str, int]:
 def caches_per_root(snapshot: Snapshot) -> dict[str, int] | None:
     """Root cache -> number of child caches, where there are any; None on kernels that have no child caches.
 
-    None, too, when the kernel's list of caches could not be read: then caches are only addresses that allocate.
+    None, too, when the kernel's list of caches could not be read: then caches have no names.
     """
     if snapshot.kernel.era not in PER_MEMCG_ERAS or all(c.object_bytes is None for c in snapshot.caches):
         return None
@@ -101,10 +101,10 @@ def dying_slab_bytes(snapshot: Snapshot) -> dict[str, int] | None:
     copies, known = caches_per_root(snapshot), [c.child_slabs for c in dying(snapshot) if c.child_slabs is not None]
     if copies is None or (not known and dying_count(snapshot) != 0):
         return None
-    roots = {c.address: c.root for c in snapshot.caches if c.root is not None}
+    roots = {c.id: c.root for c in snapshot.caches if c.root is not None}
     found = dict.fromkeys(copies, 0)
     for one in (one for slabs in known for one in slabs):
-        root = roots.get(one.cache_address, UNKNOWN)
+        root = roots.get(one.cache_id, UNKNOWN)
         found[root] = found.get(root, 0) + one.slab_bytes
     return found
 

@@ -39,12 +39,12 @@ CACHE: tuple[Field[Cache], ...] = (
         max_width=32,
     ),
     Field(
-        "address",
-        "ADDRESS",
+        "id",
+        "CACHE ID",
         ID,
-        "Address of the struct kmem_cache; names alone are not unique.",
-        lambda c: None if c.address is None else f"{c.address:#x}",
-        min_width=18,
+        "Tells caches of one name apart; stays the same until a reboot.",
+        lambda c: c.id,
+        min_width=12,
     ),
     Field("object_bytes", "OBJ SIZE", BYTES, "Bytes one object takes in the slab.", lambda c: c.object_bytes),
     Field(

@@ -114,21 +114,21 @@ def _items(found: dict[str, int] | None) -> Iterable[_Labelled]:
     return () if found is None else sorted(found.items())
 
 
-_CacheKey = tuple[str, int | None]
+_CacheKey = tuple[str, str | None]
 
 
 def _roots(snapshot: Snapshot) -> dict[_CacheKey, str]:
-    """(name, address) of each child cache -> its root cache, under which it is exported.
+    """(name, id) of each child cache -> its root cache, under which it is exported.
 
     Where every memcg has its own `dentry(3:name)`, a label for each would have no bound.
     """
-    return {(c.name, c.address): c.root for c in snapshot.caches if c.root is not None}
+    return {(c.name, c.id): c.root for c in snapshot.caches if c.root is not None}
 
 
 def _pairs(snapshot: Snapshot) -> Iterable[tuple[Pair, str | None, str]]:
     paths = {c.id: c.path for c in snapshot.cgroups}
     roots = _roots(snapshot)
-    return ((p, paths.get(p.cgroup_id), roots.get((p.cache, p.cache_address), p.cache)) for p in snapshot.pairs)
+    return ((p, paths.get(p.cgroup_id), roots.get((p.cache, p.cache_id), p.cache)) for p in snapshot.pairs)
 
 
 def _first(item: tuple[Any, ...]) -> Any:

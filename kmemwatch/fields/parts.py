@@ -47,12 +47,12 @@ def caches_of(cgroup_id: int) -> View[PairRow]:
         lambda f: _pair_rows(f, cgroup_id=cgroup_id),
         lambda s: _why_no_pairs(s) or "nothing is known",
         lambda r: _pair["cache"].text(r.pair),
-        lambda r: (r.pair.cache, r.pair.cache_address),
+        lambda r: (r.pair.cache, r.pair.cache_id),
         "its tasks allocated nothing since kmemwatch was attached",
     )
 
 
-def cgroups_of(cache: tuple[str, int | None]) -> View[PairRow]:
+def cgroups_of(cache: tuple[str, str | None]) -> View[PairRow]:
     """Who allocates in one cache."""
     path = Field[PairRow]("cgroup", "CGROUP", TEXT, "", lambda r: r.cgroup, min_width=20)
     return View(
@@ -87,7 +87,7 @@ def slabs_of(cgroup_id: int) -> View[SlabsRow]:
         lambda f: rows.slabs_rows(f, cgroup_id),
         lambda s: why_missing(s, ("slabs",)) or "nothing is known",
         lambda r: printable(r.slabs.cache),
-        lambda r: (r.slabs.cache, r.slabs.cache_address),
+        lambda r: (r.slabs.cache, r.slabs.cache_id),
         "no child cache holds a slab of it",
     )
 
@@ -104,6 +104,6 @@ def caches_with(kmemcg_id: int) -> View[Cache]:
         lambda f: rows.child_rows(f, kmemcg_id),
         lambda _: "nothing is known",
         _cache["cache"].text,
-        lambda c: (c.name, c.address),
+        lambda c: (c.name, c.id),
         "no cache has this id yet",
     )

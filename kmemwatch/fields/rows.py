@@ -171,7 +171,7 @@ def cache_rows(shown: Frame) -> list[CacheRow]:
     for cache in shown.snapshot.caches:
         if cache.root is not None:
             continue
-        key = (cache.name, cache.address)
+        key = (cache.name, cache.id)
         top = found.top_cgroups.get(key)
         rows.append(
             CacheRow(
@@ -189,8 +189,8 @@ def _scoped_cache_rows(shown: Frame) -> list[CacheRow]:
     by_cache: dict[CacheKey, list[Pair]] = {}
     for pair in shown.snapshot.pairs:
         if shown.has(pair.cgroup_id):
-            by_cache.setdefault((pair.cache, pair.cache_address), []).append(pair)
-    caches = {(c.name, c.address): c for c in shown.snapshot.caches}
+            by_cache.setdefault((pair.cache, pair.cache_id), []).append(pair)
+    caches = {(c.name, c.id): c for c in shown.snapshot.caches}
     copies = _scoped_copies(shown)
     return [
         _scoped_cache(shown, key, pairs, caches.get(key), None if copies is None else copies[key[0]])
@@ -209,7 +209,7 @@ def _scoped_copies(shown: Frame) -> Counter[str] | None:
 def _scoped_cache(shown: Frame, key: CacheKey, pairs: list[Pair], cache: Cache | None, copies: int | None) -> CacheRow:
     total, best, top = NO_ALLOC, 0.0, None
     for pair in pairs:
-        rate = shown.rates.pairs.get((pair.cgroup_id, pair.cache, pair.cache_address), UNKNOWN_ALLOC)
+        rate = shown.rates.pairs.get((pair.cgroup_id, pair.cache, pair.cache_id), UNKNOWN_ALLOC)
         total = add(total, rate)
         amount = rate.allocated_bytes_per_s if rate.allocated_bytes_per_s is not None else rate.allocations_per_s
         if amount is not None and amount > best:
@@ -242,10 +242,10 @@ def pair_rows(shown: Frame, *, cgroup_id: int | None = None, cache: CacheKey | N
     """Pairs of one cgroup or of one cache."""
     found = shown.rates.pairs
     return [
-        PairRow(p, found.get((p.cgroup_id, p.cache, p.cache_address), UNKNOWN_ALLOC), shown.name(p.cgroup_id))
+        PairRow(p, found.get((p.cgroup_id, p.cache, p.cache_id), UNKNOWN_ALLOC), shown.name(p.cgroup_id))
         for p in shown.snapshot.pairs
         if (cgroup_id is None or p.cgroup_id == cgroup_id)
-        and (cache is None or (p.cache, p.cache_address) == cache)
+        and (cache is None or (p.cache, p.cache_id) == cache)
         and shown.has(p.cgroup_id)
     ]
 

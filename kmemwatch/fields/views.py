@@ -131,7 +131,7 @@ CACHES: View[CacheRow] = View(
         ),
     ),
     (
-        _cache["address"].of(lambda r: r.cache),
+        _cache["id"].of(lambda r: r.cache),
         _cache["allocations_total"].of(lambda r: r.cache),
         _cache["frees_total"].of(lambda r: r.cache),
         _cache["allocated_bytes_total"].of(lambda r: r.cache),
@@ -140,7 +140,7 @@ CACHES: View[CacheRow] = View(
     rows.cache_rows,
     lambda s: why_missing(s, ("alloc",)) or "no slab cache was seen",
     lambda r: _cache["cache"].text(r.cache),
-    lambda r: (r.cache.name, r.cache.address),
+    lambda r: (r.cache.name, r.cache.id),
     "no allocation was seen yet",
 )
 

@@ -82,7 +82,7 @@ def _marks(directory: Path) -> Iterator[tuple[str, list[int]]]:
 def load(directory: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
     """The image that was kept for the key `wanted`; None when there is none. Raises OSError or ValueError when what is
     there cannot be trusted or is damaged."""
-    top = _open_directory(directory)
+    top = open_directory(directory)
     try:
         fd = os.open(_name(wanted), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
     finally:
@@ -91,7 +91,7 @@ def load(directory: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_size > _MAX_BYTES:
             raise PermissionError(f"{directory}: the file is not what we left there")
-        _check_ours(directory, status, 0o600)
+        check_ours(directory, status, 0o600)
         magic, crc, body = file.read().split(b"\n", 2)
     if magic != _MAGIC or int(crc, 16) != zlib.crc32(body):
         raise ValueError(f"{directory}: the file is damaged")
@@ -112,7 +112,7 @@ def save(directory: Path, made_with: dict[str, Any], image: dict[str, Any]) -> N
         pass
     body = json.dumps({"key": made_with, "image": image}).encode()
     name = _name(made_with)
-    top = _open_directory(directory)
+    top = open_directory(directory)
     try:
         try:
             os.unlink(name + _NEW, dir_fd=top)  # somebody was ended while writing, or is writing: one of us wins
@@ -134,16 +134,18 @@ def _name(key: dict[str, Any]) -> str:
     return "-without-".join(["start-latency" if key["latency"] else "start", *without])
 
 
-def _open_directory(directory: Path) -> int:
+def open_directory(directory: Path) -> int:
+    """A descriptor. Raises OSError when it is not ours alone."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _check_ours(directory, os.fstat(fd), 0o700)
+        check_ours(directory, os.fstat(fd), 0o700)
     except OSError:
         os.close(fd)
         raise
     return fd
 
 
-def _check_ours(path: Path, status: os.stat_result, mode: int) -> None:
+def check_ours(path: Path, status: os.stat_result, mode: int) -> None:
+    """Raise PermissionError for what another user owns, or has a way in; `path` is what the message names."""
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) != mode:
         raise PermissionError(f"{path}: not ours alone")

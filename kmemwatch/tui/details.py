@@ -28,7 +28,7 @@ _TITLE_CELLS = 14
 def below(row: Any) -> View[Any] | None:
     """What a row consists of: caches of a cgroup, or what holds a dying one; cgroups of a cache; caches of an id."""
     if isinstance(row, CacheRow):
-        return cgroups_of((row.cache.name, row.cache.address))
+        return cgroups_of((row.cache.name, row.cache.id))
     if isinstance(row, CgroupRow | ZombieRow):
         return caches_of(row.cgroup.id) if row.cgroup.child_slabs is None else slabs_of(row.cgroup.id)
     return caches_with(row.id.kmemcg_id) if isinstance(row, IdRow) else None

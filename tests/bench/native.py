@@ -188,9 +188,7 @@ def _full_map(cgroup_ids: list[int]) -> dict[str, Any]:
     try:
         source = feed._source
         assert isinstance(source, BpfSource)
-        taken = feed.next_snapshot(0)
-        assert taken is not None
-        pairs = _Pairs(source, [cache.address for cache in taken.caches if cache.address], cgroup_ids)
+        pairs = _Pairs(source, [cache.address for cache in source._read_caches() or ()], cgroup_ids)
         figures: dict[str, Any] = {"snapshot: pairs": pairs.fill()}
         for name, (change, every) in zip(SNAPSHOTS, CHANGES.items(), strict=True):
             took = [_timed(feed, pairs, every) for _ in range(TRIES)]

@@ -122,12 +122,13 @@ class Story:
     def _caches(self, second: int, ids: int) -> Iterator[Cache]:
         for place, (root, size) in enumerate(ROOTS):
             allocated = (9000 - 2000 * place) * second
-            address = 0xFFFF_8880_0100_0000 + place * 0x200
-            yield Cache(root, address, size, None, None, allocated, allocated * size, allocated * 9 // 10, 900 * PAGE)
+            cache_id = fakes.IDS[_address(place)]
+            yield Cache(root, cache_id, size, None, None, allocated, allocated * size, allocated * 9 // 10, 900 * PAGE)
             for id_ in range(ids - place * 3):
                 child = f"{root}({id_})"
                 pages = 20 + id_ * SPREAD % 13
-                yield Cache(child, address + (id_ + 1) * 0x10000, size, root, id_, None, None, None, pages * PAGE)
+                cache_id = fakes.IDS[_address(place, id_)]
+                yield Cache(child, cache_id, size, root, id_, None, None, None, pages * PAGE)
 
     def _cgroups(self, second: int, online: list[Job], dying: list[Job]) -> Iterator[Cgroup]:
         total = (180 + len(online) * 2 + len(dying)) << 20
@@ -146,9 +147,7 @@ class Story:
         pages = max(1, int(left * (4 + job.number * SPREAD % 60)))
         place = job.number % len(ROOTS)
         root, id_ = ROOTS[place][0], job.number % 12
-        slabs = ChildSlabs(
-            f"{root}({id_})", 0xFFFF_8880_0100_0000 + place * 0x200 + (id_ + 1) * 0x10000, id_, pages * PAGE
-        )
+        slabs = ChildSlabs(f"{root}({id_})", fakes.IDS[_address(place, id_)], id_, pages * PAGE)
         path = f"/batch.slice/job-{job.number}.scope"
         found = _cgroup(1000 + job.number, path, DYING, pages * PAGE, second)
         pins = {"slab": pages * PAGE} | ({"file": 40 * PAGE} if job.number % 5 == 0 else {})
@@ -207,3 +206,8 @@ def record(kind: str, seconds: int, directory: Path) -> Path:
         for second in range(1, seconds):
             writer.write_snapshot(story.at(second))
     return path
+
+
+def _address(place: int, kmemcg_id: int = -1) -> int:
+    """Of a root cache; of its child."""
+    return 0xFFFF_8880_0100_0000 + place * 0x200 + (kmemcg_id + 1) * 0x10000

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from kmemwatch.live import LiveFeed
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
+from kmemwatch.sources.bpf_source import BpfSource
 from tests.live.cgroups import OwnCgroup
 from tests.needs import NEEDS
 
@@ -180,10 +181,19 @@ def cache_named(snapshot: Snapshot, name: str) -> Cache:
     return found[0]
 
 
+def address_of(feed: LiveFeed, cache: Cache) -> int:
+    """Of a cache in the kernel: no snapshot has it, only the source."""
+    source = feed._source
+    assert isinstance(source, BpfSource)
+    ids = feed._state._ledger._ids
+    (found,) = [one.address for one in source._read_caches() or () if ids[one.address] == cache.id]
+    return found
+
+
 def pair_of(snapshot: Snapshot, cache: str, cgroup_id: int) -> Pair | None:
     """Row of a pair; None when nothing was counted yet."""
-    address = cache_named(snapshot, cache).address
-    return next((p for p in snapshot.pairs if p.cgroup_id == cgroup_id and p.cache_address == address), None)
+    cache_id = cache_named(snapshot, cache).id
+    return next((p for p in snapshot.pairs if p.cgroup_id == cgroup_id and p.cache_id == cache_id), None)
 
 
 def shrink() -> None:

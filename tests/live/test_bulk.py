@@ -13,7 +13,7 @@ import pytest
 from kmemwatch.live import LiveFeed
 from tests.live.cgroups import OwnCgroup
 from tests.live.kprobe_truth import recorded_calls
-from tests.live.tell import SLAB_SYSFS, Workload, cache_named, pair_of, rested, settled, snapshot, workload
+from tests.live.tell import SLAB_SYSFS, Workload, address_of, cache_named, pair_of, rested, settled, snapshot, workload
 from tests.live.test_truth import charged, counts, frees_are_exact, kmalloc_is_complete, without_loss
 from tests.symbols import existing
 
@@ -46,7 +46,7 @@ def test_requests_of_io_uring_are_what_the_kernel_records(feed: LiveFeed, own_cg
         return counts(pair_of(snapshot(feed), "io_kiocb", cgroup.id))[0]
 
     def attempt(work: Workload) -> None:
-        address = cache_named(snapshot(feed), "io_kiocb").address
+        address = address_of(feed, cache_named(snapshot(feed), "io_kiocb"))
         bulk, one = existing("kmem_cache_alloc_bulk"), existing("kmem_cache_alloc")
         with recorded_calls({bulk: (CACHE, SIZE), one: (CACHE,)}, work.pid) as calls:
             before = made()

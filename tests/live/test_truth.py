@@ -20,7 +20,7 @@ from kmemwatch.live import LiveFeed
 from kmemwatch.model import Pair, Snapshot
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload, cache_named, cgroup_of, pair_of, rested, settled, snapshot, workload
+from tests.live.tell import Workload, address_of, cache_named, cgroup_of, pair_of, rested, settled, snapshot, workload
 from tests.symbols import existing
 
 TRIES = 12
@@ -222,7 +222,7 @@ def test_an_independent_tracer_counts_the_same(
     with workload(cgroup) as work:
 
         def attempt() -> None:
-            with _bpftrace(work, cache_named(snapshot(feed), "filp").address or 0, patience(60)) as tracer:
+            with _bpftrace(work, address_of(feed, cache_named(snapshot(feed), "filp")), patience(60)) as tracer:
                 before = counts(pair_of(snapshot(feed), "filp", cgroup.id))[0]
                 work.do(f"eventfd {number}")
                 seen["ours"] = counts(pair_of(snapshot(feed), "filp", cgroup.id))[0] - before

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.model import ATTACHED, MISSING, Host, Probe
 from kmemwatch.sources.base import ChargeCounts, Forget, Known, PairCounts, Reading
@@ -207,5 +208,9 @@ class Clock:
         return self.offset_ns
 
 
+IDS = CacheIds(b"secret of the invented kernel")
+"""Its ids of caches."""
+
+
 def make_state(source: FakeSource, clock: Clock | None = None) -> State:
-    return State(source.known, Host("test", "6.18", "x86_64", None), clock or Clock())
+    return State(source.known, Host("test", "6.18", "x86_64", None), clock or Clock(), IDS)

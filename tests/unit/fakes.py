@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.model import (
     ABSENT,
@@ -39,6 +40,8 @@ from kmemwatch.model import (
 )
 
 MB = 1 << 20
+IDS = CacheIds(b"secret of the invented host")
+"""Its ids of caches."""
 START_NS = 1_795_377_600 * 10**9
 """2026-11-22T20:00:00Z, when the invented probes were attached."""
 MONO_START_NS = 5_000 * 10**9
@@ -142,7 +145,7 @@ def _cache(number: int, duration: int) -> Cache:
     address = 0xFFFF_8880_0100_0000 + number * 0x200
     slab_bytes = ((number + 1) * 3 * MB + max(0, (allocs - frees) * size * duration)) // 4096 * 4096
     return Cache(
-        name, address, size, None, None, allocs * duration, allocs * size * duration, frees * duration, slab_bytes
+        name, IDS[address], size, None, None, allocs * duration, allocs * size * duration, frees * duration, slab_bytes
     )
 
 
@@ -183,7 +186,7 @@ def _pairs(duration: int) -> list[Pair]:
                 live = (allocs - frees) * size * duration
                 address = 0xFFFF_8880_0100_0000 + number * 0x200
                 found.append(
-                    Pair(name, address, id_, allocs * duration, allocs * size * duration, frees * duration, live)
+                    Pair(name, IDS[address], id_, allocs * duration, allocs * size * duration, frees * duration, live)
                 )
     return sorted(found, key=lambda p: (p.cgroup_id, p.cache))
 
@@ -242,14 +245,14 @@ CHILD_PROBES = (
 def _child_caches() -> tuple[Cache, ...]:
     sizes = {name: size for name, size, *_ in CACHES}
     return tuple(
-        Cache(name, CHILD_ADDRESS + place * 0x200, sizes[root], root, id_, None, None, None, pages * 4096)
+        Cache(name, IDS[CHILD_ADDRESS + place * 0x200], sizes[root], root, id_, None, None, None, pages * 4096)
         for place, (name, id_, root, pages) in enumerate(CHILDREN)
     )
 
 
 def _held(place: int, pages: int) -> ChildSlabs:
     name, id_, *_ = CHILDREN[place]
-    return ChildSlabs(name, CHILD_ADDRESS + place * 0x200, id_, pages * 4096)
+    return ChildSlabs(name, IDS[CHILD_ADDRESS + place * 0x200], id_, pages * 4096)
 
 
 def _with_children(known: Snapshot, held: Mapping[int, tuple[ChildSlabs, ...]]) -> Snapshot:

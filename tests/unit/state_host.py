@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from kmemwatch.model import Cgroup, Event, Snapshot
 from kmemwatch.state import State
-from tests.unit.fake_source import DENTRY, Clock, FakeSource, Memcg, make_state
+from tests.unit.fake_source import DENTRY, IDS, Clock, FakeSource, Memcg, make_state
 
 
 class Host:
@@ -39,10 +39,10 @@ def cgroup(snapshot: Snapshot, memcg: Memcg) -> Cgroup:
 
 def pair(snapshot: Snapshot, memcg: Memcg, cache: int = DENTRY) -> tuple[int | None, int | None, int | None] | None:
     """(allocated, freed, live bytes), or None when there is no such row."""
-    rows = [row for row in snapshot.pairs if (row.cgroup_id, row.cache_address) == (memcg.cgroup_id, cache)]
+    rows = [row for row in snapshot.pairs if (row.cgroup_id, row.cache_id) == (memcg.cgroup_id, IDS[cache])]
     return (rows[0].allocations_total, rows[0].frees_total, rows[0].live_bytes) if rows else None
 
 
 def allocations(snapshot: Snapshot, cache: int = DENTRY) -> int | None:
-    (row,) = [row for row in snapshot.caches if row.address == cache]
+    (row,) = [row for row in snapshot.caches if row.id == IDS[cache]]
     return row.allocations_total

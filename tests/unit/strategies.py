@@ -54,7 +54,8 @@ maybe_gauges = st.none() | st.integers(0, 2**62 - 1)
 times = st.integers(0, 253_402_300_799_999_999_999)
 maybe_times = st.none() | times
 maybe_names = st.none() | names
-addresses = st.none() | counts
+some_ids = st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz234567"), min_size=12, max_size=12)
+cache_ids = st.none() | some_ids
 seconds = st.floats(0, 1e12)
 tallies = st.dictionaries(names, counts, max_size=3).map(MappingProxyType)
 
@@ -66,7 +67,7 @@ def tuples(of: st.SearchStrategy[Any], size: int = 3) -> st.SearchStrategy[tuple
 hosts = st.builds(Host, names, names, names, maybe_names)
 kernels = st.builds(Kernel, maybe_names, st.none() | st.booleans(), maybe_counts, maybe_names)
 probes = st.builds(Probe, names, maybe_names, st.sampled_from((ATTACHED, FALLBACK, MISSING, ABSENT)), maybe_names)
-caches = st.builds(Cache, names, addresses, maybe_counts, maybe_names, maybe_numbers, *[maybe_counts] * 4)
+caches = st.builds(Cache, names, cache_ids, maybe_counts, maybe_names, maybe_numbers, *[maybe_counts] * 4)
 cgroups = st.builds(
     Cgroup,
     id=counts,
@@ -83,9 +84,9 @@ cgroups = st.builds(
     pins=st.none() | st.dictionaries(names, st.integers(0, 2**62 - 1), max_size=3).map(MappingProxyType),
     references=maybe_gauges,
     released_at_ns=maybe_times,
-    child_slabs=st.none() | tuples(st.builds(ChildSlabs, names, counts, numbers, counts)),
+    child_slabs=st.none() | tuples(st.builds(ChildSlabs, names, some_ids, numbers, counts)),
 )
-pairs = st.builds(Pair, names, addresses, counts, maybe_counts, maybe_counts, maybe_counts, maybe_numbers)
+pairs = st.builds(Pair, names, cache_ids, counts, maybe_counts, maybe_counts, maybe_counts, maybe_numbers)
 from_states = st.sampled_from(FROM_STATES)
 recharge_pairs = st.builds(RechargePair, names, maybe_counts, from_states, counts, counts, counts, maybe_numbers)
 recharges = st.builds(

@@ -12,7 +12,7 @@ from kmemwatch.model import ChildSlabs, Event, Ids, Recharges
 from kmemwatch.sources.base import Reading, RechargeCounts, RechargeKey
 from kmemwatch.sources.decode import SlabEvent
 from kmemwatch.sources.discover import CacheRecord
-from tests.unit.fake_source import FakeSource, recorded_facts
+from tests.unit.fake_source import IDS, FakeSource, recorded_facts
 from tests.unit.test_ids import record
 
 DENTRY, DENTRY_0, FILP_0 = 0x1000, 0x2000, 0x3000
@@ -36,7 +36,7 @@ def make(facts: str, patchset: bool | None, missing: tuple[str, ...] = ()) -> Ch
         replace(known.probes[0], signal=signal, attachment=None if signal in missing else how)
         for signal, how in signals.items()
     )
-    return Children(replace(known, probes=probes), patchset)
+    return Children(replace(known, probes=probes), patchset, IDS)
 
 
 def event(kind: str, at_ns: int = 5, **values: object) -> SlabEvent:
@@ -107,7 +107,7 @@ def test_slabs_of_the_dead_largest_first(children: Children) -> None:
     now = reading(child_slabs={201: {FILP_0: 1, DENTRY_0: 7}, 202: {}})
     children.begin(now)
     assert children.slabs(now) == {
-        201: (ChildSlabs("dentry(0)", DENTRY_0, 0, 7 * 4096), ChildSlabs("filp(0)", FILP_0, 0, 4096)),
+        201: (ChildSlabs("dentry(0)", IDS[DENTRY_0], 0, 7 * 4096), ChildSlabs("filp(0)", IDS[FILP_0], 0, 4096)),
         202: (),
     }
     assert children.slabs(reading()) is None, "not known is not nothing"

@@ -20,7 +20,7 @@ from kmemwatch.fields import COUNTER, METRICS
 from kmemwatch.model import Cache, Event, Host, Snapshot
 from tests.unit import fakes
 from tests.unit.compare_sides import BOOT, S, life, recording, snapshot
-from tests.unit.fakes import FakeFeed
+from tests.unit.fakes import IDS, FakeFeed
 
 
 def read(path: Path, label: str = "A") -> Side:
@@ -196,7 +196,9 @@ def test_the_same_recording_twice_is_recognised(tmp_path: Path) -> None:
 
 def test_caches_that_go_take_no_allocations_with_them() -> None:
     def at(t: int, *totals: tuple[str, int]) -> Snapshot:
-        return replace(snapshot(t), caches=tuple(Cache(n, ord(n), 8, None, None, count, 0, 0) for n, count in totals))
+        return replace(
+            snapshot(t), caches=tuple(Cache(n, IDS[ord(n)], 8, None, None, count, 0, 0) for n, count in totals)
+        )
 
     side = watched(
         at(0, ("a", 100), ("b", 50)), at(1, ("a", 110), ("b", 70)), at(2, ("a", 120)), at(3, ("a", 121), ("c", 5))

@@ -86,7 +86,7 @@ def test_a_fallback_says_what_was_refused() -> None:
         ({}, {"has_bcc": False}, "apt-get install python3-bpfcc"),
         ({}, {"statistics_known": False}, "slab bytes and pins are unknown (?)"),
         ({}, {"accounting_known": False}, "live bytes are unknown (?)"),
-        ({}, {"learn_error": "no way to a cache"}, "caches are shown by address, or not at all: no way to a cache"),
+        ({}, {"learn_error": "no way to a cache"}, "caches are shown without a name, or not at all: no way to a cache"),
         ({"hierarchy": {"version": 2, "hierarchy_id": 0, "mount": None}}, {}, "run it on the host"),
     ],
 )

@@ -131,8 +131,8 @@ def pick(series: Series, name: str) -> dict[Any, float]:
 def numbered(snapshot: Snapshot) -> Snapshot:
     """The same with identities that no two of its rows share, as in every real snapshot."""
     cgroups = tuple(replace(c, id=i) for i, c in enumerate(snapshot.cgroups))
-    caches = tuple(replace(c, address=i) for i, c in enumerate(snapshot.caches))
-    pairs = tuple(p._replace(cgroup_id=i % 4, cache_address=100 + i) for i, p in enumerate(snapshot.pairs))
+    caches = tuple(replace(c, id=f"cache {i}") for i, c in enumerate(snapshot.caches))
+    pairs = tuple(p._replace(cgroup_id=i % 4, cache_id=f"pair {i}") for i, p in enumerate(snapshot.pairs))
     return replace(snapshot, cgroups=cgroups, caches=caches, pairs=pairs)
 
 
@@ -377,10 +377,10 @@ def test_child_caches_have_no_series_of_their_own() -> None:
 
 def test_a_cache_of_a_pair_is_exported_under_its_root() -> None:
     caches = (
-        Cache("dentry", 1, 192, None, None, 10, 1920, 1),
-        Cache("dentry(3)", 2, 192, "dentry", 3, None, None, None),
+        Cache("dentry", "a", 192, None, None, 10, 1920, 1),
+        Cache("dentry(3)", "b", 192, "dentry", 3, None, None, None),
     )
-    pairs = (Pair("dentry", 1, 7, 1, 192, 0, 0), Pair("dentry(3)", 2, 7, 4, 768, 0, 0))
+    pairs = (Pair("dentry", "a", 7, 1, 192, 0, 0), Pair("dentry(3)", "b", 7, 4, 768, 0, 0))
     snapshot = replace(snapshot_of(0, [cgroup(7, "/a", 1, 1)], []), caches=caches, pairs=pairs)
     series = Scraper().scrape(snapshot)
     assert pick(series, "cache_allocations_total") == {("dentry",): 10}

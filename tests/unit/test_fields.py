@@ -244,7 +244,7 @@ def test_child_caches_are_unknown_when_the_list_of_caches_could_not_be_read() ->
     known = fakes.patched()
     assert caches_per_root(known) == {"dentry": 3, "ext4_inode_cache": 1, "filp": 1, "inode_cache": 1}
     assert caches_per_root(replace(known, caches=())) is None
-    blind = replace(known.caches[0], name="0xffff888001000000", object_bytes=None, root=None)
+    blind = replace(known.caches[0], name="unnamed:k5mw2pcq7xg3", object_bytes=None, root=None)
     assert caches_per_root(replace(known, caches=(blind,))) is None
 
 

@@ -8,16 +8,18 @@ from collections.abc import Mapping
 
 import pytest
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.model import Pair
 from kmemwatch.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Key, Owners, PairRows
 from kmemwatch.sources.base import PairCounts
 
+IDS = CacheIds(b"test")
 DENTRY, FILP, KMALLOC, UNKNOWN = 0x1000, 0x2000, 0x3000, 0x4000
 COLUMNS = {
-    DENTRY: Column("dentry", 192, OBJECTS),
-    FILP: Column("filp", 256, OBJECTS),
-    KMALLOC: Column("kmalloc-64", 64, ACCOUNT_OBJECTS),
-    UNKNOWN: Column("0x4000", None, None),
+    DENTRY: Column("dentry", IDS[DENTRY], 192, OBJECTS),
+    FILP: Column("filp", IDS[FILP], 256, OBJECTS),
+    KMALLOC: Column("kmalloc-64", IDS[KMALLOC], 64, ACCOUNT_OBJECTS),
+    UNKNOWN: Column("an unnamed one", IDS[UNKNOWN], None, None),
 }
 ROOT, OWN = 1, Owners({}, frozenset(), 1)
 
@@ -43,13 +45,13 @@ def test_rows() -> None:
     pairs = PairRows(True, True, True)
     assert pairs.take(counts) == {DENTRY, FILP, KMALLOC, UNKNOWN}
     assert pairs.rows(COLUMNS, OWN) == (
-        Pair("filp", FILP, ROOT, 4, 4 * 256, 1, -256),
-        Pair("0x4000", UNKNOWN, 7, 9, None, None, None),
-        Pair("dentry", DENTRY, 7, 2, 2 * 192, 0, 2 * 192),
-        Pair("filp", FILP, 7, 5, 5 * 256, 2, 3 * 256),
-        Pair("kmalloc-64", KMALLOC, 7, 10, 640, 1, 3 * 64),
-        Pair("dentry", DENTRY, 8, 3, 3 * 192, 5, -2 * 192),
-        Pair("kmalloc-64", KMALLOC, 9, 6, 6 * 64, None, None),
+        Pair("filp", IDS[FILP], ROOT, 4, 4 * 256, 1, -256),
+        Pair("an unnamed one", IDS[UNKNOWN], 7, 9, None, None, None),
+        Pair("dentry", IDS[DENTRY], 7, 2, 2 * 192, 0, 2 * 192),
+        Pair("filp", IDS[FILP], 7, 5, 5 * 256, 2, 3 * 256),
+        Pair("kmalloc-64", IDS[KMALLOC], 7, 10, 640, 1, 3 * 64),
+        Pair("dentry", IDS[DENTRY], 8, 3, 3 * 192, 5, -2 * 192),
+        Pair("kmalloc-64", IDS[KMALLOC], 9, 6, 6 * 64, None, None),
     )
     assert pairs.totals == {DENTRY: [5, 5], FILP: [109, 53], KMALLOC: [16, 1], UNKNOWN: [9, 9]}
 
@@ -77,7 +79,9 @@ def test_kept_rows_are_those_made_anew(seed: int) -> None:
         if chance.random() < 0.1:
             columns = {
                 **columns,
-                UNKNOWN: Column(chance.choice(("0x4000", "aaa", "zzz")), chance.choice((None, 8)), OBJECTS),
+                UNKNOWN: Column(
+                    chance.choice(("an unnamed one", "aaa", "zzz")), IDS[UNKNOWN], chance.choice((None, 8)), OBJECTS
+                ),
             }
         owners = Owners(given, frozenset(moved), chance.choice((ROOT, ROOT, ROOT, None)))
         kept.take(counts)
@@ -101,4 +105,4 @@ def test_what_has_not_changed_is_not_made_anew() -> None:
 def test_signals_that_are_missing_are_unknown() -> None:
     pairs = PairRows(allocs=False, frees=False, knows_live=False)
     pairs.take({(DENTRY, 7): PairCounts(1, 0, 1)})
-    assert pairs.rows(COLUMNS, OWN) == (Pair("dentry", DENTRY, 7, None, None, None, None),)
+    assert pairs.rows(COLUMNS, OWN) == (Pair("dentry", IDS[DENTRY], 7, None, None, None, None),)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
 from kmemwatch.rates import NO_RATES, AllocRates, per_second, rates, same_run
 from tests.unit import fakes
+from tests.unit.fakes import IDS
 
 counts = st.none() | st.integers(0, 2**63)
 seconds = st.integers(1, 10_000)
@@ -30,7 +31,7 @@ def test_rates_of_the_sample_are_its_table() -> None:
     found = rates(fakes.sample(), fakes.sample(3))
     assert found.interval_s == 3.0
     name, size, allocs, frees = fakes.CACHES[0]
-    assert found.caches[name, 0xFFFF_8880_0100_0000] == AllocRates(allocs, allocs * size, frees)
+    assert found.caches[name, IDS[0xFFFF_8880_0100_0000]] == AllocRates(allocs, allocs * size, frees)
     root = found.cgroups[1]
     assert root.charged_bytes_per_s == int(9.4 * fakes.MB)
     assert root.kernel_growth_bytes_per_s == 0
@@ -81,8 +82,8 @@ def test_every_row_has_rates_and_counters_are_never_negative(before: Snapshot, l
     later = after(later, interval)
     found = rates(before, later)
     assert set(found.cgroups) == {c.id for c in later.cgroups}
-    assert set(found.caches) == {(c.name, c.address) for c in later.caches}
-    assert set(found.pairs) == {(p.cgroup_id, p.cache, p.cache_address) for p in later.pairs}
+    assert set(found.caches) == {(c.name, c.id) for c in later.caches}
+    assert set(found.pairs) == {(p.cgroup_id, p.cache, p.cache_id) for p in later.pairs}
     every = [*found.caches.values(), *found.pairs.values(), *(c.alloc for c in found.cgroups.values())]
     for rate in every:
         for field in fields(rate):
@@ -98,7 +99,7 @@ def test_a_new_row_had_done_nothing_before() -> None:
     found = rates(before, later)
     cache = later.caches[0]
     assert cache.allocations_total is not None
-    assert found.caches[cache.name, cache.address].allocations_per_s == cache.allocations_total / 2
+    assert found.caches[cache.name, cache.id].allocations_per_s == cache.allocations_total / 2
     assert found.cgroups[1].kernel_growth_bytes_per_s is None  # not a counter: it may have held memory before
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.model import DYING, FROM_NONE, ONLINE, RechargePair, Recharges, RechargeTotal
 from kmemwatch.recharges import RechargeLedger
 from kmemwatch.sources.base import RechargeCounts, RechargeKey
@@ -38,17 +39,18 @@ def counts(*moves: tuple[RechargeKey, int, int], checks: int = 100) -> RechargeC
     return RechargeCounts(checks, 5, 3, {key: (recharges, pages) for key, recharges, pages in moves})
 
 
+IDS = CacheIds(b"test")
 A_TO_B = RechargeKey(DENTRY_0, 101, 102, DYING)
 
 
 def test_without_the_signal_all_is_unknown() -> None:
-    ledger = RechargeLedger(PAGE)
+    ledger = RechargeLedger(PAGE, IDS)
     assert ledger.update(None, CACHES, [], []) == []
     assert ledger.rows() == Recharges()
 
 
 def test_a_row_names_both_ends_and_a_total_the_root_cache() -> None:
-    ledger = RechargeLedger(PAGE)
+    ledger = RechargeLedger(PAGE, IDS)
     none = RechargeKey(FILP_0, 0, 102, FROM_NONE)
     assert ledger.update(counts((A_TO_B, 7, 7), (none, 2, 16)), CACHES, [], []) == []
     assert ledger.rows() == Recharges(
@@ -66,13 +68,13 @@ def test_a_row_names_both_ends_and_a_total_the_root_cache() -> None:
 
 
 def test_children_of_one_cache_are_one_total() -> None:
-    ledger = RechargeLedger(PAGE)
+    ledger = RechargeLedger(PAGE, IDS)
     ledger.update(counts((A_TO_B, 7, 7), (RechargeKey(DENTRY_1, 103, 104, DYING), 2, 2)), CACHES, [], [])
     assert ledger.rows().totals == (RechargeTotal("dentry", DYING, 9, 9 * PAGE),)
 
 
 def test_the_released_stay_in_rows_until_they_are_shown_no_more() -> None:
-    ledger = RechargeLedger(PAGE)
+    ledger = RechargeLedger(PAGE, IDS)
     assert ledger.update(counts((A_TO_B, 7, 7)), CACHES, [101], []) == [A_TO_B]
     kept = ledger.rows()
     assert [pair.recharges_total for pair in kept.pairs or ()] == [7]
@@ -85,22 +87,22 @@ def test_the_released_stay_in_rows_until_they_are_shown_no_more() -> None:
 
 def test_a_move_that_the_map_could_not_forget_in_time() -> None:
     """It was told to forget, but another CPU has counted meanwhile: what comes later is added."""
-    ledger = RechargeLedger(PAGE)
+    ledger = RechargeLedger(PAGE, IDS)
     assert ledger.update(counts((A_TO_B, 7, 7)), CACHES, [101], []) == [A_TO_B]
     assert ledger.update(counts((A_TO_B, 1, 1)), CACHES, [101], []) == [A_TO_B]
     assert ledger.rows().recharges_total == 8
 
 
-def test_a_cache_that_no_list_has_shown_goes_by_its_address() -> None:
-    ledger = RechargeLedger(PAGE)
+def test_a_cache_that_no_list_has_shown_goes_by_its_id() -> None:
+    ledger = RechargeLedger(PAGE, IDS)
     ledger.update(counts((A_TO_B, 7, 7)), {}, [], [])
-    assert [(pair.cache, pair.kmemcg_id) for pair in ledger.rows().pairs or ()] == [("0x101000", None)]
+    assert [(pair.cache, pair.kmemcg_id) for pair in ledger.rows().pairs or ()] == [(IDS.name(0x101000), None)]
     ledger.update(counts((A_TO_B, 7, 7)), CACHES, [], [])
     assert [(pair.cache, pair.kmemcg_id) for pair in ledger.rows().pairs or ()] == [("dentry(0)", 0)]
 
 
 def test_a_cache_that_is_gone_keeps_its_name() -> None:
-    ledger = RechargeLedger(PAGE)
+    ledger = RechargeLedger(PAGE, IDS)
     ledger.update(counts((A_TO_B, 7, 7)), CACHES, [], [])
     ledger.update(counts((A_TO_B, 7, 7)), {}, [], [])
     assert [pair.cache for pair in ledger.rows().pairs or ()] == ["dentry(0)"]
@@ -114,7 +116,7 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = RechargeLedger(PAGE)
+        self.ledger = RechargeLedger(PAGE, IDS)
         self.moves: dict[RechargeKey, tuple[int, int]] = {}
         """The map."""
         self.checks = 0

@@ -13,6 +13,7 @@ from kmemwatch.sources.discover import CacheRecord
 from tests.unit.fake_source import (
     DENTRY,
     FILP,
+    IDS,
     KMALLOC,
     ROOT,
     SECOND,
@@ -324,8 +325,8 @@ def test_a_cache_that_appears_later_and_one_without_a_name() -> None:
     host.source.alloc(memcg, 0xFFFF888000009000, 3)
     host.source.alloc(memcg, FILP, 2)
     snapshot = host.snapshot()
-    row = next(row for row in snapshot.caches if row.address == 0xFFFF888000009000)
-    assert (row.name, row.object_bytes, row.allocations_total) == ("0xffff888000009000", None, 3)
+    row = next(row for row in snapshot.caches if row.id == IDS[0xFFFF888000009000])
+    assert (row.name, row.object_bytes, row.allocations_total) == (IDS.name(0xFFFF888000009000), None, 3)
     assert row.allocated_bytes_total is None
     host.source.caches.append(CacheRecord(0xFFFF888000009000, "new", 8, 0))
     row = next(row for row in host.snapshot().caches if row.name == "new")

@@ -11,9 +11,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from kmemwatch.model import DYING, ONLINE, RELEASED, Snapshot
 from kmemwatch.sources.base import Reading
-from tests.unit.fake_source import CACHES, ROOT, SECOND, SLAB_ACCOUNT, Clock, FakeSource, Memcg, make_state
+from tests.unit.fake_source import CACHES, IDS, ROOT, SECOND, SLAB_ACCOUNT, Clock, FakeSource, Memcg, make_state
 
 caches = st.sampled_from([cache.address for cache in CACHES])
+ADDRESSES: dict[str | None, int] = {IDS[cache.address]: cache.address for cache in CACHES}
 SIZES = {cache.address: cache.size_bytes for cache in CACHES}
 CHARGED = {cache.address for cache in CACHES if cache.flags & SLAB_ACCOUNT}
 
@@ -131,9 +132,9 @@ class Kernel(RuleBasedStateMachine):
                 self.charged[memcg.cgroup_id] * 4096
             )
         for cache in now.caches:
-            assert cache.address is not None
-            assert cache.allocations_total == self.allocated[cache.address]
-            assert cache.frees_total == self.freed[cache.address]
+            address = ADDRESSES[cache.id]
+            assert cache.allocations_total == self.allocated[address]
+            assert cache.frees_total == self.freed[address]
         self._check_live(now)
         self._check_growth(now)
         self.last = now
@@ -142,7 +143,7 @@ class Kernel(RuleBasedStateMachine):
         expected: Counter[tuple[int, int]] = Counter()
         for (cache, cgroup_id), objects in self.live.items():
             expected[cache, self.everybody[cgroup_id].owner.cgroup_id] += objects * SIZES[cache]
-        found = {(row.cache_address, row.cgroup_id): row.live_bytes for row in now.pairs if row.live_bytes}
+        found = {(ADDRESSES[row.cache_id], row.cgroup_id): row.live_bytes for row in now.pairs if row.live_bytes}
         assert found == {key: size for key, size in expected.items() if size}
         assert {row.cgroup_id for row in now.pairs} <= {row.id for row in now.cgroups} | {0}
 
@@ -155,9 +156,9 @@ class Kernel(RuleBasedStateMachine):
             if row.id in before:
                 assert (row.charged_bytes_total or 0) >= (before[row.id].charged_bytes_total or 0)
                 assert (row.uncharged_bytes_total or 0) >= (before[row.id].uncharged_bytes_total or 0)
-        pairs = {(row.cache_address, row.cgroup_id): row for row in self.last.pairs}
+        pairs = {(row.cache_id, row.cgroup_id): row for row in self.last.pairs}
         for pair in now.pairs:
-            old = pairs.get((pair.cache_address, pair.cgroup_id))
+            old = pairs.get((pair.cache_id, pair.cgroup_id))
             assert old is None or (pair.allocations_total or 0) >= (old.allocations_total or 0)
 
     @invariant()

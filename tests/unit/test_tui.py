@@ -19,7 +19,7 @@ from kmemwatch.tui.details import DetailsScreen
 from kmemwatch.tui.help import HelpScreen
 from kmemwatch.tui.poller import Ended, Failed, Poller, Refreshed, Update
 from tests.unit import fakes
-from tests.unit.fakes import FakeFeed
+from tests.unit.fakes import IDS, FakeFeed
 from tests.unit.screens import Person, app_of, drive, key_event, lines, refreshed, table_lines
 
 
@@ -275,7 +275,8 @@ def test_details_of_a_cache_have_its_cgroups(app: TopApp) -> None:
         await person.press("c", "enter")
         text = "\n".join(lines(app))
         assert "its cgroups: 4" in text
-        assert "0xffff888001001200" in text
+        assert IDS[0xFFFF888001001200] in text
+        assert "0xffff" not in text
 
     drive(app, test)
 
