@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from kmemwatch.exporter.app import Message, Receive, Send
+from kmemwatch.exporter.hosts import is_misdirected
 from kmemwatch.exporter.webmodel import ADMISSION, Admission, RateLimit, WebConfig
 
 Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
@@ -28,6 +29,7 @@ MAX_WAITING_EACH = 4
 _BCRYPT_BYTES = 72
 """bcrypt looks at no more, and some versions of it refuse more."""
 _TEXT = b"text/plain; charset=utf-8"
+_MISDIRECTED = b"421 misdirected request: on a loopback address, Host must be a loopback name such as localhost\n"
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,9 @@ class Front:
                 message = {**message, "headers": [*others, *rules.headers.items()]}
             await send(message)
 
+        if is_misdirected(scope.get("server"), scope["headers"]):
+            await _refuse(send_with_headers, scope, 421, _MISDIRECTED, [])
+            return
         if rules.admission != scope.get("state", {}).get(ADMISSION):
             # Its client has met what another configuration asks for; this one's demands are met by connecting anew.
             await _refuse(send_with_headers, scope, 503, b"503 connect anew\n", [(b"connection", b"close")])

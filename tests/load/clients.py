@@ -43,7 +43,7 @@ class Client:
     """One connection, opened when it is needed."""
 
     def __init__(self, address: Address, *, packed: bool = True, user: tuple[str, str] | None = None) -> None:
-        lines = ["GET {path} HTTP/1.1", "Host: test", f"Accept: {_OPENMETRICS}"]
+        lines = ["GET {path} HTTP/1.1", "Host: localhost", f"Accept: {_OPENMETRICS}"]
         lines += ["Accept-Encoding: gzip"] if packed else []
         lines += [] if user is None else ["Authorization: Basic " + base64.b64encode(":".join(user).encode()).decode()]
         self._request = "\r\n".join((*lines, "", ""))
