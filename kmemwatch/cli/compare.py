@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,7 +19,8 @@ import click
 from kmemwatch.access import Access, read_password
 from kmemwatch.cli.options import FloatParam, Seconds
 from kmemwatch.cli.streams import say
-from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.errors import UsageError
+from kmemwatch.files import check_place, write_whole
 from kmemwatch.units import parse_rfc3339
 
 if TYPE_CHECKING:
@@ -171,11 +171,11 @@ def _check(sides: tuple[SideOptions, ...], measuring: Measuring, output: str, ou
     if measuring.from_s is not None and measuring.range_s is not None:
         raise UsageError("--from and --range cannot be used together", "use one of them")
     if out is not None:
-        directory = Path(out).absolute().parent
-        if Path(out).is_dir() or not directory.is_dir():
-            raise UsageError(
-                f"{out}: cannot write there: {'is a directory' if Path(out).is_dir() else 'no such directory'}"
-            )
+        try:
+            check_place(out)
+        except OSError as exc:
+            what = "no such directory" if isinstance(exc, FileNotFoundError) else (exc.strerror or "").lower()
+            raise UsageError(f"{out}: cannot write there: {what}") from exc
     elif output == "html" and sys.stdout.isatty():
         raise UsageError("--output html is for a browser, not for a terminal", "give --out report.html")
 
@@ -248,8 +248,6 @@ def _write(found: Comparison, output: str, out: str | None) -> None:
     if out is None:
         sys.stdout.write(text)
         return
-    try:
-        Path(out).write_text(text, "utf-8", errors="backslashreplace")
-    except OSError as exc:
-        raise KmemwatchError(f"{out}: cannot write: {exc.strerror}") from exc
-    say(f"kmemwatch: {out}: written, {len(text.encode('utf-8', 'backslashreplace'))} bytes")
+    data = text.encode("utf-8", "backslashreplace")
+    write_whole(out, data)
+    say(f"kmemwatch: {out}: written, {len(data)} bytes")

@@ -13,6 +13,7 @@ import click
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.cli.streams import say
+from kmemwatch.errors import UsageError
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
 from kmemwatch.recording import RecordingWriter
@@ -38,13 +39,13 @@ def command(
     A FILE that exists must be a recording of this host since it was booted.
     """
     check_source(connect, None, without, latency)
+    if file == "-":
+        raise UsageError("-: a recording is not written to stdout", "give a file name, for example host.kmw.gz")
     with (
         RecordingWriter(file) as writer,
         until_stopped(),
         closing(open_feed(connect, None, without, latency=latency)) as feed,
     ):
-        if writer.notice is not None:
-            say(f"kmemwatch: note: {writer.notice}")
         _Recorder(writer, feed).run(interval, duration)
 
 
@@ -71,6 +72,8 @@ class _Recorder:
         snapshot = self._feed.next_snapshot(0)
         if snapshot is not None:
             self._writer.begin(snapshot)
+            if self._writer.notice is not None:
+                say(f"kmemwatch: note: {self._writer.notice}")
         before = None
         while snapshot is not None:
             if snapshot != before:  # a daemon that does not answer shows its last one again

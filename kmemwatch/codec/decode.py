@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 from kmemwatch.codec.reader import Reader
+from kmemwatch.codec.room import check_room
 from kmemwatch.errors import UsageError
 from kmemwatch.model import (
     ABSENT,
@@ -43,8 +44,13 @@ from kmemwatch.model import (
 _UPDATE_HINT = "it was written by another release of kmemwatch; use the same release on both sides"
 
 
-def parse_json(text: str | bytes) -> object:
-    """`json.loads` with kmemwatch's errors: UsageError with line and column of what is not JSON."""
+def parse_json(text: str | bytes, came_bytes: int | None = None) -> object:
+    """`json.loads` with kmemwatch's errors: UsageError with line and column of what is not JSON.
+
+    `came_bytes`: how long the text was when it came, compressed. A little that would take much memory is refused.
+    """
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+    check_room(raw, len(raw) if came_bytes is None else came_bytes)
     try:
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as exc:
@@ -57,9 +63,9 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number in JSON")
 
 
-def snapshot_from_json(text: str | bytes) -> Snapshot:
-    """The Snapshot in JSON text; UsageError when it is malformed."""
-    return snapshot_from_dict(parse_json(text))
+def snapshot_from_json(text: str | bytes, came_bytes: int | None = None) -> Snapshot:
+    """The Snapshot in JSON text; UsageError when it is malformed. `came_bytes`: see `parse_json`."""
+    return snapshot_from_dict(parse_json(text, came_bytes))
 
 
 def snapshot_from_dict(data: object) -> Snapshot:

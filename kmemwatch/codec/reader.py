@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -24,6 +23,8 @@ _ADDRESS = re.compile("0x[0-9a-fA-F]{1,16}")
 _IN_TEXT = re.compile("0x[0-9a-fA-F]{9,}")
 _OLD_IDS = CacheIds()
 """For the addresses in what older releases wrote, which must be of no use to whoever sees the ids."""
+LEAST, MOST = -(1 << 63), (1 << 64) - 1
+"""All numbers of the kernel's fit in 64 bits; larger ones would fail later, in sums with fractions."""
 
 
 class Reader:
@@ -57,7 +58,7 @@ class Reader:
         """A whole number, at least `minimum`."""
         value = self._data.get(key, _MISSING)
         # bool is an int in Python, not in JSON.
-        if type(value) is not int or (minimum is not None and value < minimum):
+        if type(value) is not int or value > MOST or value < (LEAST if minimum is None else minimum):
             sign = "" if minimum is None else f" of at least {minimum}"
             self.fail(key, f"a whole number{sign}", value)
         return value
@@ -92,7 +93,7 @@ class Reader:
         return tuple(self._finite(f"{key}[{i}]", item) for i, item in enumerate(self._list(key)))
 
     def _finite(self, key: str, value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= MOST:
             self.fail(key, "a number of at least 0", value)
         return float(value)
 
@@ -100,7 +101,7 @@ class Reader:
         """An array of whole numbers."""
         items = self._list(key)
         for i, item in enumerate(items):
-            if type(item) is not int or item < 0:
+            if type(item) is not int or not 0 <= item <= MOST:
                 self.fail(f"{key}[{i}]", "a whole number of at least 0", item)
         return tuple(items)
 
@@ -195,7 +196,7 @@ class Reader:
         if not isinstance(value, dict):
             self.fail(key, "an object of whole numbers", value)
         for name, count in value.items():
-            if type(count) is not int:
+            if type(count) is not int or not LEAST <= count <= MOST:
                 self.fail(f"{key}.{name}", "a whole number", count)
         return MappingProxyType({self._unescape(key, name): count for name, count in value.items()})
 

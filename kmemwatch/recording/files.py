@@ -12,9 +12,14 @@ from kmemwatch.errors import UsageError
 GZIP_MAGIC = b"\x1f\x8b"
 MEMBER_START = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 """First bytes of every gzip member that `compress` writes."""
-MAX_LINE_BYTES = 1 << 28
-"""No snapshot comes near; keeps a file of zeros from filling our memory."""
+MAX_LINE_BYTES = 1 << 27
+"""A snapshot of 65,536 cgroups and 65,536 pairs takes a third of it."""
+_FREE_BYTES = 1 << 24
+MAX_RATIO = 40
+"""How much longer than its bytes in the file a line of more than `_FREE_BYTES` may be; snapshots reach 10."""
 _CHUNK = 1 << 16
+_FIRST_CHUNK = 1 << 9
+"""zlib copies what follows the end of a member: little is given to a new one, for it may be a short one."""
 _GZIP_WBITS = 31
 
 
@@ -33,12 +38,19 @@ class Lines:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
+        file.seek(0)
         self.packed = file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
         file.seek(0)
         self.cut = False
         self.whole_bytes = 0
+        """What is appended here is read: lines, and gzip members, end exactly here."""
         self.lines_after_whole = 0
-        """Lines of a gzip member that has no end: readable, but nothing can be appended behind them."""
+        """Complete lines behind `whole_bytes`: the gzip member that holds them has no end, or ends in mid-line."""
+        self.file_bytes = 0
+        """How many bytes of the file the line read last takes."""
+        self._line = bytearray()
+        self._at = self._line_began = 0
+        """How much of the file has been used, and had been when the last line ended."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self._gzip_lines() if self.packed else self._plain_lines()
@@ -50,42 +62,74 @@ class Lines:
                 self.cut = True
                 return
             self.whole_bytes += len(line)
+            self.file_bytes = len(line)
             yield line
 
     def _gzip_lines(self) -> Iterator[bytes]:
-        tail = b""
         for text in self._inflate():
-            *lines, tail = (tail + text).split(b"\n")
-            for line in lines:
+            begin = 0
+            while end := text.find(b"\n", begin) + 1:
+                self._line += text[begin:end]
+                begin = end
                 self.lines_after_whole += 1
-                yield line + b"\n"
-            _check_length(tail)
-        self.cut = self.cut or bool(tail)
+                self.file_bytes, self._line_began = self._at - self._line_began, self._at
+                line, self._line = bytes(self._line), bytearray()
+                yield line
+            self._line += text[begin:]
+            _check_length(self._line)
+            if len(self._line) > _FREE_BYTES + MAX_RATIO * (self._at - self._line_began):
+                raise UsageError(f"a line that takes more than {MAX_RATIO} times its bytes in the file")
 
     def _inflate(self) -> Iterator[bytes]:
-        """Decompressed pieces, member by member; `whole_bytes` moves with each member that has ended."""
-        member, data = zlib.decompressobj(_GZIP_WBITS), b""
-        while data := data or self._file.read(_CHUNK):
-            try:
-                text = member.decompress(data, MAX_LINE_BYTES)
-            except zlib.error as exc:
-                raise UsageError("damaged record, gzip cannot read it") from exc
-            if not member.eof:
-                data = member.unconsumed_tail
-                yield text
-                continue
-            data = member.unused_data
-            self.whole_bytes = self._file.tell() - len(data)
-            yield text
-            self.lines_after_whole = 0
-            member = zlib.decompressobj(_GZIP_WBITS)
-        if self._file.tell() > self.whole_bytes:
-            self._check_cut()
-            self.cut = True
+        """Decompressed pieces; `whole_bytes` moves with each member at whose end a line has ended, too."""
+        member, member_began, chunk = zlib.decompressobj(_GZIP_WBITS), 0, _FIRST_CHUNK
+        while data := self._file.read(_CHUNK):
+            view = memoryview(data)
+            while view:
+                piece = view[:chunk]
+                yield from self._unpack(member, piece, fresh=chunk == _FIRST_CHUNK)
+                if self.cut:
+                    return
+                view, chunk = view[len(piece) - len(member.unused_data) :], _CHUNK
+                if member.eof:
+                    if not self._line:
+                        self.whole_bytes, self.lines_after_whole = self._at, 0
+                    member, member_began, chunk = zlib.decompressobj(_GZIP_WBITS), self._at, _FIRST_CHUNK
+        if self._at > member_began:
+            self._check_cut(member_began)
+        self.cut = self._at > self.whole_bytes
 
-    def _check_cut(self) -> None:
+    def _unpack(self, member: zlib._Decompress, piece: memoryview, fresh: bool) -> Iterator[bytes]:
+        """What comes out of `piece`, a little at a time."""
+        rest: memoryview | bytes = piece
+        end = self._at + len(piece)
+        try:
+            while True:
+                text = member.decompress(rest, _CHUNK)
+                self._at = end - len(member.unconsumed_tail) - len(member.unused_data)
+                if text:
+                    yield text
+                rest = member.unconsumed_tail
+                # zlib may have taken all of its input and still hold text back.
+                if member.eof or not (rest or len(text) == _CHUNK):
+                    return
+        except zlib.error as exc:
+            if fresh and self._only_zeros_from(end - len(piece)):
+                self.cut = True
+                return
+            raise UsageError("damaged record, gzip cannot read it") from exc
+
+    def _only_zeros_from(self, place: int) -> bool:
+        """After a power cut a file system may show zeros in the place of what was written last."""
+        self._file.seek(place)
+        while chunk := self._file.read(_CHUNK):
+            if chunk.count(0) != len(chunk):
+                return False
+        return True
+
+    def _check_cut(self, member_began: int) -> None:
         """A damaged member may swallow all that follow it; that is not a cut."""
-        self._file.seek(self.whole_bytes + 1)
+        self._file.seek(member_began + 1)
         before = b""
         while chunk := self._file.read(_CHUNK):
             if MEMBER_START in before + chunk:
@@ -93,6 +137,6 @@ class Lines:
             before = chunk[-len(MEMBER_START) :]
 
 
-def _check_length(line: bytes) -> None:
+def _check_length(line: bytes | bytearray) -> None:
     if len(line) >= MAX_LINE_BYTES:
         raise UsageError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB")

@@ -44,6 +44,8 @@ class Record:
     type: str
     """HEADER, SNAPSHOT or EVENT."""
     line: bytes
+    file_bytes: int
+    """How many bytes of the file it takes."""
 
     def snapshot(self) -> Snapshot:
         """Of a SNAPSHOT record. Raises UsageError that names the malformed field."""
@@ -55,7 +57,7 @@ class Record:
 
     def data(self) -> dict[str, Any]:
         """The whole line. Raises UsageError when it is not a JSON object."""
-        data = parse_json(self.line)
+        data = parse_json(self.line, self.file_bytes)
         if not isinstance(data, dict):
             raise UsageError("not a JSON object")
         return data
@@ -93,8 +95,11 @@ def _line(value: dict[str, Any]) -> bytes:
     return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
 
 
-def parse_line(line: bytes, seq: int) -> Record:
-    """The record in `line`, which should be number `seq`. Raises UsageError without the place."""
+def parse_line(line: bytes, seq: int, file_bytes: int) -> Record:
+    """The record in `line`, which should be number `seq` and takes `file_bytes` of the file.
+
+    Raises UsageError without the place.
+    """
     end = _END.fullmatch(line, max(0, len(line) - _END_BYTES))
     start = _START.match(line)
     if end is None or start is None or zlib.crc32(line[: end.start()]) != int(end[1], 16):
@@ -106,7 +111,7 @@ def parse_line(line: bytes, seq: int) -> Record:
         raise UsageError(
             f"unknown record type {kind}", "it was written by a newer release of kmemwatch; update this one"
         )
-    return Record(seq, kind, line)
+    return Record(seq, kind, line, file_bytes)
 
 
 def check_version(line: bytes) -> None:

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import BinaryIO, TypeVar
 
 from kmemwatch.errors import UsageError
+from kmemwatch.files import without_waiting
 from kmemwatch.recording.files import Lines
 from kmemwatch.recording.format import HEADER, MAGIC, Record, check_version, parse_line
 
@@ -21,9 +22,10 @@ _OTHER_FILE_HINT = "recordings are written by: kmemwatch record FILE"
 class RecordingReader:
     """Yields `Record`s; every error is a UsageError that starts with ``FILE:LINE``."""
 
-    def __init__(self, path: str, name: str | None = None) -> None:
+    def __init__(self, path: str, name: str | None = None, descriptor: int | None = None) -> None:
+        """`descriptor`: of the file when it is open already; it is closed with the reader."""
         self._name = name or path
-        self._file = _open(path, self._name)
+        self._file = _open(path, self._name) if descriptor is None else os.fdopen(descriptor, "rb")
         self._lines = Lines(self._file)
         self._iterator = iter(self._lines)
         self.line = 0
@@ -82,7 +84,7 @@ class RecordingReader:
             if not line.startswith(MAGIC):
                 raise UsageError("not a kmemwatch recording", _OTHER_FILE_HINT)
             check_version(line)
-        record = parse_line(line, self.line - 1)
+        record = parse_line(line, self.line - 1, self._lines.file_bytes)
         if self.line == 1 and record.type != HEADER:
             raise UsageError("damaged record, expected a header")
         return record
@@ -104,7 +106,7 @@ class RecordingReader:
 
 def _open(path: str, name: str) -> BinaryIO:
     try:
-        file = open(path, "rb")  # noqa: SIM115 - RecordingReader closes it
+        file = open(path, "rb", opener=without_waiting)  # noqa: SIM115 - RecordingReader closes it
     except FileNotFoundError as exc:
         raise UsageError(f"{name}: no such file", "`demo` is the recording that ships with kmemwatch") from exc
     except OSError as exc:

@@ -202,6 +202,46 @@ def test_record_without_a_kernel_leaves_no_file(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("dropped", [0, 5, 30])
+@pytest.mark.parametrize("args", [(), ("--connect", "127.0.0.1:1")], ids=["live", "daemon"])
+def test_record_that_cannot_begin_leaves_the_file_as_it_is(
+    recording: Path, live: Callable[[KmemwatchError], None], dropped: int, args: tuple[str, ...]
+) -> None:
+    recording.write_bytes(recording.read_bytes()[: -dropped or None])
+    os.utime(recording, ns=(5, 5))
+    before = recording.read_bytes()
+    if not args:
+        live(UnsupportedError("cannot do it"))
+    assert run("record", str(recording), *args) == (1 if args else 3)
+    assert (recording.read_bytes(), recording.stat().st_mtime_ns) == (before, 5)
+    new = recording.with_name("new.kmw")
+    assert run("record", str(new), *args) == (1 if args else 3)
+    assert list(recording.parent.iterdir()) == [recording]
+
+
+def test_record_says_how_much_of_a_cut_file_it_dropped(
+    recording: Path, live: Callable[[Feed], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = recording.read_bytes()
+    last = len(before.splitlines(keepends=True)[-1])
+    recording.write_bytes(before[:-30])
+    live(FakeFeed([fakes.sample(20)], ends=True))
+    assert run("record", str(recording)) == 0
+    said = f"note: {recording}: dropped an unfinished record of {last - 30} bytes at the end"
+    assert said in capsys.readouterr().err
+    feed = ReplayFeed(str(recording))
+    seen = []
+    while (snapshot := feed.next_snapshot(0)) is not None:
+        seen.append(snapshot)
+    assert seen == [fakes.sample(seconds) for seconds in (0, 5, 10, 20)]
+    assert "cut off" not in str(feed.notice)
+
+
+def test_record_to_stdout_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("record", "-") == 2
+    assert "-: a recording is not written to stdout" in capsys.readouterr().err
+
+
 def test_record_to_a_file_that_is_something_else(
     tmp_path: Path, live: Callable[[Feed], None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -216,6 +216,29 @@ def test_missing_files_directories_and_pipes(tmp_path: Path) -> None:
         RecordingWriter(str(tmp_path))
     with pytest.raises(UsageError, match="not a regular file"):
         RecordingWriter("/dev/null")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for open_it in (RecordingReader, RecordingWriter):
+        with pytest.raises(UsageError, match="not a regular file"):
+            open_it(str(pipe))
+    with pytest.raises(UsageError, match="File name too long"):
+        RecordingWriter(str(tmp_path / ("x" * 300)))
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_to_nothing_is_recorded_to(tmp_path: Path) -> None:
+    link, path = tmp_path / "link.kmw", tmp_path / "x.kmw"
+    link.symlink_to(path)
+    write(link, ITEMS)
+    assert read(path) == (ITEMS, None)
+
+
+def test_two_recorders_that_began_before_there_was_a_file(path: Path) -> None:
+    with RecordingWriter(str(path)) as first, RecordingWriter(str(path)) as second:
+        first.begin(small(1))
+        with pytest.raises(UsageError, match="somebody has made this file meanwhile"):
+            second.begin(small(2))
+    assert read(path) == ([], None)
 
 
 def test_appending_continues(path: Path) -> None:
@@ -263,15 +286,120 @@ def test_appending_keeps_a_record_that_lacks_only_the_end_of_its_gzip_member(tmp
     assert read(path) == ([*ITEMS, small(9)], None)
 
 
-def test_appending_never_drops_what_can_be_read(tmp_path: Path) -> None:
-    plain, path = tmp_path / "a.kmw", tmp_path / "a.kmw.gz"
+def forms(tmp_path: Path) -> dict[str, bytes]:
+    """One recording in every form in which its bytes may come; the last ends in mid-line though gzip has its end."""
+    plain, packed = tmp_path / "form.kmw", tmp_path / "form.kmw.gz"
     write(plain, ITEMS)
-    whole = gzip.compress(plain.read_bytes())
-    path.write_bytes(whole[:-8])  # one member with all lines, without its trailer
-    assert read(path)[0] == ITEMS
-    with pytest.raises(UsageError, match="cannot append"):
-        RecordingWriter(str(path))
-    assert path.read_bytes() == whole[:-8]
+    write(packed, ITEMS)
+    text = plain.read_bytes()
+    half = len(text) // 2
+    return {
+        "plain": text,
+        "member a line": packed.read_bytes(),
+        "one member": gzip.compress(text),
+        "members that end in mid-line": gzip.compress(text[:half]) + gzip.compress(text[half:]),
+    }
+
+
+@pytest.mark.parametrize("form", ["plain", "member a line", "one member", "members that end in mid-line"])
+def test_after_a_cut_at_any_byte_what_is_appended_can_be_read(tmp_path: Path, form: str) -> None:
+    whole = forms(tmp_path)[form]
+    for size in range(len(whole) + 1):
+        _append_to_cut(tmp_path / "cut.kmw.gz", whole[:size])
+
+
+def test_after_a_text_that_ends_in_mid_line_within_whole_gzip_what_is_appended_can_be_read(tmp_path: Path) -> None:
+    text = forms(tmp_path)["plain"]
+    for size in range(1, len(text), 7):
+        _append_to_cut(tmp_path / "cut.kmw.gz", gzip.compress(text[:size]))
+
+
+def _append_to_cut(path: Path, content: bytes) -> None:
+    """All that could be read before and all that is new can be read; or the file is refused, and stays as it is."""
+    path.write_bytes(content)
+    before, notice = read_or_refuse(path)
+    if notice == REFUSED and content:
+        with pytest.raises(UsageError):
+            write(path, [small(9)])
+        assert path.read_bytes() == content
+        return
+    write(path, [small(9), EVENTS[0]])
+    assert read(path) == ([*before, small(9), EVENTS[0]], None)
+    assert sorted(found.name for found in path.parent.iterdir() if found.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("form", ["plain", "member a line", "one member", "members that end in mid-line"])
+def test_a_damaged_file_is_refused_and_stays_as_it_is(tmp_path: Path, form: str) -> None:
+    whole, path = forms(tmp_path)[form], tmp_path / "bad.kmw.gz"
+    middle = len(whole) // 2
+    for at in range(middle - 40, middle + 40):
+        bad = bytearray(whole)
+        bad[at] ^= 0x10
+        path.write_bytes(bad)
+        before, notice = read_or_refuse(path)
+        if notice == REFUSED:
+            with pytest.raises(UsageError):
+                RecordingWriter(str(path))
+            assert path.read_bytes() == bad
+        else:  # bits of gzip's own header; or its end was not found, which looks like a cut
+            write(path, [small(9)])
+            assert read(path) == ([*before, small(9)], None)
+
+
+@pytest.mark.parametrize("form", ["plain", "member a line", "one member", "members that end in mid-line"])
+@pytest.mark.parametrize("dropped", [0, 1, 9, 30])
+def test_a_refused_file_stays_as_it_is(tmp_path: Path, form: str, dropped: int) -> None:
+    path = tmp_path / "x.kmw.gz"
+    path.write_bytes(forms(tmp_path)[form][: -dropped or None])
+    os.utime(path, ns=(5, 5))
+    before = path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino
+    for change in ({"hostname": "db2"}, {"boot_id": "boot-2"}):
+        with RecordingWriter(str(path)) as writer, pytest.raises(UsageError):
+            writer.begin(replace(small(9), host=replace(SMALL.host, **change)))
+    with RecordingWriter(str(path)):
+        pass  # nothing came to be recorded, for want of privileges, for example
+    assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before
+
+
+def test_zeros_at_the_end_are_a_cut(path: Path) -> None:
+    """What a file system may leave after a power cut."""
+    write(path, ITEMS)
+    with path.open("ab") as file:
+        file.write(bytes(5000))
+    items, notice = read(path)
+    assert items == ITEMS
+    assert notice is not None
+    _append_to_cut(path, path.read_bytes())
+
+
+def test_packing_again_keeps_mode_and_owner_and_goes_through_links(tmp_path: Path) -> None:
+    path, link = tmp_path / "x.kmw.gz", tmp_path / "link.kmw.gz"
+    path.write_bytes(forms(tmp_path)["one member"][:-8])
+    path.chmod(0o640)
+    link.symlink_to(path)
+    write(link, [small(9)])
+    assert link.is_symlink()
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert read(path) == ([*ITEMS, small(9)], None)
+
+
+def test_a_recorder_that_is_killed_while_it_appends_can_be_followed_by_another(path: Path) -> None:
+    write(path, ITEMS)
+    code = (
+        "import os, signal, sys; sys.path.insert(0, sys.argv[2])\n"
+        "from tests.unit.test_recording import *\n"
+        "writer = RecordingWriter(sys.argv[1]); writer.begin(small(5)); writer.write_snapshot(small(5))\n"
+        "real = os.write\n"
+        "os.write = lambda fd, data: (real(fd, data[: len(data) // 2]), os.kill(os.getpid(), signal.SIGKILL))\n"
+        "writer.write_snapshot(small(6))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path, Path(__file__).parents[2]], check=False)
+    assert done.returncode == -9
+    items, notice = read(path)
+    assert items == [*ITEMS, small(5)]
+    assert notice is not None
+    write(path, [small(9)])
+    assert read(path) == ([*ITEMS, small(5), small(9)], None)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +423,7 @@ def test_two_recorders_do_not_share_a_file(path: Path) -> None:
 
 def test_nothing_recorded_leaves_no_file(path: Path) -> None:
     with RecordingWriter(str(path)):
-        assert path.exists()
+        assert not path.exists()
     assert not path.exists()
     path.touch()
     with RecordingWriter(str(path)):

@@ -67,7 +67,7 @@ class Recorded:
             whole, self._begun = [*whole, self._begun], b""
         last = None
         for line in whole:
-            record = parse_line(line, self.lines)
+            record = parse_line(line, self.lines, len(line))
             self.lines += 1
             if record.type == EVENT:
                 self._since[record.event().kind] += 1

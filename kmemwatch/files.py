@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Files that people name on the command line: read with a bound, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from kmemwatch.errors import KmemwatchError, UsageError
+
+
+def without_waiting(path: str, flags: int) -> int:
+    """An `opener` for `open`: a pipe that nobody writes to is opened at once."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def read_bounded(path: str, most: int, name: str | None = None) -> bytes:
+    """All of a file. Raises OSError, and UsageError when it holds more than `most` bytes or is not a file.
+
+    A pipe, which may never end, is none; neither is a device.
+    """
+    with open(path, "rb", opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UsageError(f"{name or path}: not a regular file")
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise UsageError(f"{name or path}: larger than {most} bytes", "is it the right file?")
+    return data
+
+
+def check_place(path: str) -> None:
+    """Raise the OSError that writing a file of this name would meet, as far as it can be told without writing."""
+    place = os.path.realpath(path)
+    try:
+        mode = os.stat(place).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        pass
+    else:
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(place, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if not stat.S_ISREG(mode):
+            return
+    directory = os.path.dirname(place)  # noqa: PTH120 - Path drops what has a meaning for the kernel
+    try:
+        os.close(os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+    except OSError as exc:
+        # These file systems have no files without a name; EISDIR comes from kernels that do not know the flag.
+        if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+        if not os.access(directory, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from exc
+
+
+@contextlib.contextmanager
+def replaced(path: str) -> Iterator[BinaryIO]:
+    """A file that takes the place, the mode and the owner of `path` once all of it is written; else nothing changes.
+
+    Raises OSError. What is there and is no regular file, like /dev/stdout, is written to as it is.
+    """
+    place = os.path.realpath(path)
+    try:
+        before = os.stat(place)  # noqa: PTH116
+    except FileNotFoundError:
+        before = None
+    if before is not None and not stat.S_ISREG(before.st_mode):
+        with open(place, "wb") as file:
+            yield file
+        return
+    if before is not None and not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    fd, new = tempfile.mkstemp(prefix=".kmemwatch-", dir=os.path.dirname(place))  # noqa: PTH120
+    try:
+        with open(fd, "wb") as file:
+            _take_after(fd, before)
+            yield file
+            file.flush()
+            os.fsync(fd)
+        os.replace(new, place)  # noqa: PTH105
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(new).unlink()
+        raise
+
+
+def _take_after(fd: int, before: os.stat_result | None) -> None:
+    """Mode and owner; of a new file, those that `open` would give it."""
+    if before is None:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        os.fchmod(fd, 0o666 & ~mask)
+        return
+    if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, before.st_uid, before.st_gid)
+    os.fchmod(fd, stat.S_IMODE(before.st_mode))
+
+
+def write_whole(path: str, data: bytes) -> None:
+    """Write a file, or leave what is there as it is. Raises KmemwatchError."""
+    try:
+        with replaced(path) as file:
+            file.write(data)
+    except OSError as exc:
+        raise KmemwatchError(f"{path}: cannot write: {exc.strerror}") from exc

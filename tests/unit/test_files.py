@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Files of the user's: nothing half-written, nothing read without an end."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.files import check_place, read_bounded, replaced, write_whole
+
+
+def test_what_is_written_takes_the_place_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    path.write_text("old")
+    path.chmod(0o640)
+    with replaced(str(path)) as file:
+        file.write(b"ne")
+        file.flush()
+        assert path.read_text() == "old"
+        file.write(b"w")
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "report"
+
+    def break_off() -> None:
+        with replaced(str(path)) as file:
+            file.write(b"half")
+            raise KeyboardInterrupt
+
+    for before in (None, "old"):
+        if before is not None:
+            path.write_text(before)
+        with pytest.raises(KeyboardInterrupt):
+            break_off()
+        assert [found.read_text() for found in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_a_new_file_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_whole(str(tmp_path / "new"), b"x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+
+
+def test_links_are_followed_and_stay(tmp_path: Path) -> None:
+    path, link = tmp_path / "report", tmp_path / "link"
+    link.symlink_to("report")
+    write_whole(str(link), b"new")
+    assert link.is_symlink()
+    assert path.read_bytes() == b"new"
+
+
+def test_devices_and_pipes_are_written_to(tmp_path: Path) -> None:
+    write_whole("/dev/null", b"x")
+    assert not Path("/dev/null").is_file()
+    with pytest.raises(KmemwatchError, match="/dev/full: cannot write: No space left"):
+        write_whole("/dev/full", b"x")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    write_whole(str(pipe), b"x")
+    reader.join(10)
+    assert got == [b"x"]
+
+
+@pytest.mark.parametrize("name", ["none/report", ".", "x" * 300, "file/report"])
+def test_places_where_nothing_can_be_written(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):  # noqa: PT011 - whichever it is
+        check_place(os.path.join(tmp_path, name))  # noqa: PTH118
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_looking_whether_a_place_is_good_writes_nothing(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("old")
+    os.utime(old, ns=(5, 5))
+    os.utime(tmp_path, ns=(5, 5))
+    for path in (old, tmp_path / "new", Path("/dev/null")):
+        check_place(str(path))
+    assert (old.read_text(), old.stat().st_mtime_ns, tmp_path.stat().st_mtime_ns) == ("old", 5, 5)
+
+
+def test_reading_ends(tmp_path: Path) -> None:
+    path, pipe = tmp_path / "file", tmp_path / "pipe"
+    path.write_bytes(b"12345")
+    os.mkfifo(pipe)
+    assert read_bounded(str(path), 5) == b"12345"
+    with pytest.raises(UsageError, match=rf"{path}: larger than 4 bytes"):
+        read_bounded(str(path), 4)
+    for other in (pipe, Path("/dev/zero")):
+        with pytest.raises(UsageError, match=rf"{other}: not a regular file"):
+            read_bounded(str(other), 5)
+    with pytest.raises(IsADirectoryError):
+        read_bounded(str(tmp_path), 5)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(str(tmp_path / "none"), 5)
