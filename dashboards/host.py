@@ -197,15 +197,23 @@ def _dying(board: builders.Dashboard) -> None:
             BYTES,
             stacked=True,
         ),
-        lines("Removed and released", "Over hours, both must be equal.", moves, PER_S, THIRD),
-        heat("Time from removal to release", "Of cgroups that were released.", delays, SECONDS, THIRD),
+        lines("Removed and released", "Over hours, both must be equal.", moves, PER_S),
+        heat("Time from removal to release", "Of cgroups that were released.", delays, SECONDS),
         lines(
             "Slabs of the dead in child caches",
             "By root cache; only kernels where each cgroup has caches of its own have them.",
             [Query(f"sum by (cache) (kmemwatch_dying_cgroup_child_slab_bytes{{{HOST}}})", "{{cache}}")],
             BYTES,
-            THIRD,
             stacked=True,
+        ),
+        lines(
+            "Ids of memory cgroups",
+            "Of 65,535: those online have one, dying ones only while they have memory in swap.",
+            [
+                Query(f"sum(kmemwatch_memcg_ids_in_use{{{HOST}}})", "ids in use"),
+                Query(f"sum(kmemwatch_online_cgroups{{{HOST}}})", "online cgroups"),
+            ],
+            COUNT,
         ),
     ):
         board.with_panel(panel)

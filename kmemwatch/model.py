@@ -143,6 +143,10 @@ class Cgroup:
     child_slabs: tuple[ChildSlabs, ...] | None = None
     """What child caches still hold of a dying memcg, largest first; None while online, while it is not known yet, and
     on kernels without child caches."""
+    parent_id: int | None = None
+    """`id` of the memcg above it, kept after death; None for the root, and where nobody knows."""
+    dying_children: int | None = None
+    """Dying memcgs right below it: each holds one reference, so they keep a dying parent. None once released."""
 
 
 class Pair(NamedTuple):
@@ -163,6 +167,10 @@ class Pair(NamedTuple):
     live_bytes: int | None
     """Charged and not yet freed since the start; negative when older objects went away."""
 
+
+MAX_MEMCG_IDS = 65_535
+"""The kernel's MEM_CGROUP_ID_MAX. Since Linux kernel commit 73f576c04b94 ("mm: memcontrol: fix cgroup creation failure
+after many small jobs") (v4.8) a memcg gives its id back when it goes offline, unless swap still speaks of it."""
 
 FROM_NONE = "none"
 """`from_state` of a slab that was charged to nobody; else ONLINE or DYING."""
@@ -281,6 +289,8 @@ class Totals:
     cgroups_onlined_total: int | None = None
     cgroups_offlined_total: int | None = None
     cgroups_released_total: int | None = None
+    memcg_ids_in_use: int | None = None
+    """Memcgs, dying ones too, that have a 16-bit id (``mem_cgroup.id``) now; at most `MAX_MEMCG_IDS`."""
 
 
 @dataclass(frozen=True, slots=True)

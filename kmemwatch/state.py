@@ -7,7 +7,7 @@ events say when and by whom. Where they differ the walk is right, and the event'
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -119,6 +119,8 @@ class State:
         self._counts = {"online": 0, "offline": 0, "released": 0}
         self._online = 0
         self._peak_online: int | None = None
+        self._ids_in_use: int | None = None
+        """Of the latest walk, as in `model.Totals`."""
 
     # Events
 
@@ -259,6 +261,8 @@ class State:
         child_slabs: Mapping[int, tuple[ChildSlabs, ...]] | None,
     ) -> None:
         records = list(records)
+        if "mem_cgroup__id" in self._known.facts.offsets:
+            self._ids_in_use = sum(record.memcg_id != 0 for record in records)
         by_css = {record.css: record for record in records}
         # Also those whose death was told before the walk saw it.
         dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
@@ -336,6 +340,7 @@ class State:
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
         peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
+        below = Counter(memcg.parent_id for memcg in self._memcgs.values() if memcg.state == DYING)
         events = self._known.gives("lifecycle")
         return Snapshot(
             taken_at_ns=reading.at_monotonic_ns + self._offset_ns(),
@@ -345,7 +350,7 @@ class State:
             kernel=self._kernel,
             probes=self._known.probes,
             caches=caches,
-            cgroups=tuple(self._cgroup(self._memcgs[cgroup_id]) for cgroup_id in sorted(self._memcgs)),
+            cgroups=tuple(self._cgroup(self._memcgs[cgroup_id], below) for cgroup_id in sorted(self._memcgs)),
             pairs=pairs,
             recharges=self._children.recharges(),
             ids=self._children.ids(reading, peak, self._offset_ns()),
@@ -357,13 +362,14 @@ class State:
                 cgroups_onlined_total=self._counts["online"] if events else None,
                 cgroups_offlined_total=self._counts["offline"] if events else None,
                 cgroups_released_total=self._counts["released"] if events else None,
+                memcg_ids_in_use=self._ids_in_use if walked else None,
             ),
             maps=reading.maps,
             release_delays_s=tuple(self._delays),
             latency=reading.latency,
         )
 
-    def _cgroup(self, memcg: _Memcg) -> Cgroup:
+    def _cgroup(self, memcg: _Memcg, dying_children: Mapping[int | None, int]) -> Cgroup:
         charged, uncharged = self._ledger.charges(memcg.cgroup_id)
         figures = memcg.figures if memcg.state != RELEASED else _UNKNOWN
         return Cgroup(
@@ -382,6 +388,8 @@ class State:
             references=figures.references,
             released_at_ns=memcg.released_at_ns if memcg.state == RELEASED else None,
             child_slabs=figures.child_slabs,
+            parent_id=memcg.parent_id,
+            dying_children=dying_children.get(memcg.cgroup_id, 0) if memcg.state != RELEASED else None,
         )
 
     def _lost(self, lost: Mapping[str, int | None]) -> Lost:

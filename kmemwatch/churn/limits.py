@@ -12,10 +12,10 @@ from pathlib import Path
 from kmemwatch.churn.kinds import BY_NAME
 from kmemwatch.churn.plan import Options
 from kmemwatch.errors import UnsupportedError
+from kmemwatch.model import MAX_MEMCG_IDS
 from kmemwatch.units import bytes_human, count_human
 
 PAGE = 4096
-MAX_MEMCG_IDS = 65535
 CGROUP_BYTES = 64 * 1024
 CGROUP_CPU_BYTES = 4 * 1024
 """A memory cgroup, and what it has for each possible CPU; between what 4.x and 7.x kernels use."""
@@ -39,6 +39,7 @@ class Needs:
     descriptors: int
     """Open files of the process that has most."""
     memcg_ids: int
+    """Only those that are online: a dying one has given its id back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,7 @@ def estimate(options: Options, cpus: int) -> Needs:
             threads = at_once + kept
             memory += kept * CHILD_THREADS_BYTES
     most = max(opened, SPARE_DESCRIPTORS - (-held // options.parallel))
-    return Needs(memory, disk, threads + 3 * options.parallel, most, kept + busy + 1)
+    return Needs(memory, disk, threads + 3 * options.parallel, most, busy + 1)
 
 
 def held_at_once(options: Options) -> int:
@@ -87,15 +88,15 @@ def held_at_once(options: Options) -> int:
     return min(bounds)
 
 
-def available(directory: Path, mounted_ids: int | None) -> Means:
-    """Means of this host now; `mounted_ids`: memory cgroups that there are already."""
+def available(directory: Path, online: int | None) -> Means:
+    """Means of this host now; `online`: memory cgroups that are in use already."""
     free = os.statvfs(directory)
     return Means(
         memory_bytes=available_memory(),
         disk_bytes=free.f_bavail * free.f_frsize,
         processes=_free_processes(),
         descriptors=_descriptor_limit(),
-        memcg_ids=None if mounted_ids is None else MAX_MEMCG_IDS - mounted_ids,
+        memcg_ids=None if online is None else MAX_MEMCG_IDS - online,
     )
 
 

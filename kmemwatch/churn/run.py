@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections import deque
@@ -45,7 +46,7 @@ def churn(options: Options, watcher: Watcher, *, lists: bool = False) -> Report:
     _check_directory(options.directory)
     sweep(root, options.directory)
     needs = limits.estimate(options, _possible_cpus())
-    limits.refuse_what_does_not_fit(needs, limits.available(Path(options.directory), _memcgs()))
+    limits.refuse_what_does_not_fit(needs, limits.available(Path(options.directory), _directories(root)))
     with Stop() as stop:
         run = _Run(options, hierarchy, root, stop, watcher, lists)
         try:
@@ -191,13 +192,6 @@ def _possible_cpus() -> int:
         return 1
 
 
-def _memcgs() -> int | None:
-    """Memory cgroups that there are, dying ones as well; /proc/cgroups. Newer kernels count only v1 there."""
-    try:
-        for line in Path("/proc/cgroups").read_text().splitlines():
-            name, _, number, *_ = line.split()
-            if name == "memory":
-                return int(number)
-    except (OSError, ValueError):
-        pass
-    return None
+def _directories(root: Path) -> int:
+    """Cgroups that are in use: /proc/cgroups counts the dying ones too, and they have no id any more."""
+    return sum(1 for _ in os.walk(root))

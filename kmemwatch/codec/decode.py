@@ -188,6 +188,8 @@ def _cgroup(cgroup: Reader) -> Cgroup:
         pins=cgroup.opt_gauges("pins"),
         references=cgroup.opt_gauge("references"),
         child_slabs=cgroup.later("child_slabs", lambda key: cgroup.opt_each(key, _child_slabs)),
+        parent_id=cgroup.later("parent_id", cgroup.opt_whole),
+        dying_children=cgroup.later("dying_children", cgroup.opt_whole),
     )
 
 
@@ -285,6 +287,7 @@ def _totals(totals: Reader) -> Totals:
         cgroups_onlined_total=totals.opt_whole("cgroups_onlined_total"),
         cgroups_offlined_total=totals.opt_whole("cgroups_offlined_total"),
         cgroups_released_total=totals.opt_whole("cgroups_released_total"),
+        memcg_ids_in_use=totals.later("memcg_ids_in_use", totals.opt_whole),
     )
 
 

@@ -144,6 +144,8 @@ def _cgroup(cgroup: Cgroup) -> Json:
         "pins": None if cgroup.pins is None else _counts(cgroup.pins),
         "references": cgroup.references,
         "child_slabs": None if cgroup.child_slabs is None else [_child_slabs(slabs) for slabs in cgroup.child_slabs],
+        "parent_id": cgroup.parent_id,
+        "dying_children": cgroup.dying_children,
     }
 
 
@@ -241,6 +243,7 @@ def _totals(totals: Totals) -> Json:
         "cgroups_onlined_total": totals.cgroups_onlined_total,
         "cgroups_offlined_total": totals.cgroups_offlined_total,
         "cgroups_released_total": totals.cgroups_released_total,
+        "memcg_ids_in_use": totals.memcg_ids_in_use,
     }
 
 

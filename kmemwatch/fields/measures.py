@@ -159,7 +159,20 @@ CGROUP: tuple[Field[Cgroup], ...] = (
         COUNTER,
     ),
     Field(
-        "references", "REFS", COUNT, "References that keep a dying memcg (css reference count).", lambda c: c.references
+        "references",
+        "REFS",
+        COUNT,
+        "References that keep a dying memcg (css reference count): one for each folio of page cache, shmem or anonymous"
+        " memory, one for each dying child, one for whatever else refers to it.",
+        lambda c: c.references,
+    ),
+    Field("parent_id", "PARENT ID", ID, "CGROUP ID of the memcg right above it.", lambda c: c.parent_id),
+    Field(
+        "dying_children",
+        "DYING BELOW",
+        COUNT,
+        "Dying memcgs right below it; each holds one of its references.",
+        lambda c: c.dying_children,
     ),
 )
 

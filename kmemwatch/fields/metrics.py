@@ -46,6 +46,13 @@ SNAPSHOT: tuple[Field[Snapshot], ...] = (
         "kmemwatch_oldest_dying_cgroup_seconds",
     ),
     _count(
+        "kmemwatch_memcg_ids_in_use",
+        GAUGE,
+        "Memory cgroups that have one of the kernel's 65,535 ids: those online, and the dying ones that still have"
+        " memory in swap.",
+        lambda s: s.totals.memcg_ids_in_use,
+    ),
+    _count(
         "kmemwatch_cgroups_offlined_total",
         COUNTER,
         "Memory cgroups removed since kmemwatch was attached.",

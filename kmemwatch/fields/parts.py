@@ -8,8 +8,9 @@ from typing import Any
 from kmemwatch.fields import rows
 from kmemwatch.fields.base import BYTES, ID, TEXT, Field
 from kmemwatch.fields.measures import ALLOC_RATES, CACHE, PAIR, by_key
-from kmemwatch.fields.rows import Frame, PairRow, SlabsRow
+from kmemwatch.fields.rows import Frame, PairRow, SlabsRow, ZombieRow
 from kmemwatch.fields.view import View, why_missing
+from kmemwatch.fields.views import ZOMBIES
 from kmemwatch.model import Cache, Snapshot
 from kmemwatch.units import printable
 
@@ -67,6 +68,23 @@ def cgroups_of(cache: tuple[str, str | None]) -> View[PairRow]:
         lambda r: printable(r.cgroup),
         lambda r: r.pair.cgroup_id,
         "no cgroup allocated in it since kmemwatch was attached",
+    )
+
+
+def dying_children_of(cgroup_id: int) -> View[ZombieRow]:
+    """Dying cgroups right below a dying one, which keep it."""
+    return View(
+        "dying children that keep it",
+        "",
+        "",
+        ZOMBIES.columns,
+        (),
+        ZOMBIES.sort,
+        lambda f: [row for row in rows.zombie_rows(f) or () if row.cgroup.parent_id == cgroup_id],
+        lambda _: "nothing is known",
+        ZOMBIES.label,
+        ZOMBIES.identity,
+        "it has no dying children",
     )
 
 

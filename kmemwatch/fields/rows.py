@@ -26,6 +26,7 @@ from kmemwatch.rates import (
 from kmemwatch.units import NS_PER_S, UNKNOWN
 
 UNKNOWN_CGROUP = CgroupRates()
+MAX_CHILD_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,9 @@ class ZombieRow:
     cgroup: Cgroup
     age_s: float
     age_is_exact: bool
+    children: tuple[str, ...] = ()
+    """Names of the dying memcgs right below it that keep it, those with the most memory first; at most
+    `MAX_CHILD_NAMES`, and fewer than `Cgroup.dying_children` says where the snapshot does not have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +121,15 @@ class Frame:
         return self.names.get(cgroup_id) or unnamed(cgroup_id)
 
     @cached_property
+    def dying_below(self) -> dict[int, list[Cgroup]]:
+        """cgroup id -> dying memcgs right below it, those with the most memory first."""
+        found: dict[int, list[Cgroup]] = {}
+        for cgroup in sorted(derived.dying(self.snapshot), key=lambda c: (-(c.memory_bytes or 0), c.id)):
+            if cgroup.parent_id is not None:
+                found.setdefault(cgroup.parent_id, []).append(cgroup)
+        return found
+
+    @cached_property
     def scope_ids(self) -> frozenset[int] | None:
         """Ids of the cgroups in the scope; None: all."""
         if self.scope is None:
@@ -155,10 +168,17 @@ def cgroup_rows(shown: Frame) -> list[CgroupRow]:
 
 def zombie_rows(shown: Frame) -> list[ZombieRow] | None:
     """Cgroups that are removed and not released; None when there may be some and none could be found."""
-    found = [ZombieRow(c, *derived.dying_for(c, shown.snapshot)) for c in derived.dying(shown.snapshot)]
+    found = [zombie_row(shown, c) for c in derived.dying(shown.snapshot)]
     if not found and shown.snapshot.totals.dying_cgroups != 0:
         return None
     return [row for row in found if shown.has(row.cgroup.id)]
+
+
+def zombie_row(shown: Frame, cgroup: Cgroup) -> ZombieRow:
+    """The row of a dying cgroup."""
+    children = shown.dying_below.get(cgroup.id, [])[:MAX_CHILD_NAMES]
+    names = tuple(unnamed(c.id) if c.path is None else c.path.rpartition("/")[2] for c in children)
+    return ZombieRow(cgroup, *derived.dying_for(cgroup, shown.snapshot), names)
 
 
 def cache_rows(shown: Frame) -> list[CacheRow]:

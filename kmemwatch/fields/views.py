@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kmemwatch.fields import rows
@@ -22,7 +22,7 @@ from kmemwatch.fields.measures import (
 from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, ZombieRow
 from kmemwatch.fields.view import View, why_missing
 from kmemwatch.model import Cgroup, Snapshot
-from kmemwatch.units import UNKNOWN, bytes_human, printable, seconds_human
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
 
 
 def _cgroup_text(cgroup: Cgroup) -> str:
@@ -67,6 +67,8 @@ CGROUPS: View[CgroupRow] = View(
     ),
     (
         _cgroup["cgroup_id"].of(_of_cgroup),
+        _cgroup["parent_id"].of(_of_cgroup),
+        _cgroup["dying_children"].of(_of_cgroup),
         _cgroup["kmemcg_id"].of(_of_cgroup),
         _cgroup["online_at"].of(_of_cgroup),
         _cgroup["offline_at"].of(_of_cgroup),
@@ -145,12 +147,31 @@ CACHES: View[CacheRow] = View(
 )
 
 
-def pins_text(pins: Mapping[str, int] | None) -> str:
-    """``shmem 10.0M, file 2.1M``, largest first; says so when no memory but only references are left."""
-    if pins is None:
-        return UNKNOWN
-    found = sorted(pins.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{kind} {bytes_human(size)}" for kind, size in found) or "references only"
+def pinned_by(row: ZombieRow) -> str:
+    """``shmem 10.0M, file 2.1M, 2 dying children: a, b``, largest memory first; says so when no memory and no child
+    but only references are left."""
+    pins, children = row.cgroup.pins, row.cgroup.dying_children
+    found = sorted((pins or {}).items(), key=lambda item: (-item[1], item[0]))
+    parts = [UNKNOWN] if pins is None else [f"{kind} {bytes_human(size)}" for kind, size in found]
+    if children:
+        parts.append(_children_text(children, row.children))
+    if pins == {}:
+        parts += _other_references(row.cgroup)
+    return ", ".join(parts)
+
+
+def _children_text(count: int, names: Sequence[str]) -> str:
+    told = [printable(name) for name in names] + ["…"] * (count > len(names) > 0)
+    return f"{count} dying child{'ren' * (count > 1)}" + (f": {', '.join(told)}" if told else "")
+
+
+def _other_references(cgroup: Cgroup) -> list[str]:
+    """What a memcg without memory of its own has besides its children, each of which holds one reference."""
+    children = cgroup.dying_children or 0
+    if not children:
+        return ["references only"]
+    others = (cgroup.references or 0) - children
+    return [f"{count_human(others)} other reference{'s' * (others > 1)}"] if others > 0 else []
 
 
 def _pins_exact(pins: Mapping[str, int] | None) -> str | None:
@@ -196,9 +217,10 @@ ZOMBIES: View[ZombieRow] = View(
             "pins",
             "PINNED BY",
             TEXT,
-            "Kinds of memory that are still charged to it, in bytes, largest first.",
+            "Kinds of memory that are still charged to it, in bytes, largest first, and its dying children by name;"
+            " where there is no memory, other references as well.",
             lambda r: _pins_exact(r.cgroup.pins),
-            show=lambda r: pins_text(r.cgroup.pins),
+            show=pinned_by,
             min_width=30,
         ),
     ),
@@ -211,6 +233,8 @@ ZOMBIES: View[ZombieRow] = View(
             lambda r: r.age_s if r.age_is_exact else None,
         ),
         _cgroup["cgroup_id"].of(_of_cgroup),
+        _cgroup["parent_id"].of(_of_cgroup),
+        _cgroup["dying_children"].of(_of_cgroup),
         _cgroup["kmemcg_id"].of(_of_cgroup),
         _cgroup["online_at"].of(_of_cgroup),
         _cgroup["offline_at"].of(_of_cgroup),

@@ -23,7 +23,8 @@ SLOT_HASH, OWNER_HASH = 0x9E3779B97F4A7C15, 0x9E3779B1
 NOTED = 2
 """``enum noted`` in bpf/alloc.bpf.c."""
 MAX_CGROUPS = 65_536
-"""Memcgs whose charges are counted at once: the kernel has 65,535 memcg ids."""
+"""Memcgs whose charges are counted at once; those of released ones are removed. Few hosts have more, as no more than
+65,535 can be online."""
 MAX_RECHARGES = 16_384
 """(child cache, from memcg, to memcg) that slabs moved between; those of released memcgs are removed."""
 MAX_RECHARGING = 1024

@@ -12,11 +12,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from kmemwatch.fields.base import BYTES, BYTES_PER_S, TEXT, Field
-from kmemwatch.fields.derived import dying_for
-from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, slabs_of
-from kmemwatch.fields.rows import UNKNOWN_CGROUP, CacheRow, CgroupRow, Frame, IdRow, ZombieRow
+from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
+from kmemwatch.fields.rows import UNKNOWN_CGROUP, CacheRow, CgroupRow, Frame, IdRow, ZombieRow, zombie_row
 from kmemwatch.fields.views import CGROUPS, ZOMBIES, View
-from kmemwatch.model import DYING
+from kmemwatch.model import DYING, Cgroup
 from kmemwatch.render.cells import fit
 from kmemwatch.render.select import Selection
 from kmemwatch.tui.table import RowTable
@@ -30,8 +29,14 @@ def below(row: Any) -> View[Any] | None:
     if isinstance(row, CacheRow):
         return cgroups_of((row.cache.name, row.cache.id))
     if isinstance(row, CgroupRow | ZombieRow):
-        return caches_of(row.cgroup.id) if row.cgroup.child_slabs is None else slabs_of(row.cgroup.id)
+        return _below_cgroup(row.cgroup)
     return caches_with(row.id.kmemcg_id) if isinstance(row, IdRow) else None
+
+
+def _below_cgroup(cgroup: Cgroup) -> View[Any]:
+    if cgroup.state == DYING and cgroup.dying_children and not cgroup.child_slabs:
+        return dying_children_of(cgroup.id)
+    return caches_of(cgroup.id) if cgroup.child_slabs is None else slabs_of(cgroup.id)
 
 
 def field_text(field: Field[Any], row: Any) -> str:
@@ -52,7 +57,7 @@ def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], A
             other: Any = CgroupRow(cgroup, shown.rates.cgroups.get(cgroup.id, UNKNOWN_CGROUP))
             found += [(field, other) for field in CGROUPS.fields]
         elif cgroup.state == DYING:
-            other = ZombieRow(cgroup, *dying_for(cgroup, shown.snapshot))
+            other = zombie_row(shown, cgroup)
             found += [(field, other) for field in ZOMBIES.fields]
     first: dict[str, tuple[Field[Any], Any]] = {}
     for field, item in found:

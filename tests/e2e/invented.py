@@ -106,7 +106,8 @@ class Story:
             recharges=self._recharges(second, len(born)),
             ids=Ids(in_use, peak, max(0, len(born) - (ever_in_use - SERVICES)), (), len(born), len(born) - holders),
             totals=Totals(
-                1 + SERVICES + len(online), peak, len(dying), len(born), len(born) - len(online), len(gone)
+                1 + SERVICES + len(online), peak, len(dying), len(born), len(born) - len(online), len(gone),
+                1 + SERVICES + len(online),
             ),
             maps=(MapFill("pairs", 40 * in_use, 65536), MapFill("charges", in_use, 65536)),
             release_delays_s=tuple(job.released_s - job.removed_s for job in gone),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -15,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from kmemwatch.fields.rows import Frame, zombie_row
+from kmemwatch.fields.views import pinned_by
 from kmemwatch.live import LiveFeed
-from kmemwatch.model import DYING, RELEASED
+from kmemwatch.model import DYING, RELEASED, Cgroup
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import (
@@ -232,6 +235,93 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
     nobody: list[tuple[str, object, int | None, int]] = []
     assert settled(left, nobody, patience(20)) == nobody
     assert lost_lifecycle(feed) == 0
+
+
+def test_a_dying_parent_names_its_dying_children(
+    feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], memory: MemoryMount, patience: Callable[[float], float]
+) -> None:
+    """One reference for each child, and one for an inotify instance of the parent's own."""
+    top = own_cgroup()
+    if memory.version == 2:
+        (top.path / "cgroup.subtree_control").write_text("+memory")
+    pod = top.child("pod")
+    with workload(pod) as work:
+        work.start("inotify")
+        inotify = work.receive_fd()
+        work.finish()
+    if memory.version == 2:
+        (pod.path / "cgroup.subtree_control").write_text("+memory")
+    children, held = [pod.child("c1"), pod.child("c2"), pod.child("c3")], []
+    for child in children:
+        with workload(child) as work:
+            work.start("inotify")
+            held.append(work.receive_fd())
+            work.finish()
+    for cgroup in (*children, pod):
+        cgroup.path.rmdir()
+
+    def row() -> Cgroup | None:
+        empty_batches()
+        found = cgroup_of(snapshot(feed), pod.id)
+        return None if found is None or found.state == RELEASED else found
+
+    def told() -> list[object]:
+        found = row()
+        if found is None:
+            return []
+        others = None if found.references is None else found.references - (found.dying_children or 0)
+        shown = Frame(snapshot(feed))
+        below = sorted((c.path or "").rpartition("/")[2] for c in shown.dying_below.get(pod.id, []))
+        return [found.dying_children, others, below]
+
+    names = ["c1", "c2", "c3"]
+    assert settled(told, [3, 1, names], patience(20)) == [3, 1, names]
+    shown = Frame(snapshot(feed))
+    dead = cgroup_of(shown.snapshot, pod.id)
+    assert dead is not None
+    said = pinned_by(zombie_row(shown, dead))
+    assert "3 dying children: " in said
+    assert all(name in said for name in names)
+    os.close(inotify)
+    assert settled(told, [3, 0, names], patience(20)) == [3, 0, names]
+    for descriptor in held:
+        os.close(descriptor)
+    assert settled(row, None, patience(20)) is None
+
+
+@pytest.mark.needs("pages that pin the dead")
+def test_reclaim_in_the_parent_releases_those_that_page_cache_pins(
+    feed: LiveFeed, graveyard: Graveyard, memory_root: Path, memory: MemoryMount, patience: Callable[[float], float]
+) -> None:
+    """What docs/runbook.md says to do, in the nearest cgroup above that still exists."""
+    zombie = graveyard.page_cache()
+    graveyard.close()
+
+    def is_dying() -> bool:
+        row = cgroup_of(snapshot(feed), zombie.cgroup_id)
+        return row is not None and row.state == DYING
+
+    assert settled(is_dying, True, patience(5))
+    parent = memory_root / zombie.path.strip("/").partition("/")[0]
+
+    def reclaim() -> None:
+        if memory.version == 1:
+            (parent / "memory.force_empty").write_text("1")
+        elif (parent / "memory.reclaim").exists():
+            with contextlib.suppress(BlockingIOError):  # there is less than that
+                (parent / "memory.reclaim").write_text("1G")
+        else:
+            (parent / "memory.high").write_text("0")
+            (parent / "memory.high").write_text("max")
+
+    def state() -> str | None:
+        reclaim()
+        empty_stocks(memory_root)
+        found = cgroup_of(snapshot(feed), zombie.cgroup_id)
+        return None if found is None or found.state == RELEASED else found.state
+
+    assert settled(state, None, patience(20)) is None
+    zombie.let_go()
 
 
 def kernels_count(memory: MemoryMount) -> int:

@@ -50,6 +50,8 @@ class Memcg:
     released: bool = False
     stats: dict[str, int] = field(default_factory=dict)
     """This memcg's own."""
+    in_swap: bool = False
+    """Swap speaks of it, so that it keeps its id after death."""
 
     @property
     def owner(self) -> Memcg:
@@ -68,6 +70,7 @@ class FakeSource:
         )
         self._missing = set(missing)
         base = facts or recorded_facts()
+        base = replace(base, offsets={**base.offsets, "mem_cgroup__id": 200})  # the recorded ones are older than it
         hierarchy = {"version": 2, "hierarchy_id": 0, "mount": "/sys/fs/cgroup"}
         self.known = Known(replace(base, hierarchy=hierarchy), probes, STATS, SLAB_ACCOUNT, self.now_ns)
         self.root = Memcg(ROOT, "", None)
@@ -168,16 +171,16 @@ class FakeSource:
             for name, value in sums[memcg.cgroup_id].items():
                 above[name] = above.get(name, 0) + value
         for memcg in order:
-            yield self._record(memcg, sums[memcg.cgroup_id])
+            yield self._record(memcg, sums[memcg.cgroup_id], len(children.get(memcg.cgroup_id, [])))
 
     @staticmethod
-    def _record(memcg: Memcg, sums: dict[str, int]) -> MemcgRecord:
+    def _record(memcg: Memcg, sums: dict[str, int], children: int) -> MemcgRecord:
         return MemcgRecord(
             css=0xFFFF888100000000 + memcg.cgroup_id * 4096,
             parent_css=0 if memcg.parent is None else 0xFFFF888100000000 + memcg.parent.cgroup_id * 4096,
             serial_nr=memcg.cgroup_id,
             cgroup_id=memcg.cgroup_id,
-            references=3,
+            references=3 + children,
             memory_pages=sum(sums.get(name, 0) for name in ("NR_FILE_PAGES", "NR_ANON_MAPPED", "MEMCG_KMEM")),
             swap_pages=0,
             kmem_pages=0,
@@ -186,6 +189,7 @@ class FakeSource:
             kmemcg_id=-1,
             stats=tuple(sums.get(name, 0) for name in STATS),
             name=memcg.name,
+            memcg_id=memcg.cgroup_id if memcg.online or memcg.in_swap else 0,
         )
 
     def forget(self, final: Forget) -> None:

@@ -134,7 +134,7 @@ def sample(seconds: int = 0) -> Snapshot:
             peak_online_memcgs=239, meaning="the number of the memcg itself (mem_cgroup.id); no cache belongs to it"
         ),
         lost=Lost(0, 0, 0, MappingProxyType({"ringbuf_full": 0, "recursion": 0, "pair_map_full": 0})),
-        totals=Totals(217, 240, 4, 310, 93, 89),
+        totals=Totals(217, 240, 4, 310, 93, 89, 218),
         maps=(MapFill("pairs", 61, 65536), MapFill("cgroups", 15, 16384)),
         release_delays_s=(0.2, 0.4, 61.5),
     )
@@ -215,7 +215,7 @@ def unknown(seconds: int = 0) -> Snapshot:
 def empty(seconds: int = 0) -> Snapshot:
     """A host where nothing was found yet."""
     return replace(
-        sample(seconds), caches=(), cgroups=(), pairs=(), totals=Totals(0, 0, 0, 0, 0, 0), release_delays_s=()
+        sample(seconds), caches=(), cgroups=(), pairs=(), totals=Totals(0, 0, 0, 0, 0, 0, 0), release_delays_s=()
     )
 
 

@@ -85,6 +85,8 @@ cgroups = st.builds(
     references=maybe_gauges,
     released_at_ns=maybe_times,
     child_slabs=st.none() | tuples(st.builds(ChildSlabs, names, some_ids, numbers, counts)),
+    parent_id=maybe_counts,
+    dying_children=maybe_counts,
 )
 pairs = st.builds(Pair, names, cache_ids, counts, maybe_counts, maybe_counts, maybe_counts, maybe_numbers)
 from_states = st.sampled_from(FROM_STATES)
@@ -98,7 +100,7 @@ recharges = st.builds(
 kmemcg_ids = st.builds(KmemcgId, numbers, maybe_counts, maybe_times, tuples(counts), maybe_counts, maybe_counts)
 ids = st.builds(Ids, *[maybe_counts] * 3, st.none() | tuples(kmemcg_ids), maybe_counts, maybe_counts, maybe_names)
 losses = st.builds(Lost, maybe_counts, maybe_counts, maybe_counts, tallies)
-totals = st.builds(Totals, *[maybe_counts] * 6)
+totals = st.builds(Totals, *[maybe_counts] * 7)
 map_fills = st.builds(MapFill, names, counts, counts)
 histograms = st.builds(LatencyHistogram, st.sampled_from(LATENCY_KINDS), counts, counts, tuples(counts))
 latencies = st.builds(Latency, st.integers(1, 1 << 20), tallies, tallies, tuples(histograms))

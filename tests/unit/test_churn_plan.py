@@ -170,6 +170,11 @@ def test_an_estimate_counts_descriptors_threads_and_disk() -> None:
     assert estimate(replace(OPTIONS, mix=parse_mix("shmem")), 2).memory_bytes >= 5 * 41 * 4096
 
 
+def test_only_cgroups_that_are_online_need_an_id() -> None:
+    """70,000 dying ones were made on 199 ids: the dead give theirs back."""
+    assert estimate(replace(OPTIONS, cgroups=70_000, parallel=3), 2).memcg_ids == 4
+
+
 ENOUGH = Means(memory_bytes=1 << 40, disk_bytes=1 << 40, processes=1 << 20, descriptors=1 << 20, memcg_ids=65_000)
 
 

@@ -70,6 +70,7 @@ PROMISED = {
     "kmemcg_ids_given_total": set(),
     "kmemcg_ids_freed_total": set(),
     "kmemcg_ids_in_use": set(),
+    "memcg_ids_in_use": set(),
     "kmemcg_id_reuses_total": set(),
     "online_cgroups": set(),
     "online_cgroups_peak": set(),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kmemwatch import ids
-from kmemwatch.fields import COUNTER, METRICS, Field
+from kmemwatch.fields import COUNTER, METRICS, Field, rows
 from kmemwatch.fields.base import BYTES, SECONDS, rate_human
 from kmemwatch.fields.derived import (
     caches_per_root,
@@ -23,9 +23,9 @@ from kmemwatch.fields.derived import (
     pinned_bytes,
 )
 from kmemwatch.fields.measures import MAX_PREVIOUS_OWNERS
-from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, slabs_of
+from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
 from kmemwatch.fields.rows import Frame, frame
-from kmemwatch.fields.views import VIEWS, View, pins_text
+from kmemwatch.fields.views import VIEWS, View, pinned_by
 from kmemwatch.model import Ids, Lost, Snapshot, Totals
 from tests.unit import fakes
 
@@ -41,7 +41,7 @@ DESIGN = {
 
 
 MORE = {"recharge_lost_races_total", "kmemcg_ids_given_total", "kmemcg_ids_freed_total", "cache_slab_bytes",
-        "dying_cgroup_child_slab_bytes", "dying_cgroups_by_age"}  # fmt: skip
+        "dying_cgroup_child_slab_bytes", "dying_cgroups_by_age", "memcg_ids_in_use"}  # fmt: skip
 """What kmemwatch exports beyond its contract."""
 
 
@@ -137,14 +137,51 @@ def test_pins_add_up_by_kind() -> None:
     assert pinned_bytes([replace(shown.cgroups[0], pins=None)]) is None
 
 
-def test_pins_text() -> None:
-    assert pins_text(None) == "?"
-    assert pins_text({}) == "references only"
-    assert pins_text({"file": 2202009, "shmem": 10 * fakes.MB}) == "shmem 10.0M, file 2.1M"
+@pytest.mark.parametrize(
+    ("pins", "references", "children", "said"),
+    [
+        (None, 7, 0, "?"),
+        ({}, 7, None, "references only"),  # of a recording that does not tell of children
+        ({}, 7, 0, "references only"),
+        ({"file": 2202009, "shmem": 10 * fakes.MB}, 7000, 0, "shmem 10.0M, file 2.1M"),
+        ({}, 2, 2, "2 dying children: b, a"),
+        ({}, None, 2, "2 dying children: b, a"),
+        ({}, 3, 2, "2 dying children: b, a, 1 other reference"),
+        ({}, 9, 2, "2 dying children: b, a, 7 other references"),
+        ({}, 1, 2, "2 dying children: b, a"),  # read while one of them went
+        ({}, 3, 3, "3 dying children: b, a, …"),  # one of them is excluded, or came after the walk
+        ({"shmem": 4096}, 9, 2, "shmem 4.0K, 2 dying children: b, a"),
+        (None, 2, 2, "?, 2 dying children: b, a"),
+    ],
+)
+def test_what_pins_a_cgroup_by_name(
+    pins: dict[str, int] | None, references: int | None, children: int | None, said: str
+) -> None:
+    parent = replace(
+        fakes.sample().cgroups[-2], id=10, pins=pins, references=references, dying_children=children, path="/p"
+    )
+    others = [
+        replace(parent, id=id_, path=f"/p/{name}", parent_id=10, memory_bytes=size, dying_children=0)
+        for id_, name, size in ((11, "a", 1), (12, "b", 2))
+    ]
+    row = rows.zombie_row(Frame(replace(fakes.sample(), cgroups=(parent, *(others if children else ())))), parent)
+    assert pinned_by(row) == said
+
+
+def test_no_more_children_are_named_than_there_is_room_for() -> None:
+    parent = replace(fakes.sample().cgroups[-2], id=10, pins={}, references=5000, dying_children=5000)
+    others = tuple(replace(parent, id=11 + n, path=f"/p/c\x1b{n}", parent_id=10, dying_children=0) for n in range(5000))
+    row = rows.zombie_row(Frame(replace(fakes.sample(), cgroups=(parent, *others))), parent)
+    assert pinned_by(row) == "5000 dying children: c\\x1b0, c\\x1b1, c\\x1b2, …"
+    one = replace(parent, references=1, dying_children=1)
+    unnamed = rows.zombie_row(Frame(replace(fakes.sample(), cgroups=(one, replace(others[0], path=None)))), one)
+    assert pinned_by(unnamed) == "1 dying child: ? (id 11)"
 
 
 @pytest.mark.parametrize(
-    "view", [*VIEWS, caches_of(1), cgroups_of(("dentry", None)), slabs_of(1), caches_with(1)], ids=lambda v: v.name
+    "view",
+    [*VIEWS, caches_of(1), cgroups_of(("dentry", None)), slabs_of(1), caches_with(1), dying_children_of(1)],
+    ids=lambda v: v.name,
 )
 def test_views_have_unique_keys_and_a_valid_sort(view: View[object]) -> None:
     keys = [field.key for field in view.fields]

@@ -124,6 +124,39 @@ def test_pins_are_what_the_memcg_itself_holds() -> None:
     assert cgroup(snapshot, parent).pins == {"anon": 7 * page}
     assert cgroup(snapshot, parent).memory_bytes == 40 * page
     assert cgroup(snapshot, parent).kernel_bytes == 3 * page
-    assert cgroup(snapshot, child).references == 3
+    assert (cgroup(snapshot, child).references, cgroup(snapshot, parent).references) == (3, 4)
     host.source.release(child)
     assert cgroup(host.snapshot(), child).pins is None
+
+
+def test_the_dying_children_of_a_memcg_are_counted_and_say_whose_they_are() -> None:
+    host = Host()
+    pod = host.source.mkdir("pod")
+    first, second = host.source.mkdir("c1", pod), host.source.mkdir("c2", pod)
+    alive = host.snapshot()
+    assert [cgroup(alive, memcg).parent_id for memcg in (pod, first)] == [host.source.root.cgroup_id, pod.cgroup_id]
+    assert cgroup(alive, host.source.root).parent_id is None
+    assert cgroup(alive, pod).dying_children == 0
+    host.source.rmdir(first)
+    assert cgroup(host.snapshot(), pod).dying_children == 1, "also of a parent that is online"
+    host.source.rmdir(second)
+    host.source.rmdir(pod)
+    dead = host.snapshot()
+    assert (cgroup(dead, pod).dying_children, cgroup(dead, pod).references) == (2, 3 + 2)
+    host.source.release(first)
+    end = host.snapshot()
+    assert (cgroup(end, pod).dying_children, cgroup(end, first).dying_children) == (1, None)
+    assert cgroup(end, first).parent_id == pod.cgroup_id, "kept after death"
+
+
+def test_a_dying_memcg_has_an_id_only_while_swap_speaks_of_it() -> None:
+    host = Host()
+    made = [host.source.mkdir(str(number)) for number in range(5)]
+    assert host.snapshot().totals.memcg_ids_in_use == 6
+    for memcg in made:
+        host.source.rmdir(memcg)
+    assert host.snapshot().totals.memcg_ids_in_use == 1
+    made[0].in_swap = True
+    assert host.snapshot().totals.memcg_ids_in_use == 2
+    blind = Host(FakeSource(missing=["pins"]))
+    assert blind.snapshot().totals.memcg_ids_in_use is None
