@@ -7,10 +7,13 @@ skip for something that is there after all, counts as a failure (tests/conftest.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +60,13 @@ def _debian_archive() -> bool:
     return has_debian_archive()
 
 
+@functools.cache
+def _package_index() -> bool:
+    """Whether pip gets anything."""
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "click"]
+    return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+
+
 def _has_version(distribution: str, version: str) -> bool:
     try:
         return importlib.metadata.version(distribution) == version
@@ -91,6 +101,9 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "bpftrace": lambda: shutil.which("bpftrace") is not None,
     "qemu": lambda: shutil.which("qemu-system-x86_64") is not None,
     "a Debian archive": _debian_archive,
+    "a package index": _package_index,
+    # PyYAML 6.0, which Debian 12 has, has no wheels for later ones.
+    "wheels of the lowest versions": lambda: sys.version_info < (3, 12),
     "a memory controller": lambda: memory_mount() is not None,
     "cgroup v1": lambda: _cgroup_version() == 1,
     "cgroup v2": lambda: _cgroup_version() == 2,

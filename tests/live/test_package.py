@@ -7,13 +7,10 @@ On a copy of this machine that is thrown away (`package_host`); the programs are
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import kmemwatch
+from tests import every_command
+from tests.every_command import Installation, counted
 from tests.live.package_host import PackageHost, package_host
 
 ROOT = Path(__file__).parents[2]
@@ -94,17 +93,53 @@ def test_all_that_python_needs_is_there(installed: PackageHost) -> None:
     assert unmet == []
 
 
-def test_the_live_view_has_its_libraries(installed: PackageHost) -> None:
+@pytest.fixture(scope="module")
+def commands(installed: PackageHost) -> Installation:
+    return Installation(lambda *args: installed.command("kmemwatch", *args))
+
+
+def test_the_live_view_has_its_libraries(installed: PackageHost, commands: Installation) -> None:
     installed.run(
         "/usr/bin/python3", "-I", "-c", f"import sys; sys.path.insert(0, {PRIVATE!r}); import kmemwatch.tui.app"
     )
-    assert "PINNED BY" in installed.run("kmemwatch", "top", "--replay", "demo", "--batch", "--view", "zombies")
+    assert "PINNED BY" in commands.works("top", "--replay", "demo", "--batch", "--view", "zombies")
 
 
-def test_it_measures(installed: PackageHost) -> None:
-    snapshot = json.loads(installed.run("kmemwatch", "snapshot", "--duration", "1"))
+@every_command.each_command
+def test_every_command_helps(commands: Installation, name: str) -> None:
+    every_command.check_help(commands, name)
+
+
+@every_command.each_wrong
+def test_wrong_usage_is_one_line_and_2(commands: Installation, name: str) -> None:
+    every_command.check_wrong_usage(commands, name)
+
+
+def test_no_command_is_wrong_usage(commands: Installation) -> None:
+    every_command.check_no_command(commands)
+
+
+def test_it_measures(commands: Installation) -> None:
+    snapshot = json.loads(commands.works("snapshot", "--duration", "1"))
     assert snapshot["duration_s"] >= 1
     assert any(cache["name"] == "dentry" and cache["allocations_total"] > 0 for cache in snapshot["caches"])
+    assert "CGROUP" in commands.works("top", "--once")
+    commands.works("events", "--duration", "1")
+    assert json.loads(commands.works("doctor", "--output", "json"))
+
+
+def test_what_it_records_is_played_and_compared(commands: Installation) -> None:
+    files = ["/tmp/a.kmw", "/tmp/b.kmw.gz"]
+    for file in files:
+        commands.works("record", file, "--duration", "2", "--interval", "0.2")
+        every_command.check_playing(commands, file)
+    every_command.check_comparing(commands, *files)
+    every_command.check_comparing(commands, "demo", files[1])
+
+
+def test_it_makes_cgroups_that_die(commands: Installation) -> None:
+    report = json.loads(commands.works("churn", "--cgroups", "3", "--objects", "7", "--kind", "pipe"))
+    assert (report["cgroups"]["made"], report["cgroups"]["removed"]) == (3, 3)
 
 
 def unit(setting: str) -> list[str]:
@@ -113,33 +148,10 @@ def unit(setting: str) -> list[str]:
     return str(value).split()
 
 
-@contextmanager
-def serving(host: PackageHost, *before: str, unshare: tuple[str, ...] = ()) -> Iterator[str]:
+def serving(host: PackageHost, *before: str, unshare: tuple[str, ...] = ()) -> AbstractContextManager[str]:
     """The URL of a `kmemwatch serve` from the package, run through `before`."""
     command = [*before, "kmemwatch", "serve", "--web.listen-address", "127.0.0.1:0"]
-    inside = host.command(*command, unshare=unshare)
-    with subprocess.Popen(inside, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stderr is not None
-            told = [process.stderr.readline()]
-            while "serving" not in told[-1]:
-                assert told[-1], told
-                told.append(process.stderr.readline())
-            assert len(told) == 1, told
-            yield told[-1].split()[-1]
-        finally:
-            # unshare waits for what it has started, and lets no signal through.
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() if unshare else ""
-            for pid in children.split() or [str(process.pid)]:
-                os.kill(int(pid), signal.SIGTERM)
-            assert process.wait(20) == 0
-
-
-def counted(url: str) -> bool:
-    """Whether it serves allocations that its programs counted."""
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        metrics = answer.read().decode()
-    return re.search(r"^kmemwatch_cache_allocations_total\{.*dentry.*\} [1-9]", metrics, re.MULTILINE) is not None
+    return every_command.serving(host.command(*command, unshare=unshare), inside=bool(unshare))
 
 
 def least(capabilities: list[str]) -> list[str]:

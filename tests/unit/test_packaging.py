@@ -30,8 +30,12 @@ walk(files("kmemwatch.bpf"))
 
 @pytest.fixture(scope="module")
 def source_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied_sources(tmp_path_factory.mktemp("source"))
+
+
+def copied_sources(tree: Path) -> Path:
     """A copy of what a build reads, as builds leave files behind."""
-    tree = tmp_path_factory.mktemp("source")
+    tree.mkdir(exist_ok=True)
     for name in SHIPPED:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
@@ -70,12 +74,17 @@ def files_below(directory: Path) -> set[str]:
 def installed(request: pytest.FixtureRequest, source_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Interpreter of an environment that has kmemwatch from a wheel, or from an editable install."""
     tmp = tmp_path_factory.mktemp(request.param)
+    return install(tmp / "venv", built_wheel(source_tree, tmp, request.param))
+
+
+def built_wheel(source_tree: Path, directory: Path, kind: str) -> Path:
+    """`kind`: wheel or editable."""
     # What `pip install` and `pip install -e` call; pip itself would run it in the throwaway environment,
     # which has no setuptools.
-    code = f"from setuptools.build_meta import build_{request.param} as build; build({str(tmp)!r})"
+    code = f"from setuptools.build_meta import build_{kind} as build; build({str(directory)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=source_tree, capture_output=True, text=True, check=True)
-    (wheel,) = tmp.glob("kmemwatch-*.whl")
-    return install(tmp / "venv", wheel)
+    (wheel,) = directory.glob("kmemwatch-*.whl")
+    return wheel
 
 
 def test_every_bpf_source_is_found(installed: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from kmemwatch.cli import serve
+from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.exporter import DEFAULT_ADDRESS
 from kmemwatch.exporter.listening import OPTION
 from kmemwatch.exporter.privileges import CAP_BPF, CAP_SETGID, CAP_SETPCAP, CAP_SETUID
@@ -57,6 +58,11 @@ def test_a_setting_that_systemd_does_not_know_is_told(tmp_path: Path) -> None:
     broken = tmp_path / "kmemwatch.service"
     broken.write_text(SERVICE.replace("ProtectSystem=", "ProtectSistem="))
     assert "ProtectSistem" in analyze("verify", broken)
+
+
+def test_what_does_not_get_better_is_not_tried_again() -> None:
+    codes = {str(error.exit_code) for error in (UsageError, UnsupportedError)}
+    assert set(value("RestartPreventExitStatus").split()) == codes
 
 
 def test_its_directory_is_where_programs_are_kept() -> None:
