@@ -132,8 +132,8 @@ class Cgroup:
     pins: Mapping[str, int] | None = None
     """What keeps a dying memcg: kind -> bytes, only kinds that are not 0; None while online or unknown.
 
-    Kinds: ``file`` (page cache), ``shmem``, ``anon``, ``swap``, ``slab``, ``sock``, ``percpu``,
-    ``kernel`` (kernel memory that is none of the others).
+    Kinds: ``file`` (page cache), ``shmem``, ``anon``, ``swap``, ``swapcache`` (shmem on its way to or from swap),
+    ``slab``, ``sock``, ``percpu``, ``kernel`` (kernel memory that is none of the others).
     """
     references: int | None = None
     """css reference count of a dying memcg (``percpu_ref_data.count``); what is left at 0 bytes. None for a moment

@@ -8,7 +8,7 @@ events say when and by whom. Where they differ the walk is right, and the event'
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -104,9 +104,7 @@ class State:
             cgroup_version=version if isinstance(version, int) else None,
             lockdown=known.facts.lockdown,
         )
-        self._units = pins.Units(
-            known.facts.page_bytes, self._kernel.cgroup_version, self._kernel.era, known.stats_index
-        )
+        self._units = _units(known, self._kernel)
         self._memcgs: dict[int, _Memcg] = {}
         self._ledger = Ledger(known, self._kernel.era, cache_ids)
         self._children = Children(known, self._kernel.patchset, cache_ids)
@@ -228,10 +226,10 @@ class State:
 
     def update(self, reading: Reading) -> Forget:
         """Fold in one reading; what is final in it and can be forgotten by the source."""
-        began_ns = reading.at_monotonic_ns
+        reading, began_ns = pins.checked(reading, self._units.page_bytes), reading.at_monotonic_ns
         self._children.begin(reading)
         if reading.memcgs is not None:
-            self._reconcile(reading.memcgs, began_ns, self._children.slabs(reading))
+            self._reconcile(reading.memcgs, reading, self._children.slabs(reading))
         for event in self._children.untold(reading):
             self._tell(event)
         gone = self._expire(began_ns)
@@ -257,16 +255,16 @@ class State:
     def _reconcile(
         self,
         records: Iterable[MemcgRecord],
-        began_ns: int,
+        reading: Reading,
         child_slabs: Mapping[int, tuple[ChildSlabs, ...]] | None,
     ) -> None:
-        records = list(records)
+        records, began_ns = list(records), reading.at_monotonic_ns
         if "mem_cgroup__id" in self._known.facts.offsets:
             self._ids_in_use = sum(record.memcg_id != 0 for record in records)
         by_css = {record.css: record for record in records}
         # Also those whose death was told before the walk saw it.
         dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
-        local = pins.local_stats(
+        own = pins.less_children(
             records, {record.css for record in records if not record.online or record.cgroup_id in dying}
         )
         now_ns = began_ns + self._offset_ns()
@@ -283,7 +281,7 @@ class State:
             if memcg.seen_at_monotonic_ns < began_ns:
                 self._set_state(memcg, ONLINE if record.online else DYING)
             slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id)
-            memcg.figures = self._figures(record, local.get(record.css), memcg.state, slabs)
+            memcg.figures = self._figures(record, own.get(record.css), memcg.state, slabs, reading.host_bytes)
         seen = {record.cgroup_id for record in records}
         for memcg in self._memcgs.values():
             if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
@@ -292,15 +290,20 @@ class State:
         self._peak_online = max(self._peak_online or 0, self._online)
 
     def _figures(
-        self, record: MemcgRecord, local: Sequence[int] | None, state: str, slabs: tuple[ChildSlabs, ...] | None
+        self,
+        record: MemcgRecord,
+        own: MemcgRecord | None,
+        state: str,
+        slabs: tuple[ChildSlabs, ...] | None,
+        limit: int | None,
     ) -> _Figures:
         dying = state == DYING
         return _Figures(
             kmemcg_id=record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
-            memory_bytes=record.memory_pages * self._units.page_bytes,
-            kernel_bytes=self._units.kernel_bytes(record),
-            slab_bytes=self._units.slab_bytes(record.stats),
-            pins=self._units.pins(record, local, slabs) if dying and local is not None else None,
+            memory_bytes=pins.gauge(record.memory_pages * self._units.page_bytes, limit),
+            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit),
+            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit),
+            pins=self._units.pins(own, slabs, limit) if dying and own is not None else None,
             references=record.references if dying and self._counts_references else None,
             child_slabs=slabs if dying else None,
         )
@@ -336,7 +339,7 @@ class State:
 
     def snapshot(self, reading: Reading) -> Snapshot:
         """The state after `update` with the same reading."""
-        caches, pairs = self._ledger.rows(reading)
+        caches, pairs = self._ledger.rows(pins.checked(reading, self._units.page_bytes))
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
         peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
@@ -408,3 +411,17 @@ class State:
 
 _MAP_FULL = ("pair_map_full", "charge_map_full", "recharge_map_full")
 _UNRESOLVED = ("cgroup_unreadable", "cache_unreadable", "recharge_unfollowed")
+
+
+def _units(known: Known, kernel: Kernel) -> pins.Units:
+    facts = known.facts
+    swap = facts.offsets.get("mem_cgroup__swap__usage")
+    return pins.Units(
+        facts.page_bytes,
+        kernel.cgroup_version,
+        kernel.era,
+        known.stats_index,
+        facts.cpus,
+        memsw=swap is not None and swap == facts.offsets.get("mem_cgroup__memsw__usage"),
+        pages_move="lru_reparent_memcg" in (facts.symbols or facts.function_args),
+    )

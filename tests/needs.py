@@ -124,6 +124,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "watches freed in batches": lambda: not _has_symbol("epi_rcu_free"),
     # Charged since v5.11; by v7.2 BPF has an allocator of its own for them.
     "tries made of kmalloc": lambda: _has_symbol("bpf_map_kmalloc_node") and not has_member("lpm_trie", "ma"),
+    "swap": lambda: Path("/proc/swaps").exists(),
     "statistics that are added up": lambda: _has_symbol("mem_cgroup_css_rstat_flush"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
     "systemd-analyze": lambda: shutil.which("systemd-analyze") is not None,

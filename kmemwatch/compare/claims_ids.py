@@ -110,7 +110,10 @@ def _judge_ids(
 
 def _ids_of_the_dead(values: figures.Values) -> float | None:
     in_use, online = values.get(figures.IDS), values.get(figures.ONLINE)
-    return None if in_use is None or online is None else max(0.0, in_use - max(0.0, online - 1))
+    extra = None if in_use is None or online is None else in_use - max(0.0, online - 1)
+    return (
+        extra if extra is None or extra >= 0 else None
+    )  # memcgs without an id, and then it is not known whose are which
 
 
 def _taken_over(side: Side) -> float | None:

@@ -93,6 +93,7 @@ FUNCTIONS = (
     "obj_cgroup_charge",
     "obj_cgroup_release",
     "bpf_trampoline_link_prog",
+    "lru_reparent_memcg",
 )
 
 DATA_SYMBOLS = (

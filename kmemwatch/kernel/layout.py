@@ -40,6 +40,11 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     # array before commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13).
     "mem_cgroup__vmstats": (("mem_cgroup", "vmstats"),),
     "memcg_vmstats__state": (("memcg_vmstats", "state"),),
+    "mem_cgroup__nodeinfo": (("mem_cgroup", "nodeinfo"),),
+    "mem_cgroup_per_node__memcg": (("mem_cgroup_per_node", "memcg"),),
+    "mem_cgroup_per_node__lru_zone_size": (("mem_cgroup_per_node", "lru_zone_size"),),
+    # Only with CONFIG_LRU_GEN, since commit ec1c86b25f4b ("mm: multi-gen LRU: groundwork") (in v6.1).
+    "mem_cgroup_per_node__lru_generations": (("mem_cgroup_per_node", "lruvec.lrugen.nr_pages"),),
     "kmem_cache__name": (("kmem_cache", "name"),),
     "kmem_cache__size": (("kmem_cache", "size"),),
     "kmem_cache__flags": (("kmem_cache", "flags"),),
@@ -98,7 +103,15 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "proto__slab": (("proto", "slab"),),
 }
 
-ENUMS = ("cgroup_subsys_id", "memcg_stat_item", "node_stat_item", "pageflags", "pagetype", "_slab_flag_bits")
+ENUMS = (
+    "cgroup_subsys_id",
+    "memcg_stat_item",
+    "node_stat_item",
+    "pageflags",
+    "pagetype",
+    "_slab_flag_bits",
+    "lru_list",
+)
 """Enums whose constants the facts keep; absent ones are kept as empty."""
 
 
@@ -128,6 +141,10 @@ def read_sizes(btf: Btf) -> dict[str, int]:
         elements = state.elements if state is not None else vmstats.elements
         if elements is not None:
             found["vmstats_elements"] = elements
+    for name, path in (("lru_zone_size", "lru_zone_size"), ("lru_generations", "lruvec.lrugen.nr_pages")):
+        lists = btf.field("mem_cgroup_per_node", path)
+        if lists is not None:
+            found[name] = lists.size_bytes
     for member in ("per_node", "node"):
         nodes = btf.field("kmem_cache", member)
         if nodes is not None and nodes.elements is not None:

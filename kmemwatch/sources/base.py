@@ -80,6 +80,8 @@ class Reading:
     """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
     was dying when the last complete scan began, see `scan.SlabScan`. None: not known, or not yet."""
     latency: Latency | None = None
+    host_bytes: int | None = None
+    """Memory that the host has now."""
     lost: Mapping[str, int | None] = field(default_factory=dict)
     """Reason -> events; None: such losses are possible, and not counted."""
     maps: tuple[MapFill, ...] = ()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.sources.discover import CacheList, CacheRecord
 from kmemwatch.sources.handover import Handed, ProbeResult
 from kmemwatch.sources.latency import latency
+from kmemwatch.sources.lru import LruLists
 from kmemwatch.sources.maps import MapReader, Ring, program_stats
 from kmemwatch.sources.peek import Peek
 from kmemwatch.sources.scan import SlabScan
@@ -57,9 +59,12 @@ class BpfSource:
         self._slots = None if slots is None else Slots(slot_windows(slots))
         self._ring = Ring(handed.maps["events"].fd, self._on_event) if "events" in handed.maps else None
         self._peek: Peek | None = None
+        self._lru: LruLists | None = None
         self._caches: CacheList | None = None
         if {"peek", "walk"} <= handed.programs.keys():
             self._peek = Peek(handed.programs, handed.maps, manifest.stats_count)
+            if LruLists.are_known(manifest.facts):
+                self._lru = LruLists(self._peek, manifest.facts)
             if manifest.first_cache:
                 self._caches = CacheList(self._peek, manifest.facts, manifest.first_cache)
         self._scan = _slab_scan(handed)
@@ -87,6 +92,7 @@ class BpfSource:
             memcgs = self._read_memcgs()
             return Reading(
                 at_monotonic_ns=started,
+                host_bytes=os.sysconf("SC_PHYS_PAGES") * self.known.facts.page_bytes,
                 memcgs=memcgs,
                 caches=self._read_caches(),
                 pairs=self._read_pairs(),
@@ -102,7 +108,14 @@ class BpfSource:
 
     def _read_memcgs(self) -> list[MemcgRecord] | None:
         self._fill: tuple[MapFill, ...] = ()
-        return None if self._peek is None else self._peek.memcgs()
+        if self._peek is None:
+            return None
+        records = self._peek.memcgs()
+        if self._lru is not None:
+            dying = [index for index, record in enumerate(records) if not record.online]
+            for index, pages in zip(dying, self._lru.read([records[i].css for i in dying]), strict=True):
+                records[index] = records[index]._replace(lru=pages)
+        return records
 
     def _read_caches(self) -> list[CacheRecord] | None:
         return None if self._caches is None else self._caches.read()

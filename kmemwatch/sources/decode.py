@@ -147,6 +147,24 @@ class SlabEvent:
     pages: int = 0
 
 
+class LruPages(NamedTuple):
+    """Lengths of the LRU lists of one memcg itself, children not included, in pages.
+
+    Exact, apart from pages that a CPU has not put on a list yet: reclaim works by them.
+    """
+
+    anon: int
+    """Anonymous memory, shmem, and both on their way to and from swap."""
+    file: int
+    unevictable: int
+    """Locked in memory, of either kind."""
+
+    @property
+    def total(self) -> int:
+        """Of all lists."""
+        return self.anon + self.file + self.unevictable
+
+
 class MemcgRecord(NamedTuple):
     """One memcg as the walk found it. Units as in the kernel; 0 where the kernel lacks the field.
 
@@ -175,6 +193,8 @@ class MemcgRecord(NamedTuple):
     """It has not given that back."""
     memcg_id: int = 0
     """``mem_cgroup.id.id``; 0 from its death on, unless swap still speaks of it."""
+    lru: LruPages | None = None
+    """None while online, and where the lists cannot be read."""
 
 
 def text(raw: bytes) -> str:

@@ -182,7 +182,7 @@ class FakeSource:
             cgroup_id=memcg.cgroup_id,
             references=3 + children,
             memory_pages=sum(sums.get(name, 0) for name in ("NR_FILE_PAGES", "NR_ANON_MAPPED", "MEMCG_KMEM")),
-            swap_pages=0,
+            swap_pages=sums.get("MEMCG_SWAP", 0),
             kmem_pages=0,
             tcpmem_pages=0,
             online=memcg.online,
