@@ -13,17 +13,18 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError
+from kmemwatch.lifeline import TiedProcess
 
 _ROOT = str(Path(__file__).parents[2])
 _CODE = "import sys; sys.path.append(sys.argv[1]); from kmemwatch.churn.worker import main; main(sys.argv[2:])"
 """For an interpreter without site-packages: light, and forked for each cgroup."""
 START_S = 60.0
-END_S = 60.0
+_LOOK_S = 0.1
 Answer = dict[str, Any]
 
 
@@ -35,7 +36,7 @@ class Worker:
         with theirs:
             command = [sys.executable, "-I", "-S", "-c", _CODE, _ROOT, str(theirs.fileno()), *arguments]
             errors = None if os.environ.get("KMEMWATCH_DEBUG") else subprocess.DEVNULL
-            self._process = subprocess.Popen(
+            self._process = TiedProcess(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
                 pass_fds=[theirs.fileno()], start_new_session=True,
             )  # fmt: skip
@@ -78,15 +79,13 @@ class Worker:
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
 
-    def reap(self, until: float) -> bool:
-        """Wait for its end, kill it and all its children when that takes too long; whether it ended by itself."""
-        try:
-            code = self._process.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            code = -signal.SIGKILL
+    def reap(self, is_over: Callable[[], bool]) -> bool:
+        """Wait for its end, kill it and all its children when `is_over`; whether it ended by itself."""
+        while (code := self._process.wait(_LOOK_S)) is None and not is_over():
+            pass
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        self._process.end()
         self._channel.close()
         return code == 0
 
@@ -129,12 +128,12 @@ class Crew:
             for answer in key.fileobj.take():
                 yield {**answer, "worker": key.fileobj}
 
-    def end(self) -> bool:
-        """End all, and all they started; whether they did so by themselves and let go of everything."""
+    def end(self, is_over: Callable[[], bool]) -> bool:
+        """End all, and all they started, by force when `is_over`; whether they did so by themselves and let go of
+        everything."""
         for worker in self.workers:
             worker.finish()
-        until = time.monotonic() + END_S
-        ended = [worker.reap(until) for worker in self.workers]  # all of them, whatever the first one did
+        ended = [worker.reap(is_over) for worker in self.workers]  # all of them, whatever the first one did
         self._selector.close()
         self.workers.clear()
         return all(ended)

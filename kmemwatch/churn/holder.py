@@ -20,9 +20,10 @@ class Holder:
 
     def __init__(self) -> None:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
         self.pid = os.fork()
         if self.pid == 0:
-            die_with_parent()
+            die_with(parent)
             self.channel.close()
             close_all_but(theirs.fileno())
             _hold(theirs)
@@ -60,9 +61,14 @@ def _hold(channel: socket.socket) -> NoReturn:
             os._exit(0)
 
 
-def die_with_parent() -> None:
-    """Nobody may stay behind when the one that waits for us is killed."""
+def die_with(parent: int) -> None:
+    """In a child that was forked and stays who it is: nobody may stay behind when the one that waits for us is killed.
+
+    `parent`: its pid, asked for before the fork: it may have ended since.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def close_all_but(*spared: int) -> None:

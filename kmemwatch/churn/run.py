@@ -23,6 +23,10 @@ from kmemwatch.kernel.cgroupfs import Hierarchy
 LOOK_S = 0.2
 """How often progress is shown and free memory looked at."""
 FAILED_IN_A_ROW = 10
+END_S = 60.0
+"""How long workers get to let go of everything at the end."""
+SIGNALLED_S = 3.0
+"""The same after a signal, and before that to finish the cgroup that they are at."""
 SETTLE_S = 2.0
 """How long the kernel gets to release cgroups after the last that pins them is gone."""
 
@@ -79,8 +83,7 @@ class _Run:
         self._began_s = time.monotonic()
         try:
             self.course.ended_by = self._give_all()
-            while any(worker.busy for worker in self._crew.workers):
-                self._take(None)
+            self._finish_lives()
         except UnsupportedError:
             raise
         except KmemwatchError as exc:
@@ -89,6 +92,19 @@ class _Run:
         self.course.work_s = time.monotonic() - self._began_s
         self.course.signum = self._stop.signum
         self.course.dying["after_work"] = self.grounds.count_dying()
+
+    def _finish_lives(self) -> None:
+        """Wait for those who are at work, but after a signal only so long: one of them may be stopped."""
+        began_s = time.monotonic()
+        while any(worker.busy for worker in self._crew.workers):
+            if self._signalled_before(began_s):
+                return
+            self._take(LOOK_S)
+
+    def _signalled_before(self, began_s: float) -> bool:
+        """Whether a signal came, and what it leaves to something that began then is over."""
+        at_s = self._stop.at_s
+        return at_s is not None and time.monotonic() > max(at_s, began_s) + SIGNALLED_S
 
     def _check_disk(self) -> None:
         kinds = [name for name, _ in self._options.mix if BY_NAME[name].disk]
@@ -163,7 +179,8 @@ class _Run:
     def clean(self) -> None:
         """Take everything away; signals are only noted, so it cannot be broken off."""
         self._watcher.cleans()
-        clean = self._crew.end()
+        began_s = time.monotonic()
+        clean = self._crew.end(lambda: self._signalled_before(began_s) or time.monotonic() > began_s + END_S)
         self.grounds.remove_scratch()
         until = time.monotonic() + SETTLE_S
         before = self.course.dying["before"]

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -21,6 +22,8 @@ class Stop:
     def __init__(self) -> None:
         self.signum: int | None = None
         """The first one that came."""
+        self.at_s: float | None = None
+        """When it came, `time.monotonic`."""
         self.fd, self._waker = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         """Readable as soon as one came."""
         self._before: dict[int, object] = {}
@@ -33,7 +36,8 @@ class Stop:
         return self
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = self.signum or signum
+        if self.signum is None:
+            self.signum, self.at_s = signum, time.monotonic()
         with contextlib.suppress(BlockingIOError):  # full: it is readable
             os.write(self._waker, b"!")
 

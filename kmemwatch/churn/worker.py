@@ -29,7 +29,7 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from kmemwatch.churn.holder import Holder, close_all_but, die_with_parent
+from kmemwatch.churn.holder import Holder, close_all_but, die_with
 from kmemwatch.churn.objects import Making, Places
 
 ON_TMPFS = "dis"
@@ -104,6 +104,7 @@ class Worker:
         self._letters = letters
         self._version = version
         self._mounted = False
+        self._pid = os.getpid()
         self._waiting: dict[str, int] = {}
         """Name -> pid of a child whose threads outlive their cgroup."""
         self._places: dict[str, Places] = {}
@@ -186,7 +187,7 @@ class Worker:
     def _child(self, name: str, steps: str, places: Places, fds: tuple[int, int, int]) -> NoReturn:
         try:
             procs, home, theirs = fds
-            die_with_parent()
+            die_with(self._pid)
             holder = self._holder.channel.fileno()
             close_all_but(procs, home, theirs, holder, *places.fds.values())
             making = Making(places)

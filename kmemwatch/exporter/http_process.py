@@ -3,22 +3,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter import wire
 from kmemwatch.exporter.frames import Frame
+from kmemwatch.lifeline import TiedProcess
 from kmemwatch.sources.handover import CHILD_DIRECTORY, child_environ
 
 _MODULE = "kmemwatch.exporter.worker"
 _STOP_S = 3.0
+_START_S = 60.0
+"""For an answer of it. In an emulated machine Python needs half a minute to begin."""
+_CHECK_S = 0.9
+_SILENT_CHECKS = 8
+"""Checks, at least _CHECK_S apart, without a sign of life in between, after which it counts as hung. They are counted,
+and not the time: when the whole host slept, or both processes were stopped, nobody hangs."""
+KEPT_VARIABLES = (
+    "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "OPENSSL_CONF", "PYTHONHOME", "PYTHONPATH", "SSL_CERT_DIR", "SSL_CERT_FILE",
+    "TZ", "TZDIR",
+)  # fmt: skip
+"""What Python and OpenSSL need to start as they do here. All others may be secrets, and stay with the reader."""
 
 
 class HttpProcess:
@@ -28,12 +44,21 @@ class HttpProcess:
         """`listeners` are its from now on: close them."""
         self._channel, theirs = socket.socketpair()
         with theirs:
-            fds = [theirs.fileno(), *(listener.fileno() for listener in listeners)]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", _MODULE, str(theirs.fileno())],
-                pass_fds=fds, cwd=CHILD_DIRECTORY, env=child_environ(),
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+            self._beats, beats = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            fds = [theirs.fileno(), beats, *(listener.fileno() for listener in listeners)]
+            try:
+                self._process = TiedProcess(
+                    [sys.executable, "-m", _MODULE, str(theirs.fileno()), str(beats)],
+                    pass_fds=fds, tell_fd=True, cwd=CHILD_DIRECTORY, env=_environ(),
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                )  # fmt: skip
+            finally:
+                os.close(beats)
+        # Of receiving alone: a frame may wait for as long as it likes.
+        self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(_START_S), 0))
+        self._checked_s = time.monotonic()
+        self._silent = 0
+        self._is_hung = False
         self._wake = threading.Condition()
         self._frame: Frame | None = None
         self._control: deque[object] = deque()
@@ -54,7 +79,12 @@ class HttpProcess:
 
     def wait_ready(self) -> None:
         """Return when it serves. Raises its KmemwatchError when it cannot."""
-        if not wire.receive_answer(self._channel):
+        try:
+            answered = wire.receive_answer(self._channel)
+        except BlockingIOError as error:
+            self._is_hung = True
+            raise self._silence() from error
+        if not answered:
             raise self._ended()
 
     def start(self) -> None:
@@ -80,12 +110,27 @@ class HttpProcess:
             self._wake.notify()
 
     def check(self) -> None:
-        """Raise KmemwatchError when it has ended."""
-        if self._process.poll() is not None:
+        """Raise KmemwatchError when it has ended, or does nothing any more. To be called about once a second."""
+        if self._process.status() is not None:
             raise self._ended()
+        if time.monotonic() < self._checked_s + _CHECK_S:
+            return
+        self._checked_s = time.monotonic()
+        self._silent = 0 if self._has_beaten() else self._silent + 1
+        if self._silent >= _SILENT_CHECKS:
+            self._is_hung = True
+            raise self._silence()
+
+    def _has_beaten(self) -> bool:
+        """Whether its server went round since the last time, see `server.Server`."""
+        beaten = False
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._beats, 4096):
+                beaten = True
+        return beaten
 
     def stop(self) -> None:
-        """Let it finish its answers, and end it; harmless when called twice."""
+        """Let it finish its answers, and end it, whatever it does; harmless when called twice."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -94,11 +139,12 @@ class HttpProcess:
         except OSError:
             pass
         self._channel.close()
-        try:
+        if not self._is_hung:
             self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self._process.end()
+        if self._beats >= 0:
+            os.close(self._beats)
+            self._beats = -1
 
     def _send_all(self) -> None:
         while True:
@@ -118,9 +164,18 @@ class HttpProcess:
                 return  # it has ended, which `check` tells
 
     def _ended(self) -> KmemwatchError:
-        try:
-            status = self._process.wait(_STOP_S)
-        except subprocess.TimeoutExpired:
-            return KmemwatchError("the process that serves HTTP does not answer")
+        status = self._process.wait(_STOP_S)
+        if status is None:
+            return self._silence()
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return KmemwatchError(f"the process that serves HTTP ended: {how}")
+
+    def _silence(self) -> KmemwatchError:
+        return KmemwatchError(
+            "the process that serves HTTP does not answer", "is it stopped, or out of processor time?"
+        )
+
+
+def _environ() -> dict[str, str]:
+    given = child_environ()
+    return {name: value for name, value in given.items() if name in KEPT_VARIABLES or name.startswith("LC_")}

@@ -30,9 +30,8 @@ that do not know CAP_BPF.
 """
 
 _VERSION_3 = 0x20080522
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 1, 4, 23, 24
+_PR_SET_DUMPABLE, _PR_CAPBSET_READ, _PR_CAPBSET_DROP = 4, 23, 24
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
-_SIGKILL = 9
 
 
 class _Header(ctypes.Structure):
@@ -149,8 +148,3 @@ def become_nobody() -> bool:
             return False
         raise
     return True
-
-
-def die_with_parent() -> None:
-    """Be killed when the thread that started this process ends. Raises OSError."""
-    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)

@@ -47,12 +47,14 @@ class Server:
         tls: ssl.SSLContext | None = None,
         connections: Connections | None = None,
         log: Callable[[str], None] = lambda message: None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
-        """`app`: ASGI; `tls`: for new connections, None for plain HTTP."""
+        """`app`: ASGI; `tls`: for new connections, None for plain HTTP; `beat`: called each second by the thread that
+        answers, as long as it goes round."""
         _quiet()
         self._listeners = listeners
         self._log = log
-        self._server = _Server(_config(app, connections or Connections(), tls))
+        self._server = _Server(_config(app, connections or Connections(), tls), beat)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._error: BaseException | None = None
         self._told_s = float("-inf")
@@ -108,13 +110,15 @@ class Server:
 class _Server(uvicorn.Server):
     """uvicorn looks ten times a second whether it shall end, which is half of what an idle daemon costs."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, beat: Callable[[], None]) -> None:
         super().__init__(config)
+        self._beat = beat
         self.loop: asyncio.AbstractEventLoop | None = None
         self._ending = asyncio.Event()
 
     async def main_loop(self) -> None:
         while not await self.on_tick(0):  # which also sets the time that answers have
+            self._beat()
             try:
                 await asyncio.wait_for(self._ending.wait(), _TICK_S)
             except asyncio.TimeoutError:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The process that serves HTTP: it has no privileges, no BPF descriptors, and no way to get either.
 
-Run as ``python -m kmemwatch.exporter.worker FD`` with a Unix socket at descriptor FD, see `wire`. It imports everything
-before it gives its privileges up, as it may not be able to read Python's files afterwards. It ends when the other end
-of the socket is closed, however that came about.
+Run as ``python -m kmemwatch.exporter.worker FD BEATS LIFELINE`` with a Unix socket at descriptor FD, see `wire`, a pipe
+for signs of life and one that is its `lifeline`. It imports everything before it gives its privileges up, as it may not
+be able to read Python's files afterwards. It ends when the other end of the socket is closed, however that came about;
+when it does nothing any more, the lifeline ends it.
 """
 
 from __future__ import annotations
 
 import concurrent.futures.thread  # noqa: F401 - asyncio would import it with the first request
+import contextlib
 import os
 import select
 import signal
@@ -16,6 +18,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
+from kmemwatch import lifeline
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter import privileges, sandbox, wire
 from kmemwatch.exporter.app import App
@@ -40,8 +43,8 @@ Python's own 5 ms, each of the many steps of an answer waits that long: the slow
 class Worker:
     """Everything that serves, in this process."""
 
-    def __init__(self, settings: Settings, log: Callable[[str], None]) -> None:
-        """Raises UsageError for a web configuration that cannot be used."""
+    def __init__(self, settings: Settings, log: Callable[[str], None], beat: Callable[[], None] = lambda: None) -> None:
+        """`beat`: of `server.Server`. Raises UsageError for a web configuration that cannot be used."""
         self._log = log
         self._latest = Latest(settings.stale_s)
         self._latest.reader = settings.reader
@@ -67,7 +70,7 @@ class Worker:
                 context = tls.CurrentContext.of(lambda: self._front.rules.context)
         listeners = [socket.socket(fileno=fd) for fd in settings.listeners]
         self._connections = Connections(lambda: self._front.rules.admission)
-        self._server = Server(self._front, listeners, tls=context, connections=self._connections, log=log)
+        self._server = Server(self._front, listeners, tls=context, connections=self._connections, log=log, beat=beat)
 
     def start(self) -> None:
         """Answer. Raises KmemwatchError."""
@@ -151,13 +154,14 @@ class Worker:
         self._server.stop()
 
 
-def confine(log: Callable[[str], None]) -> None:
+def confine(log: Callable[[str], None], lifeline_fd: int) -> None:
     """Give up everything. Raises OSError."""
     privileges.limit()
     if not privileges.become_nobody() and os.geteuid() == 0:
         log("http: stays root, without capabilities: becoming nobody takes CAP_SETUID and CAP_SETGID, and a user 65534")
     privileges.give_up()
-    privileges.die_with_parent()
+    # Before, it was as the user that this process is no more.
+    lifeline.tie_myself(lifeline_fd)
     if missing := sandbox.for_http():
         log(f"http: system calls are not filtered: {missing}")
 
@@ -170,19 +174,24 @@ def _log(message: str) -> None:
         pass  # nobody reads it
 
 
+def _beat(fd: int) -> None:
+    with contextlib.suppress(OSError):  # full, as the other process is stopped; or that has ended
+        os.write(fd, b".")
+
+
 def main(argv: Sequence[str]) -> int:
     """Entry point; the exit status is 0 when the other process has ended it, or was told why it does not serve."""
-    # The other process ends us, after it has ended what it does; Ctrl-C and systemd tell both.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    # The other process ends us, after it has ended what it does; Ctrl-C, Ctrl-Z and systemd tell both.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
     keep_memory_low()
     sys.setswitchinterval(_SWITCH_S)
-    channel = socket.socket(fileno=int(argv[1]))
+    channel, beats, lifeline_fd = socket.socket(fileno=int(argv[1])), int(argv[2]), int(argv[3])
     settings = wire.receive(channel)
     if settings is None:
         return 0
     try:
-        worker = _serve(settings)
+        worker = _serve(settings, beats, lifeline_fd)
     except KmemwatchError as error:
         wire.answer(channel, error)
         return 0
@@ -196,16 +205,16 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _serve(settings: Settings) -> Worker:
+def _serve(settings: Settings, beats: int, lifeline_fd: int) -> Worker:
     if settings.web is not None:
         import bcrypt  # noqa: F401 - a later configuration may have passwords
 
         from kmemwatch.exporter import tls  # noqa: F401
     try:
-        confine(_log)
+        confine(_log, lifeline_fd)
     except OSError as error:
         raise KmemwatchError(f"http: privileges cannot be given up: {error}") from error
-    worker = Worker(settings, _log)
+    worker = Worker(settings, _log, beat=lambda: _beat(beats))
     worker.start()
     return worker
 

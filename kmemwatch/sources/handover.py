@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import kmemwatch
 from kmemwatch import errors
 from kmemwatch.errors import KmemwatchError
+from kmemwatch.lifeline import TiedProcess
 from kmemwatch.sources import channel
 
 if TYPE_CHECKING:  # imported when there is a manifest: the child starts before
@@ -111,6 +112,7 @@ def send(connection: socket.socket, manifest: Manifest, descriptors: Sequence[in
     channel.send(connection, manifest.to_raw(), descriptors)
 
 
+_LAST_WORDS_S = 5.0
 CHILD_DIRECTORY = "/"
 """``python -m`` looks for modules in the current directory first, and we may be root in anybody's."""
 
@@ -137,11 +139,11 @@ class Child:
         command = [sys.executable, "-m", module, str(theirs.fileno()), options]
         # A file and not a pipe, which nobody would empty while we wait for the answer.
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        self._process = subprocess.Popen(
-            command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
-        )  # fmt: skip
-        theirs.close()
+        with theirs:
+            self._process = TiedProcess(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
+            )  # fmt: skip
 
     def wait(self) -> Handed:
         """Everything the child hands over. Raises KmemwatchError with the child's reason."""
@@ -156,9 +158,7 @@ class Child:
     def close(self) -> None:
         """End the child, whatever it is doing; harmless when it has ended."""
         self._channel.close()
-        if self._process.poll() is None:
-            self._process.terminate()
-        self._process.wait()
+        self._process.end()
         self._stderr.close()
 
     def _receive_answer(self) -> dict[str, Any]:
@@ -177,11 +177,13 @@ class Child:
         return bytes(parts)
 
     def _last_words(self) -> str:
-        status = self._process.wait()
+        status = self._process.wait(_LAST_WORDS_S)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         if lines:
             return lines[-1]
+        if status is None:
+            return "it has closed its end, and still runs"
         return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
     def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.client
 import os
@@ -25,6 +26,7 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter import wire
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Frame, Latest, ProgramRuns, ReaderState
+from kmemwatch.exporter.http_process import KEPT_VARIABLES
 from kmemwatch.model import Snapshot
 from tests.unit import fakes, strategies
 from tests.unit.certificates import Authority
@@ -204,6 +206,74 @@ def test_an_http_process_that_is_stopped_does_not_stop_the_other() -> None:
         assert daemon.process.wait(10) == 0, "it is killed when it does not end"
         assert time.monotonic() - began < 6
         assert is_gone(child)
+
+
+def test_an_http_process_that_is_stopped_does_not_outlive_the_other() -> None:
+    with serve() as daemon:
+        url = daemon.line().split()[-1]
+        child = daemon.http
+        os.kill(child, signal.SIGSTOP)
+        daemon.process.kill()
+        assert is_gone(child)
+        with pytest.raises(ConnectionRefusedError):
+            get(url, "/-/ready")
+
+
+def test_an_http_process_that_hangs_ends_the_service() -> None:
+    with serve() as daemon:
+        assert "serving" in daemon.line()
+        child = daemon.http
+        os.kill(child, signal.SIGSTOP)
+        began = time.monotonic()
+        told = daemon.rest()
+        assert time.monotonic() - began < 12, "ten seconds, and what a busy machine takes"
+        assert told[:2] == ["kmemwatch: stopping", "kmemwatch: the process that serves HTTP does not answer"]
+        assert daemon.process.returncode == 1
+        assert is_gone(child)
+
+
+def test_both_may_be_stopped_for_long() -> None:
+    """As by a frozen container, or Ctrl-Z."""
+    with serve("--interval", "0.1") as daemon:
+        url = daemon.line().split()[-1]
+        both = (daemon.process.pid, daemon.http)
+        for pid in both:
+            os.kill(pid, signal.SIGSTOP)
+        time.sleep(12)
+        for pid in both:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(2.5)
+        assert get(url, "/-/ready") == b"kmemwatch is ready.\n"
+        os.kill(daemon.http, signal.SIGTSTP)
+        assert get(url, "/-/ready") == b"kmemwatch is ready.\n", "Ctrl-Z is for the other one alone"
+
+
+def test_the_environment_stays_with_the_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "hunter2-in-the-environment")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify-test")
+    monkeypatch.setenv("LC_TIME", "C.UTF-8")
+    with serve() as daemon:
+        assert "serving" in daemon.line()
+        assert b"hunter2" in Path(f"/proc/{daemon.process.pid}/environ").read_bytes()
+        given = Path(f"/proc/{daemon.http}/environ").read_bytes()
+        memory = strings_in_memory(daemon.http, b"hunter2-in-the-environment")
+    names = {item.partition(b"=")[0].decode() for item in given.split(b"\0") if item}
+    assert "LC_TIME" in names
+    assert names <= {*KEPT_VARIABLES, *(name for name in names if name.startswith("LC_"))}
+    assert not memory
+
+
+def strings_in_memory(pid: int, text: bytes) -> int:
+    """How often it is there."""
+    found = 0
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            start, end = (int(part, 16) for part in line.split()[0].split("-"))
+            if "r" in line.split()[1] and "[v" not in line:
+                with contextlib.suppress(OSError):
+                    memory.seek(start)
+                    found += memory.read(end - start).count(text)
+    return found
 
 
 def test_modules_in_the_current_directory_are_not_run(tmp_path: Path) -> None:

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Processes that we start, and that the kernel kills as soon as this one ends. See docs/adr/0018-lifelines.md.
+
+The child has the read end of a pipe that the kernel watches for it (O_ASYNC): when the last write end is closed, which
+is ours, it sends SIGKILL. That works when the child is stopped or spins, when it has another user id that this process
+may not signal, and however this process ended, as the kernel closes its descriptors in any case.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+_F_SETSIG = 10
+"""Not in Python's `fcntl`; the same number on all architectures that we know."""
+_REAP_S = 5.0
+"""What the kernel may take to free the memory and the BPF programs of a process that was killed."""
+
+
+def tie(fd: int, pid: int) -> None:
+    """Have the kernel kill `pid` when the other end of the pipe at `fd` is closed.
+
+    The kernel asks whether whoever calls this may signal `pid` when it comes to that. So a process that changes its
+    user calls it again afterwards, for itself. Raises OSError.
+    """
+    fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def tie_myself(fd: int) -> None:
+    """In the child, after it has changed its user: as `tie`. Ends this process if the other one has ended before."""
+    tie(fd, os.getpid())
+    poll = select.poll()
+    poll.register(fd, 0)
+    if poll.poll(0):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class TiedProcess:
+    """A process that does not outlive this one."""
+
+    def __init__(
+        self, command: Sequence[str], *, pass_fds: Sequence[int] = (), tell_fd: bool = False, **options: Any
+    ) -> None:
+        """`options`: of `subprocess.Popen`. `tell_fd`: the last argument is the descriptor, for `tie_myself`."""
+        theirs, self._ours = os.pipe()
+        try:
+            arguments = [*command, str(theirs)] if tell_fd else command
+            self._process = subprocess.Popen(arguments, pass_fds=[*pass_fds, theirs], **options)
+            tie(theirs, self._process.pid)
+        except BaseException:
+            os.close(self._ours)
+            raise
+        finally:
+            os.close(theirs)
+        self._is_tied = True
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def status(self) -> int | None:
+        """As `Popen.poll`: None while it runs, a negative number for the signal that ended it."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> int | None:
+        """The same, when it has ended or `timeout_s` is over."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        return self._process.returncode
+
+    def end(self) -> int | None:
+        """Kill it if it runs, whoever it is by now, and reap it; its status. Harmless when called twice.
+
+        None: the kernel does not let it go yet, and will without us.
+        """
+        if self._is_tied:
+            self._is_tied = False
+            os.close(self._ours)
+        return self.wait(_REAP_S)

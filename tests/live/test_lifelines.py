@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Nothing runs, listens or stays attached ten seconds after the process that started it has ended, whatever both do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kmemwatch.churn import grounds
+from tests.cgroup_mounts import MemoryMount
+from tests.live.bpf_objects import kprobe_events, loaded_programs
+
+KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
+LIMIT_S = 10.0
+RUNS, STOPPED = "runs", "stopped"
+ENDS = [(RUNS, signal.SIGKILL), (STOPPED, signal.SIGKILL), (STOPPED, signal.SIGTERM)]
+
+
+@pytest.fixture
+def limit_s(patience: Callable[[float], float]) -> float:
+    return patience(LIMIT_S)
+
+
+@pytest.fixture
+def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a kmemwatch; at the end nothing of it may run, and nothing be attached."""
+    programs, kprobes = set(loaded_programs()), kprobe_events()
+    running: list[subprocess.Popen[str]] = []
+
+    def start(*args: str) -> subprocess.Popen[str]:
+        running.append(
+            subprocess.Popen([*KMEMWATCH, *args], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.communicate()
+    wait(lambda: not set(loaded_programs()) - programs, LIMIT_S)
+    assert kprobe_events() == kprobes
+
+
+def wait(is_so: Callable[[], object], limit_s: float) -> float:
+    """How long it took."""
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() < began + limit_s, "it did not happen"
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+def state(pid: int) -> str:
+    """The letter of /proc/PID/stat; Z also when there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
+def below(pid: int) -> list[int]:
+    """Its children, their children, and so on."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            children = (task / "children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in map(int, children):
+            found += [child, *(below(child) if state(child) != "Z" else [])]
+    return found
+
+
+def end(process: subprocess.Popen[str], doing: str, number: int, limit_s: float) -> None:
+    """With all its children `doing` that, and see that nobody is left."""
+    children = below(process.pid)
+    assert children
+    if doing == STOPPED:
+        for child in children:
+            os.kill(child, signal.SIGSTOP)
+            wait(lambda child=child: state(child) in "TZ", limit_s)  # type: ignore[misc]
+    process.send_signal(number)
+    try:
+        wait(lambda: all(state(pid) == "Z" for pid in (process.pid, *children)), limit_s)
+    finally:
+        for child in children:
+            if state(child) != "Z":
+                os.kill(child, signal.SIGKILL)
+
+
+def serve(start: Callable[..., subprocess.Popen[str]]) -> tuple[subprocess.Popen[str], int]:
+    """A daemon that serves, and its port."""
+    process = start("serve", "--web.listen-address", "127.0.0.1:0", "--interval", "0.5")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "serving" in line:
+            return process, int(line.rpartition(":")[2].split("/")[0])
+    raise AssertionError("it does not serve")
+
+
+@pytest.mark.parametrize(("doing", "number"), ENDS)
+def test_the_process_that_serves_http(
+    started: Callable[..., subprocess.Popen[str]], limit_s: float, doing: str, number: int
+) -> None:
+    process, port = serve(started)
+    end(process, doing, number, limit_s)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_a_service_that_hangs_ends(started: Callable[..., subprocess.Popen[str]], limit_s: float) -> None:
+    process, port = serve(started)
+    (child,) = below(process.pid)
+    os.kill(child, signal.SIGSTOP)
+    wait(lambda: state(child) == "Z", limit_s)
+    assert process.wait(limit_s) == 1
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port), timeout=1)
+
+
+def test_without_the_reader_it_says_how_old_the_data_is(
+    started: Callable[..., subprocess.Popen[str]], limit_s: float
+) -> None:
+    process, port = serve(started)
+
+    def ready() -> str:
+        with socket.create_connection(("127.0.0.1", port), timeout=limit_s) as client:
+            client.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
+            return client.makefile().read()
+
+    assert " 200 OK" in ready()
+    process.send_signal(signal.SIGSTOP)
+    wait(lambda: "the last snapshot is" in ready(), limit_s)
+    assert " 503 " in ready()
+    process.send_signal(signal.SIGCONT)
+    wait(lambda: " 200 OK" in ready(), limit_s)
+
+
+@pytest.mark.parametrize(("doing", "number"), ENDS)
+@pytest.mark.parametrize("command", ["snapshot", "serve", "doctor"])
+def test_the_process_that_attaches(
+    started: Callable[..., subprocess.Popen[str]], limit_s: float, command: str, doing: str, number: int
+) -> None:
+    more = ("--web.listen-address", "127.0.0.1:0") if command == "serve" else ()
+    process = started(command, *more)
+
+    def attaches() -> bool:
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below(process.pid) if state(pid) != "Z"]
+        return any(b"kmemwatch.sources.attach" in command for command in commands)
+
+    wait(attaches, limit_s)
+    end(process, doing, number, limit_s)
+
+
+@pytest.mark.parametrize(("doing", "number"), ENDS)
+def test_workers_that_make_cgroups(
+    started: Callable[..., subprocess.Popen[str]],
+    limit_s: float,
+    disk_path: Path,
+    memory: MemoryMount,
+    monkeypatch: pytest.MonkeyPatch,
+    doing: str,
+    number: int,
+) -> None:
+    args = ["--kind", "dentry,pipe,thread", "--cgroups", "50", "--objects", "20", "--parallel", "2", "--hold", "600"]
+    process = started("churn", "--directory", str(disk_path), *args)
+    assert process.stderr is not None
+    while "holding" not in process.stderr.readline():
+        assert process.poll() is None
+    assert len(below(process.pid)) >= 4, "two workers, who have somebody that holds things open, and threads"
+    end(process, doing, number, limit_s)
+    # Cgroups stay when it is killed: the next run takes them away.
+    monkeypatch.setattr(grounds, "STALE_S", -1.0)
+    grounds.sweep(memory.path, str(disk_path))
+    assert not list(memory.path.glob(f"{grounds.PREFIX}{process.pid}-*"))
+
+
+def test_workers_that_stop_while_they_work(
+    started: Callable[..., subprocess.Popen[str]], limit_s: float, disk_path: Path
+) -> None:
+    args = ["--kind", "dentry", "--cgroups", "1000000", "--dead", "10", "--objects", "2000"]
+    process = started("churn", "--directory", str(disk_path), *args)
+    wait(lambda: len(below(process.pid)) >= 2, limit_s)
+    time.sleep(1)
+    end(process, STOPPED, signal.SIGTERM, limit_s)
