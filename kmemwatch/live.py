@@ -48,8 +48,12 @@ def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
         from kmemwatch.sources.bpf_source import BpfSource
         from kmemwatch.sources.discover import boot_id
 
-        source = BpfSource(child.wait())
-        return LiveFeed(source, CacheIds(secret.of_boot(boot_id())))
+        handed = child.wait()
+        try:
+            return LiveFeed(BpfSource(handed), CacheIds(secret.of_boot(boot_id())))
+        except BaseException:  # who goes on without us must not keep what is attached
+            handed.close()
+            raise
     finally:
         child.close()
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kmemwatch import __version__
-from kmemwatch.errors import KmemwatchError
+from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import Plan
 from kmemwatch.model import ABSENT, FALLBACK, MISSING, Probe
@@ -36,7 +36,7 @@ _STATUS = {MISSING: "missing", ABSENT: "absent"}
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     facts: Facts
-    has_bcc: bool
+    has_bcc: bool | None
     plan: Plan | None
     """None when nothing could ever be attached here. Without privileges: what root could attach."""
     error: KmemwatchError | None = None
@@ -66,8 +66,10 @@ def report(found: Diagnosis) -> str:
 
 
 def _verdict(found: Diagnosis) -> list[str]:
-    if found.error is not None:
+    if isinstance(found.error, UnsupportedError):
         return _wrapped(f"kmemwatch cannot run here: {found.error}")
+    if found.error is not None:  # a shortage, a signal: which says nothing about this kernel
+        return _wrapped(f"What works here could not be checked: {found.error}")
     probes = found.probes or ()
     missing = [probe.signal for probe in probes if probe.status == MISSING]
     partly = [probe.signal for probe in probes if probe.attachment and probe.why]
@@ -92,7 +94,7 @@ def _signals(found: Diagnosis) -> Iterator[str]:
             yield from _signal(status, signal.name, best.name if best else None, reasons)
     else:
         for name in GIVES:
-            yield from _signal("missing", name, None, [])
+            yield from _signal("missing" if isinstance(found.error, UnsupportedError) else "unknown", name, None, [])
 
 
 def _signal(status: str, name: str, attachment: str | None, reasons: list[str]) -> Iterator[str]:
@@ -111,24 +113,35 @@ def _host(found: Diagnosis) -> Iterator[str]:
     names = facts.symbols or {}
     hidden = bool(names) and not any(names.values())
     mount = facts.hierarchy.get("mount") if facts.hierarchy else None
-    has_memory = facts.hierarchy is not None
+    part = facts.hierarchy.get("part_at") if facts.hierarchy else None
+    where = f"mounted at {mount}" if mount else f"only a part is mounted, at {part}" if part else "not mounted here"
+    privileges = "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN"
+    if facts.host_namespace is False:
+        privileges = "this is a user namespace, whose root is not the host's"
     names_cache = _tracepoint(facts, "kmem_cache_alloc", "kmem_cache *")
     rows = (
-        ("privileges", facts.privileged, "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN"),
+        ("privileges", facts.privileged, privileges),
         ("bcc", found.has_bcc, "compiles the programs (package python3-bpfcc)"),
-        ("BTF", facts.btf, "the kernel's description of its types (CONFIG_DEBUG_INFO_BTF)"),
-        ("memory cgroups", has_memory, f"mounted at {mount}" if mount else "whole tree not mounted here"),
+        ("BTF", facts.btf, facts.btf_why or "the kernel's description of its types (CONFIG_DEBUG_INFO_BTF)"),
+        ("memory cgroups", _there(facts, facts.hierarchy), facts.hierarchy_why or where),
         ("kprobes", facts.kprobes, "any function can be a hook (CONFIG_KPROBE_EVENTS)"),
         ("fentry", facts.fentry, facts.fentry_why or "functions as hooks, cheaper than kprobes"),
         ("memcg events", _tracepoint(facts, "mod_memcg_state"), "tracepoint mod_memcg_state (Linux 6.13)"),
         ("cache events", names_cache, "tracepoints name the cache (Linux 6.1)"),
-        ("symbols", facts.symbols is not None, "addresses are hidden from us" if hidden else "/proc/kallsyms"),
-        ("tracefs", facts.tracefs is not None, facts.tracefs or "not mounted, or not ours to read"),
+        ("symbols", _there(facts, facts.symbols), "addresses are hidden from us" if hidden else "/proc/kallsyms"),
+        ("tracefs", _there(facts, facts.tracefs), facts.tracefs or facts.tracefs_why or "not found"),
     )
     for name, value, text in rows:
         word = {True: "yes", False: "no", None: "?"}[value]
         yield from _wrapped(text, f"  {word:<4} {name:<15} ", " " * 23)
     yield f"  {'':<4} {'lockdown':<15} {facts.lockdown or '? (securityfs is not mounted)'}"
+
+
+def _there(facts: Facts, value: object) -> bool | None:
+    """None where it may only not have been seen."""
+    if value is not None:
+        return True
+    return False if facts.shortage is None and facts.unmounted is None else None
 
 
 def _tracepoint(facts: Facts, name: str, third: str | None = None) -> bool | None:
@@ -144,9 +157,9 @@ def _advice(found: Diagnosis) -> Iterator[str]:
     if found.error is not None and found.error.hint:
         sent_here = "kmemwatch doctor" in found.error.hint
         yield "report this: kmemwatch doctor --output json has all of it" if sent_here else found.error.hint
-    if not found.has_bcc and not (found.error and "bcc" in (found.error.hint or "")):
+    if found.has_bcc is False and not (found.error and "bcc" in (found.error.hint or "")):
         yield "apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)"
-    if facts.privileged is False:
+    if facts.privileged is False and facts.host_namespace is not False:
         yield "fentry and the addresses of symbols could not be checked: run kmemwatch doctor with sudo"
     missing = [probe.signal for probe in found.probes or () if probe.status == MISSING]
     if missing and facts.kprobes is False and not facts.fentry:
@@ -169,10 +182,18 @@ def _advice(found: Diagnosis) -> Iterator[str]:
     if found.learn_error:
         yield f"caches are shown without a name, or not at all: {found.learn_error}"
     if facts.hierarchy is not None and facts.hierarchy.get("mount") is None:
-        yield (
-            "the root of the memory hierarchy is not mounted here (a container?), so that kmemwatch's own memory is "
-            "charged to the cgroup it runs in: run it on the host"
-        )
+        yield _what_a_part_costs(facts, facts.hierarchy.get("part_at"))
+
+
+def _what_a_part_costs(facts: Facts, part: object) -> str:
+    what = f"what is mounted at {part} is a part of the memory hierarchy, and its root is nowhere here"
+    if part is None:
+        what = "the memory hierarchy is not mounted here"
+    own = f"{facts.own_cgroup} (as this cgroup namespace calls it)" if facts.own_cgroup else "the cgroup it runs in"
+    return (
+        f"{what}: kmemwatch's own memory, some 13 MB, is charged to {own}, and shown there. Run it on the host, or "
+        "mount the whole hierarchy; paths are those of the host all the same"
+    )
 
 
 def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:

@@ -13,7 +13,7 @@ import click
 
 from kmemwatch.cli.diagnosis import Diagnosis, report
 from kmemwatch.cli.options import without_option
-from kmemwatch.errors import KmemwatchError, UnsupportedError
+from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
 from kmemwatch.kernel import facts as facts_module
 from kmemwatch.kernel import plan as plan_module
 from kmemwatch.kernel.facts import Facts
@@ -29,7 +29,8 @@ from kmemwatch.sources.handover import Child, ProbeResult
 def command(output: str, without: tuple[str, ...]) -> int:
     """Look at this host, attach every probe for a moment, and say what works and what does not.
 
-    Exit code 0: kmemwatch runs here; what it does not see is listed. 3: it cannot run here.
+    Exit code 0: kmemwatch runs here; what it does not see is listed. 3: it cannot run here. 1: that could not be
+    checked, for want of memory for example.
     """
     found = examine(without)
     sys.stdout.write((to_json(found) if output == "json" else report(found)) + "\n")
@@ -39,10 +40,10 @@ def command(output: str, without: tuple[str, ...]) -> int:
 def examine(without: tuple[str, ...] = ()) -> Diagnosis:
     """Gather facts, plan, and where that is allowed attach for a moment. Raises UsageError for a wrong `without`."""
     found = facts_module.gather()
-    has_bcc = importlib.util.find_spec("bcc") is not None
+    has_bcc = _has_bcc()
     try:
         chosen = plan_module.plan(found, without)
-    except UnsupportedError as error:
+    except (UnsupportedError, ShortageError) as error:
         return Diagnosis(found, has_bcc, _plan_for_root(found, without), error)
     try:
         handed = Child(without).wait()
@@ -51,7 +52,7 @@ def examine(without: tuple[str, ...] = ()) -> Diagnosis:
     handed.close()
     manifest = handed.manifest
     return Diagnosis(
-        manifest.facts,
+        found,  # not those of a start that was kept, which may have been made in another cgroup
         has_bcc,
         chosen,
         probes=tuple(_probe(result) for result in manifest.probes),
@@ -61,11 +62,19 @@ def examine(without: tuple[str, ...] = ()) -> Diagnosis:
     )
 
 
+def _has_bcc() -> bool | None:
+    """None: could not be looked up."""
+    try:
+        return importlib.util.find_spec("bcc") is not None
+    except OSError:
+        return None
+
+
 def _plan_for_root(found: Facts, without: tuple[str, ...]) -> Plan | None:
     """What would be attached if only privileges are missing; None when something else is in the way as well."""
     try:
-        return plan_module.plan(replace(found, privileged=True), without)
-    except UnsupportedError:
+        return plan_module.plan(replace(found, privileged=True, host_namespace=True), without)
+    except (UnsupportedError, ShortageError):
         return None
 
 

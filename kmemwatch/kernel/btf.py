@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from kmemwatch import shortages
 from kmemwatch.errors import UnsupportedError
 from kmemwatch.kernel import libbpf
 
@@ -64,6 +65,16 @@ class _Enum64(ctypes.Structure):
     _fields_ = (("name_off", ctypes.c_uint32), ("lo", ctypes.c_uint32), ("hi", ctypes.c_uint32))
 
 
+class NoBtfError(UnsupportedError):
+    """The kernel was built without; or it is older than BTF."""
+
+
+def _unreadable(path: Path, error: OSError) -> UnsupportedError:
+    """Raises ShortageError for what says nothing about the file."""
+    shortages.refuse(error, str(path))
+    return UnsupportedError(f"{path}: {error.strerror}: BTF cannot be read")
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """Where a member is."""
@@ -80,16 +91,21 @@ class Btf:
     """Type information of one kernel. Use as a context manager: it holds some 6 MB of C memory."""
 
     def __init__(self, path: Path = VMLINUX) -> None:
-        """Read BTF from `path`. Raises UnsupportedError when the kernel has none."""
+        """Read BTF from `path`. Raises NoBtfError when the kernel has none, UnsupportedError when it cannot be read."""
         self._lib = libbpf.library()
-        if not path.exists():
-            raise UnsupportedError(
+        try:
+            path.open("rb").close()
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NoBtfError(
                 f"{path}: this kernel has no BTF type information",
                 hint="kmemwatch needs a kernel built with CONFIG_DEBUG_INFO_BTF=y",
-            )
+            ) from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
         self._btf = self._lib.btf__parse(str(path).encode(), None)
         if not self._btf:
-            raise UnsupportedError(f"{path}: {libbpf.error_text(ctypes.get_errno())}: BTF cannot be read")
+            number = ctypes.get_errno()
+            raise _unreadable(path, OSError(number, libbpf.error_text(number)))
         self._ids: dict[tuple[str, int], int | None] = {}
 
     def __enter__(self) -> Btf:
@@ -255,7 +271,8 @@ def find_anonymous_constant(constant: str, family: str, path: Path = VMLINUX) ->
     """
     try:
         raw = path.read_bytes()
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, str(path))
         return None
     if len(raw) < _HEADER.size:
         return None

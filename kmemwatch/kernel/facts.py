@@ -11,21 +11,26 @@ import os
 import platform
 import re
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from kmemwatch.errors import UnsupportedError
+from kmemwatch import shortages
+from kmemwatch.errors import ShortageError, UnsupportedError
 from kmemwatch.kernel import btf as btf_module
 from kmemwatch.kernel import cgroupfs, layout, symbols, trial
 from kmemwatch.kernel.btf import Btf
 
+T = TypeVar("T")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
 KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
 BPFFS = Path("/sys/fs/bpf")
 KCORE = Path("/proc/kcore")
+USER_NAMESPACE = Path("/proc/self/ns/user")
+_HOST_USER_NAMESPACE = 0xEFFFFFFD
+"""``PROC_USER_INIT_INO``: inode of the user namespace that a kernel boots with; those made later get other ones."""
 POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 """``0-3``, or with gaps ``0-3,8-11``."""
 
@@ -115,7 +120,7 @@ class Facts:
     page_bytes: int
     cpus: int
     privileged: bool | None
-    """We may load tracing programs: CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN."""
+    """We may load tracing programs: CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, in the host's user namespace."""
     lockdown: str | None
     kprobes: bool | None
     """The kernel has the kprobe PMU, which drops a probe with its file descriptor."""
@@ -144,6 +149,20 @@ class Facts:
     """/proc/kcore can be read, which tells where in the kernel's addresses the memory is."""
     possible_cpus: int | None = None
     """The highest number that a CPU may ever have, plus one; None when sysfs does not tell."""
+    host_namespace: bool | None = None
+    """Our user namespace is the one that the kernel booted with; the root of another one is not the host's."""
+    unmounted: tuple[str, str] | None = None
+    """What of /proc and /sys cannot be seen here, so that nothing else can be told; and what to do about it."""
+    btf_why: str | None = None
+    """Why `btf` is None."""
+    hierarchy_why: str | None = None
+    """Why `hierarchy` is None."""
+    own_cgroup: str | None = None
+    """Where this process is in the memory hierarchy, as its cgroup namespace calls it."""
+    tracefs_why: str | None = None
+    """Why `tracefs` is None."""
+    shortage: tuple[str, str] | None = None
+    """What ran out while we looked, and what to do: what is None may be so for that reason alone."""
 
     def to_json(self) -> str:
         """Stable JSON text."""
@@ -158,44 +177,71 @@ class Facts:
     def from_raw(raw: Mapping[str, Any]) -> Facts:
         """Inverse of `asdict`, also after JSON has made lists of tuples."""
         functions, tracepoints = raw["function_args"], raw["tracepoint_args"]
+        pairs = {name: tuple(raw[name]) for name in ("unmounted", "shortage") if raw.get(name) is not None}
         args = {
+            **pairs,
             "function_args": {name: tuple(types) for name, types in functions.items()},
             "tracepoint_args": {name: tuple(types) for name, types in tracepoints.items()},
         }
         return Facts(**{**raw, **args})
 
 
+class _Looks:
+    """Looks that are taken one after the other; what cannot be seen for want of something is None, and that is told."""
+
+    def __init__(self) -> None:
+        self.shortage: tuple[str, str] | None = None
+
+    def __call__(self, look: Callable[..., T], *args: Any) -> T | None:
+        try:
+            return look(*args)
+        except ShortageError as error:
+            self.shortage = self.shortage or (str(error), error.hint or "")
+            return None
+
+
 def gather() -> Facts:
     """Look at this host. Never raises for what the host lacks: that is a fact, too."""
-    hierarchy = cgroupfs.find_memory()
-    addresses = symbols.addresses((*FUNCTIONS, *DATA_SYMBOLS))
-    tracefs = next((path for path in TRACEFS if _is_dir(path / "events")), None)
-    privileged = _privileged()
-    return Facts(
-        release=platform.release(),
-        arch=platform.machine(),
-        page_bytes=resource.getpagesize(),
-        cpus=os.cpu_count() or 1,
-        possible_cpus=_possible_cpus(),
-        privileged=privileged,
-        lockdown=_lockdown(),
-        kprobes=_is_dir(KPROBE_PMU) if _is_dir(KPROBE_PMU.parent) else None,
-        tracefs=str(tracefs) if tracefs else None,
-        bpffs=_is_mounted(BPFFS, "bpf"),
-        hierarchy=None if hierarchy is None else {name: getattr(hierarchy, name) for name in hierarchy.__slots__},
-        symbols=addresses,
+    look = _Looks()
+    unmounted = _unmounted()
+    hierarchy = look(cgroupfs.find_memory)
+    tracefs, tracefs_why = look(_tracefs) or (None, None)
+    host_namespace = look(_host_namespace)
+    privileged = look(_privileged, host_namespace)
+    found: dict[str, Any] = {
+        "release": platform.release(),
+        "arch": platform.machine(),
+        "page_bytes": resource.getpagesize(),
+        "cpus": os.cpu_count() or 1,
+        "possible_cpus": look(_possible_cpus),
+        "privileged": privileged,
+        "host_namespace": host_namespace,
+        "unmounted": unmounted,
+        "lockdown": look(_lockdown),
+        "kprobes": _is_dir(KPROBE_PMU) if _is_dir(KPROBE_PMU.parent) else None,
+        "tracefs": str(tracefs) if tracefs else None,
+        "tracefs_why": tracefs_why,
+        "bpffs": look(_is_mounted, BPFFS, "bpf") or False,
+        "hierarchy": None if hierarchy is None else asdict(hierarchy),
+        "hierarchy_why": look(cgroupfs.why_not_found) if hierarchy is None else None,
+        "own_cgroup": None if hierarchy is None else look(cgroupfs.own_path, hierarchy),
+        "symbols": look(symbols.addresses, (*FUNCTIONS, *DATA_SYMBOLS)),
         # Only root may read it.
-        kcore=_starts_with(KCORE, b"\x7fELF") if privileged else None,
-        **_btf_facts(tracefs),
-    )
+        "kcore": look(_starts_with, KCORE, b"\x7fELF") if privileged else None,
+        **((None if unmounted else look(_btf_facts, tracefs, privileged)) or {"btf": None}),
+    }
+    return Facts(**found, shortage=look.shortage)
 
 
-def _btf_facts(tracefs: Path | None) -> dict[str, Any]:
+def _btf_facts(tracefs: Path | None, privileged: bool | None) -> dict[str, Any]:
+    """Raises ShortageError."""
     try:
         btf = Btf()
-    except UnsupportedError:
-        # Without the library that reads it, what the kernel has is not known.
-        return {"btf": None if btf_module.VMLINUX.exists() else False}
+    except btf_module.NoBtfError:
+        return {"btf": False}
+    except UnsupportedError as error:
+        # Without the library that reads it, or the right to, what the kernel has is not known.
+        return {"btf": None, "btf_why": str(error)}
     with btf:
         functions = {name: btf.function_args(name) for name in FUNCTIONS}
         tracepoints = {name: btf.tracepoint_args(name) for name in TRACEPOINTS}
@@ -208,15 +254,52 @@ def _btf_facts(tracefs: Path | None) -> dict[str, Any]:
             "enums": {name: btf.enum_values(name) for name in layout.ENUMS},
             "current_task_btf": btf.enum_value("bpf_func_id", "BPF_FUNC_get_current_task_btf") is not None,
             "gfp_account": _gfp_account(tracefs),
-            **dict(zip(("fentry", "fentry_why"), trial.fentry(btf), strict=True)),
+            **dict(zip(("fentry", "fentry_why"), trial.fentry(btf, privileged), strict=True)),
         }
+
+
+def _unmounted(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> tuple[str, str] | None:
+    """`Facts.unmounted`; what is missing is looked for by names that every kernel has there."""
+    if not (proc / "self/status").exists():
+        return f"{proc}: not mounted", f"mount -t proc proc {proc}"
+    if not (proc / "sys").exists():
+        return f"{proc}: mounted so that it shows processes only (subset=pid)", f"mount -t proc proc {proc}"
+    if not _is_dir(sys / "kernel"):
+        return f"{sys}: not mounted", f"mount -t sysfs sysfs {sys}; a container needs that of the host"
+    return None
+
+
+def _host_namespace(path: Path = USER_NAMESPACE) -> bool | None:
+    """Kernels without user namespaces have no such file."""
+    try:
+        return path.stat().st_ino == _HOST_USER_NAMESPACE
+    except FileNotFoundError:
+        return True if path.parent.exists() else None
+    except OSError:
+        return None
+
+
+def _tracefs() -> tuple[Path | None, str | None]:
+    """(where it is, why not)."""
+    why = f"not mounted at {TRACEFS[0]}"
+    for path in TRACEFS:
+        try:
+            (path / "events").stat()
+        except PermissionError:
+            why = "not ours to read"
+        except OSError as error:
+            shortages.refuse(error, str(path))
+        else:
+            return path, None
+    return None, why
 
 
 def _possible_cpus(path: Path = POSSIBLE_CPUS) -> int | None:
     """A machine to which CPUs can be added has more than are there."""
     try:
         return int(re.split("[-,]", path.read_text().strip())[-1]) + 1
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        shortages.refuse(error, str(path))
         return None
 
 
@@ -232,14 +315,19 @@ def _starts_with(path: Path, magic: bytes) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(magic)) == magic
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, str(path))
         return False
 
 
-def _privileged() -> bool | None:
+def _privileged(host_namespace: bool | None) -> bool | None:
+    """Capabilities in another user namespace are none where it matters."""
+    if host_namespace is False:
+        return False
     try:
         status = Path("/proc/self/status").read_text()
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, "/proc/self/status")
         return None
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     if match is None:
@@ -253,7 +341,8 @@ def _lockdown(path: Path = LOCKDOWN) -> str | None:
     """``none``, ``integrity``, ``confidentiality``; None when securityfs is not there to tell."""
     try:
         match = re.search(r"\[(\w+)\]", path.read_text())
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, str(path))
         return None
     return match[1] if match else None
 
@@ -261,7 +350,8 @@ def _lockdown(path: Path = LOCKDOWN) -> str | None:
 def _is_mounted(path: Path, kind: str) -> bool:
     try:
         lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, str(path))
         return False
     return any(line.split(" ")[1:3] == [str(path), kind] for line in lines)
 
@@ -275,7 +365,8 @@ def _gfp_account(tracefs: Path | None) -> int | None:
         return None
     try:
         text = (tracefs / "events/kmem/kmalloc/format").read_text()
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, str(tracefs))
         return None
     # What the format file prints is C after the preprocessor: {( unsigned long)((( gfp_t)0x400000u)), "..."}
     match = re.search(r'\{([^{}]*),\s*"__GFP_ACCOUNT"', text)

@@ -7,6 +7,7 @@ import ctypes
 import os
 from functools import lru_cache
 
+from kmemwatch import shortages
 from kmemwatch.errors import UnsupportedError
 
 _SONAMES = ("libbpf.so.1", "libbpf.so.0")
@@ -96,7 +97,8 @@ def library() -> ctypes.CDLL:
     for soname in _SONAMES:
         try:
             lib = ctypes.CDLL(soname, use_errno=True)
-        except OSError:
+        except OSError as error:
+            shortages.refuse(error, soname)
             continue
         for name, (restype, argtypes) in _PROTOTYPES.items():
             try:

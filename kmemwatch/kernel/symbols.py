@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from kmemwatch import shortages
+
 KALLSYMS = Path("/proc/kallsyms")
 
 
@@ -17,7 +19,8 @@ def addresses(names: Iterable[str], path: Path = KALLSYMS) -> Mapping[str, int] 
     """
     try:
         text = path.read_bytes()
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, str(path))
         return None
     # The address is as wide as a pointer everywhere: "ffffffff81000000 T name". Slicing 120,000 lines takes 35 ms, a
     # regular expression with all names three times as long; start-up has 1.5 s.

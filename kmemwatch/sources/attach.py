@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.sources import channel, image, store
 
@@ -36,6 +38,11 @@ def main(argv: Sequence[str], directory: Path | None = store.DIRECTORY) -> int:
         started = start(tuple(options["without"]), directory, options["latency"])
     except KmemwatchError as error:
         channel.send_error(connection, error)
+    except Exception as error:
+        short = shortages.of(error, "the probes cannot be attached", bpf=True)
+        if short is None:
+            raise
+        channel.send_error(connection, short)
     else:
         channel.send(connection, *started)
     return 0
@@ -43,8 +50,17 @@ def main(argv: Sequence[str], directory: Path | None = store.DIRECTORY) -> int:
 
 def start(without: tuple[str, ...], directory: Path | None, latency: bool = False) -> image.Started:
     """Attach. Raises KmemwatchError, and never for what is kept in `directory`, or cannot be: that only saves time."""
+    _lift_locked_memory()
     kept = None if directory is None else _Kept(directory, without, latency)
     return (kept and kept.start()) or _start_cold(without, latency, kept)
+
+
+def _lift_locked_memory() -> None:
+    """Before Linux v5.11 BPF maps count as locked memory, of which there is little by default."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):  # it takes CAP_SYS_RESOURCE
+        pass
 
 
 def _start_cold(without: tuple[str, ...], latency: bool, kept: _Kept | None) -> image.Started:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.defines import PEEK_PART_BYTES
 from kmemwatch.kernel.facts import Facts
@@ -129,7 +130,8 @@ class CacheList:
         """The struct; None when there is nothing any more, or where a link is that the kernel has poisoned."""
         try:
             return self._peek.read(address, self._bytes)
-        except OSError:
+        except OSError as error:
+            shortages.refuse(error)
             return None
 
     def _links(self, raw: bytes) -> tuple[int, int]:
@@ -149,7 +151,8 @@ class CacheList:
                 continue
             try:  # it may lie shortly before the end of what can be read
                 yield self._peek.string(address, size)
-            except OSError:
+            except OSError as error:
+                shortages.refuse(error)
                 yield None
 
     def _slabs(self, structs: Sequence[bytes]) -> list[int | None]:
@@ -365,7 +368,8 @@ def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
     """The kernel's initialised data, by the addresses that /proc/iomem and ``_text`` give."""
     try:
         ranges = dict(re.findall(r"([0-9a-f]+-[0-9a-f]+) : Kernel (\w+)", IOMEM.read_text()))
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error)
         return
     sections = {name: [int(end, 16) for end in span.split("-")] for span, name in ranges.items()}
     text = (facts.symbols or {}).get("_text", 0)
@@ -374,7 +378,8 @@ def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
     first, last = sections["data"]
     try:
         yield peek.read(text + first - sections["code"][0], last - first + 1)
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error)
         return
 
 
@@ -382,7 +387,8 @@ def possible_nodes() -> int:
     """Number of NUMA nodes that the kernel prepared for; 1 on kernels without NUMA."""
     try:
         return int(re.split(r"[-,]", POSSIBLE_NODES.read_text().strip())[-1]) + 1
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        shortages.refuse(error)
         return 1
 
 
@@ -390,7 +396,8 @@ def boot_id() -> str | None:
     """/proc/sys/kernel/random/boot_id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error)
         return None
 
 

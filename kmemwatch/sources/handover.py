@@ -3,21 +3,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kmemwatch
-from kmemwatch import errors
-from kmemwatch.errors import KmemwatchError
+from kmemwatch import errors, shortages
+from kmemwatch.errors import KmemwatchError, ShortageError
 from kmemwatch.lifeline import TiedProcess
 from kmemwatch.sources import channel
 
@@ -113,6 +114,7 @@ def send(connection: socket.socket, manifest: Manifest, descriptors: Sequence[in
 
 
 _LAST_WORDS_S = 5.0
+_OUT_OF_MEMORY = "if memory ran out, dmesg tells: free some, or raise the cgroup's limit, or ulimit -v"
 CHILD_DIRECTORY = "/"
 """``python -m`` looks for modules in the current directory first, and we may be root in anybody's."""
 
@@ -133,17 +135,23 @@ class Child:
     def __init__(
         self, without: Sequence[str] = (), module: str = "kmemwatch.sources.attach", latency: bool = False
     ) -> None:
-        """`module`: what to run as the child; a test puts its own in between."""
-        self._channel, theirs = socket.socketpair()
+        """`module`: what to run as the child; a test puts its own in between. Raises ShortageError."""
         options = json.dumps({"without": list(without), "latency": latency})
-        command = [sys.executable, "-m", module, str(theirs.fileno()), options]
-        # A file and not a pipe, which nobody would empty while we wait for the answer.
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
-        with theirs:
-            self._process = TiedProcess(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
-            )  # fmt: skip
+        with ExitStack() as opened:
+            try:
+                self._channel, theirs = map(opened.enter_context, socket.socketpair())
+                command = [sys.executable, "-m", module, str(theirs.fileno()), options]
+                # Memory and not a pipe, which nobody would empty while we wait for the answer.
+                self._stderr = opened.enter_context(open(os.memfd_create("stderr"), "w+b"))
+                self._process = TiedProcess(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
+                )  # fmt: skip
+            except OSError as error:
+                shortages.refuse(error, "the process that attaches the probes cannot be started")
+                raise
+            opened.pop_all()
+        theirs.close()
 
     def wait(self) -> Handed:
         """Everything the child hands over. Raises KmemwatchError with the child's reason."""
@@ -172,29 +180,38 @@ class Child:
         while len(parts) < size:
             part = self._channel.recv(size - len(parts))
             if not part:
-                raise KmemwatchError(f"the process that attaches the probes ended: {self._last_words()}")
+                raise self._ended()
             parts += part
         return bytes(parts)
 
-    def _last_words(self) -> str:
+    def _ended(self) -> KmemwatchError:
+        """Why, by its last words."""
+        what = "the process that attaches the probes ended"
         status = self._process.wait(_LAST_WORDS_S)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        if lines:
-            return lines[-1]
-        if status is None:
-            return "it has closed its end, and still runs"
-        return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+        short = shortages.of(lines[-1], what) if lines else None
+        if short is not None:
+            return short
+        if status is None and not lines:
+            return KmemwatchError(f"{what}: it has closed its end, and still runs")
+        if status is not None and status < 0:
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            return ShortageError(f"{what}: {name}", _OUT_OF_MEMORY)
+        return KmemwatchError(f"{what}: {lines[-1] if lines else f'exit status {status}'}")
 
     def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
         descriptors: list[int] = []
         while len(descriptors) < answer["descriptors"]:
-            data, fds, _, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
+            data, fds, flags, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
             descriptors += fds
-            if not data:
-                for fd in descriptors:  # else what is half handed over would stay attached
-                    os.close(fd)
-                raise KmemwatchError("the process that attaches the probes ended while it handed them over")
+            if data and not flags & socket.MSG_CTRUNC:
+                continue
+            for fd in descriptors:  # else what is half handed over would stay attached
+                os.close(fd)
+            if data:  # the kernel leaves out the descriptors that this process may not have
+                raise shortages.shortage(errno.EMFILE, "the probes cannot be taken over")
+            raise ShortageError("the process that attaches the probes ended while it handed them over", _OUT_OF_MEMORY)
         manifest = Manifest.from_raw(answer["manifest"])
         numbers = iter(descriptors)
         programs = {name: next(numbers) for name in manifest.programs}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel import bpf_calls, cgroupfs, facts, plan
 from kmemwatch.kernel.btf import Btf
@@ -32,6 +33,7 @@ _HEADERS = {
     "slab_events.h": {"caches.bpf.c", "recharge.bpf.c"},
 }
 """Header of bpf/ that not every kernel can have -> files that need it."""
+_CANNOT = "the probes cannot be attached"
 _SOURCES = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
 
 
@@ -213,9 +215,15 @@ class _Attempt:
             with self._stderr:
                 return Module(text=source_text(self._plan).encode(), cflags=self._plan.defines.cflags())
         except Exception as error:  # bcc raises bare Exception
+            self._refuse_shortage(error)
             raise UnsupportedError(
                 f"bpf/: {self._stderr.reason() or error}", hint="run: kmemwatch doctor, and report what it says"
             ) from error
+
+    def _refuse_shortage(self, error: Exception) -> None:
+        """A shortage may be told by what was raised, or only by what was written; it says nothing about the kernel."""
+        for told in (error, self._stderr.text()):
+            shortages.refuse(told, _CANNOT, bpf=True)
 
     def _map_handles(self) -> dict[str, MapHandle]:
         handles = {}
@@ -251,13 +259,14 @@ class _Attempt:
     def _attach_signal(self, signal: Signal) -> ProbeResult:
         if not signal.candidates:
             why = _join(*signal.skipped) or "no way is known for this kernel"
-            return ProbeResult(signal.name, None, False, why, signal.applies)
+            return ProbeResult(signal.name, None, bool(signal.refused), why, signal.applies)
         candidate = signal.candidates[0]
         for hook in candidate.hooks:
             try:
                 with self._stderr:
                     self._attach_programs(signal.name, hook)
             except Exception as error:  # bcc raises bare Exception
+                self._refuse_shortage(error)
                 reason = self._stderr.reason() or str(error)
                 raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {reason}") from error
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
@@ -356,6 +365,7 @@ class _Attempt:
             learned["slab_account"] = discover.slab_account_flag(self._facts, caches)
             learned["page_base"] = discover.page_base(peek, self._facts, caches)
         except (OSError, KeyError, KmemwatchError) as error:
+            shortages.refuse(error, _CANNOT)
             learned["learn_error"] = str(error)
         if learned.get("page_base") and "page_base" in self._maps:
             MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
@@ -384,6 +394,7 @@ def _bcc() -> tuple[Any, Path]:
     try:
         import bcc
     except ImportError as error:
+        shortages.refuse(error, _CANNOT)
         raise UnsupportedError(
             f"{sys.executable}: cannot import bcc: {error}",
             hint="install it: apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)",

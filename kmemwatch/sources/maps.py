@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import add
 
+from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel import libbpf
 
@@ -64,8 +65,11 @@ class _ProgInfo(ctypes.Structure):
 
 
 def possible_cpus() -> int:
-    """Number of copies that a per-CPU map has of each value."""
-    return int(libbpf.library().libbpf_num_possible_cpus())
+    """Number of copies that a per-CPU map has of each value. Raises OSError."""
+    number = int(libbpf.library().libbpf_num_possible_cpus())
+    if number < 0:
+        raise OSError(-number, f"possible CPUs: {libbpf.error_text(number)}")
+    return number
 
 
 def test_run(program_fd: int, *args: int) -> int:
@@ -206,7 +210,9 @@ class Ring:
         self._callback = libbpf.RING_SAMPLE_FN(self._sample)
         self._ring = self._lib.ring_buffer__new(fd, self._callback, None, None)
         if not self._ring:
-            raise KmemwatchError(f"ring buffer: {libbpf.error_text(ctypes.get_errno())}")
+            number = ctypes.get_errno()
+            shortages.refuse(OSError(number, libbpf.error_text(number)), "ring buffer")
+            raise KmemwatchError(f"ring buffer: {libbpf.error_text(number)}")
 
     def _sample(self, _context: int, data: int, size: int) -> int:
         try:

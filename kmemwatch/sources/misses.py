@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from kmemwatch import shortages
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.sources.maps import possible_cpus
 from kmemwatch.sources.peek import Peek
@@ -49,7 +50,7 @@ class KprobeMisses:
     def __init__(self, peek: Peek, facts: Facts, links: Mapping[str, int]) -> None:
         """`links`: ``signal/kind:function`` -> descriptor that keeps it attached; those of other kinds are ignored.
 
-        Never raises: `why` has the reason when this kernel does not tell.
+        Raises ShortageError only: `why` has the reason when this kernel does not tell.
         """
         self.why: str | None = None
         """Why misses are unknown; None when they are known."""
@@ -65,6 +66,7 @@ class KprobeMisses:
         except KeyError as error:
             self.why = f"BTF has no {error.args[0].replace('__', '.')}"
         except (OSError, _NotTheProbeError) as error:
+            shortages.refuse(error)
             self.why = f"{name}: {error}"
 
     def read(self) -> Mapping[str, int] | None:

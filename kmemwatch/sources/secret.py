@@ -7,6 +7,7 @@ process that serves HTTP is another user's.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
@@ -24,12 +25,16 @@ _LOCK_S = 1.0
 
 
 def of_boot(boot_id: str | None, directory: Path = store.DIRECTORY) -> bytes:
-    """The secret of this boot, made if there is none; where it cannot be kept safely, one for this process."""
+    """The secret of this boot, made if there is none; where it cannot be kept safely, one for this process.
+
+    Raises OSError when it could not be looked up for want of descriptors or memory.
+    """
     if boot_id:
         try:
             return _kept(boot_id.encode(), directory)
-        except OSError:
-            pass
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # the next start would give other ids
+                raise
     return os.urandom(SECRET_BYTES)
 
 

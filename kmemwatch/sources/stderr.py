@@ -5,14 +5,14 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 
 
 class StderrCapture:
     """Catches what the compiler and the verifier write to descriptor 2, for the reason of a failure."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as this object
+        # In memory: a container may have no directory that can be written to.
+        self._file = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115 - lives as long as this object
         self._saved = -1
 
     def __enter__(self) -> None:
@@ -27,10 +27,14 @@ class StderrCapture:
         os.dup2(self._saved, 2)
         os.close(self._saved)
 
+    def text(self) -> str:
+        """All of it."""
+        self._file.seek(0)
+        return self._file.read().decode("utf-8", "replace")
+
     def reason(self) -> str | None:
         """The most telling line: the first error of the compiler, or the verifier's last word."""
-        self._file.seek(0)
-        lines = [line.strip() for line in self._file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in self.text().splitlines() if line.strip()]
         errors = [line for line in lines if "error:" in line]
         if errors:
             return errors[0]

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -19,16 +22,23 @@ OTHERS = """\
 PROC = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuset\t3\t1\t1\nmemory\t{}\t17\t{}\n"
 
 
+V1 = "33 30 0:29 {} {} rw,nosuid,nodev shared:11 - cgroup cgroup rw,{}\n"
+V2 = "31 30 0:27 {} {} rw,nosuid,nodev shared:10 - cgroup2 cgroup2 rw,nsdelegate\n"
+
+
 class Files:
     def __init__(self, home: Path) -> None:
         self.home = home
         self.mountinfo = home / "mountinfo"
         self.proc_cgroups = home / "cgroups"
 
-    def find(self, mounts: str, hierarchy: int | None = 0, enabled: int = 1) -> Hierarchy | None:
+    def find(
+        self, mounts: str, hierarchy: int | None = 0, enabled: int = 1, covered: Sequence[str] = ()
+    ) -> Hierarchy | None:
+        """`covered`: mount points where something else than the root of the hierarchy is to be seen."""
         self.mountinfo.write_text(OTHERS + mounts)
         self.proc_cgroups.write_text("" if hierarchy is None else PROC.format(hierarchy, enabled))
-        return find_memory(self.mountinfo, self.proc_cgroups)
+        return find_memory(self.mountinfo, self.proc_cgroups, lambda device, point: point not in covered)
 
     def v2(self, controllers: str = "cpu memory pids", name: str = "cgroup2") -> Path:
         """A directory that looks like the root of a v2 hierarchy."""
@@ -41,10 +51,6 @@ class Files:
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
-
-
-V1 = "33 30 0:29 {} {} rw,nosuid,nodev shared:11 - cgroup cgroup rw,{}\n"
-V2 = "31 30 0:27 {} {} rw,nosuid,nodev shared:10 - cgroup2 cgroup2 rw,nsdelegate\n"
 
 
 def escaped(path: Path | str) -> str:
@@ -79,12 +85,75 @@ def test_hybrid_with_memory_on_v2(files: Files) -> None:
 
 def test_a_container_sees_a_part_of_v1(files: Files) -> None:
     found = files.find(V1.format("/docker/3f9", "/sys/fs/cgroup/memory", "memory"), 4)
-    assert found == Hierarchy(1, 4, None), "writing to its cgroup.procs would not lead to the root"
+    at = "/sys/fs/cgroup/memory"
+    assert found == Hierarchy(1, 4, None, at), "writing to its cgroup.procs would not lead to the root"
 
 
 def test_a_container_sees_a_part_of_v2(files: Files) -> None:
     mount = files.v2()
-    assert files.find(V2.format("/../../system.slice", mount)) == Hierarchy(2, 0, None)
+    assert files.find(V2.format("/../../system.slice", mount)) == Hierarchy(2, 0, None, str(mount))
+
+
+def test_a_container_with_a_cgroup_namespace_sees_a_part_that_is_called_the_root(files: Files) -> None:
+    mount = files.v2()
+    assert files.find(V2.format("/", mount), covered=[str(mount)]) == Hierarchy(2, 0, None, str(mount))
+
+
+def test_a_part_that_is_mounted_over_the_whole(files: Files) -> None:
+    at = "/sys/fs/cgroup/memory"
+    mounts = V1.format("/", at, "memory") + V1.format("/docker/3f9", at, "memory")
+    assert files.find(mounts, 4, covered=[at]) == Hierarchy(1, 4, None, at)
+
+
+def test_the_whole_is_found_elsewhere(files: Files) -> None:
+    at = "/sys/fs/cgroup/memory"
+    mounts = "".join(V1.format(root, point, "memory") for root, point in (("/", at), ("/a", at), ("/", "/host/memory")))
+    assert files.find(mounts, 4, covered=[at]) == Hierarchy(1, 4, "/host/memory")
+
+
+@pytest.mark.needs("a memory controller")
+def test_the_root_is_told_from_its_parts_and_from_other_file_systems() -> None:
+    mount = memory_mount()
+    assert mount is not None
+    status = mount.path.stat()
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    assert cgroupfs.is_root_of(device, str(mount.path))
+    part = next(path for path in mount.path.iterdir() if path.is_dir())
+    assert not cgroupfs.is_root_of(device, str(part))
+    assert not cgroupfs.is_root_of("0:1", str(mount.path))
+    assert not cgroupfs.is_root_of(device, "/does/not/exist")
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "mounts", "why"),
+    [
+        (PROC.format(0, 0), "", "the memory controller is not enabled"),
+        ("cpu\t1\t1\t1\n", "", "no cgroup file system is mounted, and .* does not name the memory controller"),
+        ("cpu\t1\t1\t1\n", V2.format("/", "/none"), "/none: cannot be read, .*: No such file or directory"),
+        ("cpu\t1\t1\t1\n", V2.format("/", "/"), "there is no memory controller"),
+        (None, "", "cannot be read: No such file or directory"),
+    ],
+)
+def test_why_there_is_no_hierarchy(files: Files, cgroups: str | None, mounts: str, why: str) -> None:
+    files.mountinfo.write_text(OTHERS + mounts)
+    if cgroups is not None:
+        files.proc_cgroups.write_text(cgroups)
+    assert re.search(why, cgroupfs.why_not_found(files.mountinfo, files.proc_cgroups))
+
+
+@pytest.mark.parametrize(
+    ("version", "text", "path"),
+    [
+        (1, "5:cpu,cpuacct:/a\n4:memory:/docker/3f9\n0::/x\n", "/docker/3f9"),
+        (1, "4:cpuset,memory:/with:colon\n", "/with:colon"),
+        (2, "1:name=systemd:/y\n0::/system.slice/docker.service\n", "/system.slice/docker.service"),
+        (2, "1:memory:/y\n", None),
+        (1, "", None),
+    ],
+)
+def test_the_cgroup_of_this_process(tmp_path: Path, version: int, text: str, path: str | None) -> None:
+    (tmp_path / "cgroup").write_text(text)
+    assert cgroupfs.own_path(Hierarchy(version, 0, None), tmp_path / "cgroup") == path
 
 
 def test_memory_on_v2_that_is_not_mounted(files: Files) -> None:
@@ -108,7 +177,7 @@ def test_odd_mount_points(files: Files, name: str) -> None:
     mount = files.v2(name=name)
     files.mountinfo.write_bytes((OTHERS + V2.format("/", escaped(mount))).encode("utf-8", "surrogateescape"))
     files.proc_cgroups.write_text(PROC.format(0, 1))
-    assert find_memory(files.mountinfo, files.proc_cgroups) == Hierarchy(2, 0, str(mount))
+    assert find_memory(files.mountinfo, files.proc_cgroups, lambda *_: True) == Hierarchy(2, 0, str(mount))
 
 
 @pytest.mark.needs("a memory controller")

@@ -17,7 +17,7 @@ from hypothesis import given
 
 from kmemwatch.cli import diagnosis, doctor
 from kmemwatch.cli.diagnosis import WIDTH, Diagnosis, report
-from kmemwatch.errors import UnsupportedError, UsageError
+from kmemwatch.errors import ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import plan
 from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING, Probe
@@ -87,7 +87,19 @@ def test_a_fallback_says_what_was_refused() -> None:
         ({}, {"statistics_known": False}, "slab bytes and pins are unknown (?)"),
         ({}, {"accounting_known": False}, "live bytes are unknown (?)"),
         ({}, {"learn_error": "no way to a cache"}, "caches are shown without a name, or not at all: no way to a cache"),
-        ({"hierarchy": {"version": 2, "hierarchy_id": 0, "mount": None}}, {}, "run it on the host"),
+        (
+            {"hierarchy": {"version": 2, "hierarchy_id": 0, "mount": None}},
+            {},
+            "the memory hierarchy is not mounted here",
+        ),
+        (
+            {
+                "hierarchy": {"version": 1, "hierarchy_id": 4, "mount": None, "part_at": "/sys/fs/cgroup/memory"},
+                "own_cgroup": "/docker/3f9",
+            },
+            {},
+            "its root is nowhere here: kmemwatch's own memory, some 13 MB, is charged to /docker/3f9",
+        ),
     ],
 )
 def test_advice(facts: dict[str, Any], changes: dict[str, Any], advice: str) -> None:
@@ -105,6 +117,65 @@ def test_without_privileges_it_says_what_root_could() -> None:
     assert "planned alloc" in text
     assert "? fentry" in text
     assert "- run with sudo" in text
+
+
+def test_root_of_a_user_namespace_is_told_what_it_is() -> None:
+    facts = replace(recorded_facts(LOCKED), privileged=False, host_namespace=False, fentry=None, fentry_why=None)
+    with pytest.raises(UnsupportedError, match="not the host's root: this is a user namespace") as caught:
+        plan(facts)
+    text = words(report(Diagnosis(facts, True, None, caught.value)))
+    assert "no privileges this is a user namespace, whose root is not the host's" in text
+    assert "report this" not in text
+    assert "with sudo" not in text
+    assert "--userns=host" in text
+
+
+@pytest.mark.parametrize(
+    ("facts", "said", "hint"),
+    [
+        ({"unmounted": ("/sys: not mounted", "mount -t sysfs sysfs /sys")}, "/sys: not mounted", "mount -t sysfs"),
+        ({"btf": None, "btf_why": "/sys/kernel/btf/vmlinux: Permission denied: BTF cannot be read"},
+         "/sys/kernel/btf/vmlinux: Permission denied", "a container's profile"),
+        ({"btf": None, "btf_why": "libbpf: none of libbpf.so.1 can be loaded"}, "libbpf: none of", "apt-get install"),
+        ({"hierarchy": None, "hierarchy_why": "/cg: cannot be read: Permission denied"}, "/cg: cannot be read",
+         "where it can be read"),
+        ({"hierarchy": None, "hierarchy_why": None}, "/proc/cgroups: the memory controller is not", "cgroup_disable"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_looked_at_is_not_what_the_kernel_lacks(facts: dict[str, Any], said: str, hint: str) -> None:
+    found = replace(recorded_facts(LOCKED), **facts)
+    with pytest.raises(UnsupportedError) as caught:
+        plan(found)
+    text = words(report(Diagnosis(found, True, None, caught.value)))
+    assert f"kmemwatch cannot run here: {said}" in text
+    assert hint in text.partition("What to change")[2]
+
+
+def test_what_was_not_seen_for_want_of_descriptors_could_not_be_checked() -> None:
+    facts = replace(
+        recorded_facts(LOCKED), btf=None, symbols=None, hierarchy=None, tracefs=None, privileged=None,
+        shortage=("/proc/kallsyms: out of file descriptors (the limit is 5)", "ulimit -n 1024"),
+    )  # fmt: skip
+    with pytest.raises(ShortageError) as caught:
+        plan(facts)
+    found = Diagnosis(facts, None, None, caught.value)
+    text = words(report(found))
+    assert "What works here could not be checked: /proc/kallsyms: out of file descriptors" in text
+    assert text.count(" unknown ") == len(diagnosis.GIVES)
+    for name in ("privileges", "bcc", "BTF", "memory cgroups", "symbols", "tracefs"):
+        assert f"? {name}" in text
+    assert "missing" not in text
+    assert "apt-get" not in text
+    assert "ulimit -n 1024" in text.partition("What to change")[2]
+    assert Facts.from_json(facts.to_json()) == facts
+
+
+def test_a_child_that_was_killed_says_nothing_about_the_kernel() -> None:
+    facts = recorded_facts("debian-6.1")
+    error = ShortageError("the process that attaches the probes ended: SIGKILL", "free memory")
+    text = words(report(Diagnosis(facts, True, plan(facts), error)))
+    assert "What works here could not be checked: the process that attaches" in text
+    assert "planned alloc" in text
 
 
 def test_a_hint_to_run_doctor_is_not_given_by_doctor() -> None:
