@@ -91,7 +91,7 @@ def cgroup_option(function: F) -> F:
 
 def filter_option(function: F) -> F:
     """``--filter REGEX`` -> `filter_: str | None`."""
-    return click.option("--filter", "filter_", metavar="REGEX", help="Only rows whose name matches.")(function)
+    return click.option("--filter", "filter_", metavar="REGEX", help="Only rows whose name matches (RE2).")(function)
 
 
 def check_source(connect: str | None, replay: str | None, without: tuple[str, ...], latency: bool = False) -> None:

@@ -31,8 +31,8 @@ _START_SLACK_S = 2.0
 """prometheus_client computes the start from the uptime, in whole ticks."""
 MAX_POINTS = 500
 """Of each series, unless the step is given."""
-_MATCHER = r'\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*(?:"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\')\s*'
-_SELECTOR = re.compile(rf"{_MATCHER}(?:,{_MATCHER})*,?\s*")
+_MATCHER = r'\s*[a-zA-Z_][a-zA-Z0-9_]*\s*(?:=~|!~|!=|=)\s*(?:"(?:[^"\\\n]|\\.)*"|\'(?:[^\'\\\n]|\\.)*\')'
+_SELECTOR = re.compile(rf"{_MATCHER}(?:\s*,{_MATCHER})*\s*(?:,\s*)?")
 
 Target = tuple[str, ...]
 

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from kmemwatch.errors import UsageError
 from kmemwatch.exporter import kubernetes
+from kmemwatch.patterns import any_of
 
 PATH, KUBERNETES = "path", "kubernetes"
 NAMINGS = (PATH, KUBERNETES)
@@ -55,6 +54,11 @@ class SelectionOptions:
     cache_exclude: Sequence[str] = ()
     naming: str = PATH
 
+    @property
+    def has_expressions(self) -> bool:
+        """There is a regular expression."""
+        return any((self.cgroup_include, self.cgroup_exclude, self.cache_include, self.cache_exclude))
+
     def selection(self) -> Selection:
         """Raises UsageError that names the option of an expression that is none."""
         has_cgroup = _matcher("cgroup", self.cgroup_include, self.cgroup_exclude)
@@ -66,24 +70,11 @@ class SelectionOptions:
 
 def _matcher(what: str, include: Sequence[str], exclude: Sequence[str]) -> Callable[[str], bool]:
     """As Prometheus' own exporters: expressions match whole names, and what is excluded stays so."""
-    wanted, unwanted = _compile(f"--{what}.include", include), _compile(f"--{what}.exclude", exclude)
+    wanted, unwanted = any_of(f"--{what}.include", include), any_of(f"--{what}.exclude", exclude)
     if wanted is None and unwanted is None:
         return _everything
 
     def has(name: str) -> bool:
-        return (wanted is None or wanted.fullmatch(name) is not None) and (
-            unwanted is None or unwanted.fullmatch(name) is None
-        )
+        return (wanted is None or wanted.fullmatch(name)) and (unwanted is None or not unwanted.fullmatch(name))
 
     return has
-
-
-def _compile(option: str, expressions: Sequence[str]) -> re.Pattern[str] | None:
-    for expression in expressions:
-        try:
-            re.compile(expression)
-        except (re.error, OverflowError, RecursionError) as error:
-            raise UsageError(
-                f"{option}: not a regular expression: {expression!r}: {error}", "Python's syntax, for example /user.*"
-            ) from error
-    return re.compile("|".join(f"(?:{expression})" for expression in expressions)) if expressions else None

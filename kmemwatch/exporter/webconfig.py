@@ -9,6 +9,7 @@ cannot do is an error, too: a server that is less strict than its configuration 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -31,7 +32,7 @@ _HEADERS: Mapping[str, Callable[[str], bool]] = {
     "X-XSS-Protection": lambda value: True,
 }
 """Name -> whether a value is allowed; an empty one means that the header is not sent."""
-_DURATION = re.compile(r"(?:\d+(?:\.\d*)?|\.\d+)(?:ns|us|µs|μs|ms|s|m|h)")
+_DURATION = re.compile(r"(?P<digits>\d+(?:\.\d*)?|\.\d+)(?P<unit>ns|us|µs|μs|ms|s|m|h)", re.ASCII)
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -142,7 +143,7 @@ def _rate_limit(section: Section) -> RateLimit | None:
     section.finish()
     interval_s = 0.0 if text in (None, "0") else _seconds(text or "")
     if interval_s is None:
-        raise section.refuse("interval", f"{text!r} is not a duration", "for example 1s, 500ms or 1m30s")
+        raise section.refuse("interval", f"{(text or '')[:40]!r} is not a duration", "for example 1s, 500ms or 1m30s")
     if interval_s and not burst:
         raise section.refuse("burst", "must be at least 1: without it no request is ever answered")
     return RateLimit(interval_s, burst or 0) if interval_s else None
@@ -150,11 +151,11 @@ def _rate_limit(section: Section) -> RateLimit | None:
 
 def _seconds(text: str) -> float | None:
     """A duration as Go writes it; None for what is none."""
-    parts = _DURATION.findall(text)
-    if not parts or "".join(parts) != text:
-        return None
-    total = 0.0
-    for part in parts:
-        digits = part.rstrip("nuµμmsh")
-        total += float(digits) * _UNITS_S[part[len(digits) :]]
-    return total
+    total, at = 0.0, 0
+    while at < len(text):
+        part = _DURATION.match(text, at)
+        if part is None:
+            return None
+        total += float(part["digits"]) * _UNITS_S[part["unit"]]
+        at = part.end()
+    return total if text and math.isfinite(total) else None

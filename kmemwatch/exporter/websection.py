@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 _STR, _BOOL, _INT, _NULL = (f"tag:yaml.org,2002:{kind}" for kind in ("str", "bool", "int", "null"))
 NO_VALUE = "has no value"
+_DIGITS = 15
 HINT = "the format is that of Prometheus' exporter-toolkit, docs/web-configuration.md there"
 
 
@@ -99,8 +100,8 @@ class Section:
     def number(self, key: str) -> int | None:
         """A whole number, not negative."""
         value = self._scalar(key, "a whole number", _INT)
-        if value is not None and not value.isdecimal():
-            raise self.refuse(key, f"must be a whole number, not {value}")
+        if value is not None and not (value.isdecimal() and len(value) <= _DIGITS):
+            raise self.refuse(key, f"must be a whole number, not {value[:_DIGITS]}")
         return None if value is None else int(value)
 
     def texts(self, key: str) -> tuple[str, ...]:

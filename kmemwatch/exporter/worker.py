@@ -18,7 +18,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 
-from kmemwatch import lifeline
+from kmemwatch import lifeline, patterns
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter import privileges, sandbox, wire
 from kmemwatch.exporter.app import App
@@ -206,6 +206,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _serve(settings: Settings, beats: int, lifeline_fd: int) -> Worker:
+    if settings.selection.has_expressions:
+        patterns.load()
     if settings.web is not None:
         import bcrypt  # noqa: F401 - a later configuration may have passwords
 

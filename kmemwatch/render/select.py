@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ from kmemwatch.fields.base import Field
 from kmemwatch.fields.rows import Frame, is_within
 from kmemwatch.fields.views import VIEWS, View
 from kmemwatch.model import Snapshot
+from kmemwatch.patterns import Pattern, compiled
 from kmemwatch.units import printable
 
 
@@ -24,7 +24,7 @@ class Selection:
     sort: Field[Any]
     reverse: bool = False
     """Against the usual order, which is text from A to Z and the largest number first."""
-    pattern: re.Pattern[str] | None = None
+    pattern: Pattern | None = None
 
     def rows(self, shown: Frame) -> list[Any] | None:
         """Rows of a frame, filtered and sorted; None when there cannot be any, see `View.missing`."""
@@ -60,15 +60,9 @@ def find_view(name: str) -> View[Any]:
     raise UsageError(f"--view: no view {printable(name)!r}", f"there are: {', '.join(v.name for v in VIEWS)}")
 
 
-def compile_filter(regex: str) -> re.Pattern[str]:
+def compile_filter(regex: str) -> Pattern:
     """A regular expression that is searched in the name as the screen shows it. Raises UsageError."""
-    try:
-        return re.compile(regex)
-    except (re.error, OverflowError, RecursionError) as exc:
-        raise UsageError(
-            f"--filter: {printable(regex)!r} is not a regular expression: {exc}",
-            r"a literal . * ( [ needs a backslash before it",
-        ) from exc
+    return compiled("--filter", regex)
 
 
 def sort_rows(found: Sequence[Any], field: Field[Any], reverse: bool) -> list[Any]:

@@ -17,7 +17,7 @@ from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from kmemwatch.errors import UsageError
+from kmemwatch.errors import KmemwatchError
 from kmemwatch.fields.rows import Frame
 from kmemwatch.fields.views import VIEWS
 from kmemwatch.render.select import Selection, find_view, select
@@ -283,7 +283,7 @@ class TopApp(App[None]):
         try:
             self._choose(self.selection.matching(message.value))
             message.input.remove_class("-wrong")
-        except UsageError:
+        except KmemwatchError:  # or RE2 is not there
             message.input.add_class("-wrong")  # half-typed; the last good one stays
         self._draw_chosen()
 

@@ -96,6 +96,6 @@ def test_what_is_left_is_what_it_was(snapshot: Snapshot, include: list[str]) -> 
 
 @pytest.mark.parametrize("expression", ["(", "*", "[a", "(?P<x", "a{99999999999}"])
 def test_what_is_no_expression(expression: str) -> None:
-    with pytest.raises(UsageError, match=r"--cache\.exclude: not a regular expression") as caught:
+    with pytest.raises(UsageError, match=r"--cache\.exclude: .* is not a regular expression") as caught:
         SelectionOptions(cache_exclude=["fine", expression]).selection()
     assert caught.value.exit_code == 2

@@ -19,8 +19,9 @@ AT_DEBIAN = {"python3-yaml": "pyyaml"}
 
 def bundled() -> dict[str, str]:
     """Name -> version."""
-    lines = (line.split() for line in (DEBIAN / "bundled.txt").read_text().splitlines() if not line.startswith("#"))
-    return {name: version for name, _, version, _ in lines}
+    texts = [(DEBIAN / name).read_text().replace("\\\n", "") for name in ("bundled.txt", "compiled.txt")]
+    lines = (line.split() for text in texts for line in text.splitlines() if not line.startswith("#"))
+    return {name: version for name, _, version, *_ in lines}
 
 
 def depends() -> dict[str, str]:
@@ -56,9 +57,22 @@ def test_every_bundled_file_has_one_hash() -> None:
         assert re.fullmatch(r"[a-z0-9-]+ == [0-9.]+ --hash=sha256:[0-9a-f]{64}", line)
 
 
+def test_what_is_compiled_has_a_hash_for_each_python_and_machine() -> None:
+    versions, machines = (
+        re.findall(rf"for {name} in (.*); do", (DEBIAN / "build").read_text())[0].split()
+        for name in ("version", "machine")
+    )
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}\b", (DEBIAN / "compiled.txt").read_text())) == len(
+        versions
+    ) * len(machines)
+    classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
+    assert set(classifiers) <= set(versions)
+
+
 def test_every_bundled_package_has_its_licence_told() -> None:
     text = (DEBIAN / "copyright").read_text()
     modules = {"linkify-it-py": "linkify_it", "markdown-it-py": "markdown_it", "uc-micro-py": "uc_micro"}
+    modules["google-re2"] = "re2"
     for name in bundled():
         assert f"usr/lib/kmemwatch/{modules.get(name, name.replace('-', '_'))}/*" in text
 
