@@ -10,6 +10,7 @@ from http import HTTPStatus
 from typing import Any, Protocol
 
 from kmemwatch.codec import snapshot_to_json
+from kmemwatch.exporter.accept import accepts_gzip
 from kmemwatch.exporter.exposition import Begun, Exposition
 from kmemwatch.exporter.frames import Frame
 from kmemwatch.exporter.landing import landing_page
@@ -158,13 +159,3 @@ def _request(scope: Message) -> Request:
         name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
         values[name] = f"{values[name]},{value}" if name in values else value
     return Request(values.get("accept", ""), accepts_gzip(values.get("accept-encoding", "")))
-
-
-def accepts_gzip(header: str) -> bool:
-    """Whether an Accept-Encoding header wants gzip, and not ``gzip;q=0``."""
-    for item in header.split(","):
-        name, *parameters = (part.strip().lower() for part in item.split(";"))
-        if name == "gzip":
-            weight = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-            return weight.strip("0.") != ""
-    return False

@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Callable, Iterable
 
 from prometheus_client.core import Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from kmemwatch.exporter import own
+from kmemwatch.exporter.accept import choose_format
 from kmemwatch.exporter.frames import Frame, ReaderState, T
 from kmemwatch.exporter.heap import no_collector
 from kmemwatch.exporter.selection import ALL, Selection
@@ -61,7 +61,7 @@ class Exposition:
     def render(self, accept: str, packed: bool) -> tuple[str, tuple[bytes, ...]]:
         """(Content-Type, parts of the body) in the format that `accept` asks for, gzip if `packed`."""
         began = time.monotonic()
-        encode, content_type = choose_encoder(accept)
+        encode, content_type = choose_format(accept)
         frame = self._frame()
         build = None if frame is None else self._build_of(frame)
         tail = encode(_Collected(self._own_metrics(frame, build)))

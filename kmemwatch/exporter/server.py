@@ -8,7 +8,6 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,8 +31,6 @@ _QUEUE = 2048
 """Connections that wait in the kernel. Those above it try again a second later."""
 _START_S = 10.0
 _TICK_S = 1.0
-_REPEAT_S = 60.0
-"""The same trouble is told at most once in this time."""
 
 
 class Server:
@@ -50,14 +47,13 @@ class Server:
         beat: Callable[[], None] = lambda: None,
     ) -> None:
         """`app`: ASGI; `tls`: for new connections, None for plain HTTP; `beat`: called each second by the thread that
-        answers, as long as it goes round."""
+        answers, as long as it goes round; `log`: as often as clients cause it, so a `ClientLog` it should be."""
         _quiet()
         self._listeners = listeners
         self._log = log
         self._server = _Server(_config(app, connections or Connections(), tls), beat)
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._error: BaseException | None = None
-        self._told_s = float("-inf")
 
     def start(self) -> None:
         """Return when requests are answered. Raises KmemwatchError when that fails."""
@@ -102,9 +98,7 @@ class Server:
         error = context.get("exception")
         if isinstance(error, OSError) and "accept" not in context.get("message", ""):  # ssl.SSLError is one, too
             return
-        if time.monotonic() > self._told_s + _REPEAT_S:
-            self._told_s = time.monotonic()
-            self._log(f"http: {context.get('message', 'error')}: {type(error).__name__}: {error}")
+        self._log(f"http: {context.get('message', 'error')}: {type(error).__name__}: {error}")
 
 
 class _Server(uvicorn.Server):

@@ -30,6 +30,11 @@ _MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIG
 """The last is what OpenSSL says of keys of two kinds."""
 
 
+_FORWARD_SECRET = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""For TLS 1.2, in OpenSSL's words, unless the configuration names others: whoever gets the key later cannot read what
+was recorded before. In TLS 1.3 all are so. Python's default is OpenSSL's on some distributions, which has others."""
+
+
 class ServingContext(ssl.SSLContext):
     """Of one configuration; a connection finds it again as the `context` of its `ssl.SSLObject`."""
 
@@ -115,7 +120,9 @@ def _set_clients(context: ssl.SSLContext, config: TlsConfig, contents: Mapping[s
 
 
 def _set_algorithms(context: ssl.SSLContext, config: TlsConfig, name: str) -> None:
-    if config.ciphers:
+    if not config.ciphers:
+        context.set_ciphers(_FORWARD_SECRET)
+    else:
         try:
             context.set_ciphers(":".join(config.ciphers))
         except ssl.SSLError as error:

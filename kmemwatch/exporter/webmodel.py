@@ -35,7 +35,7 @@ class TlsConfig:
     min_version: str = "TLS12"
     max_version: str = "TLS13"
     ciphers: tuple[str, ...] = ()
-    """OpenSSL's names, for TLS up to 1.2; empty: OpenSSL's choice."""
+    """OpenSSL's names, for TLS up to 1.2; empty: all with forward secrecy."""
     prefer_server_cipher_suites: bool = True
     curves: tuple[str, ...] = ()
     """OpenSSL's names; empty: OpenSSL's choice."""

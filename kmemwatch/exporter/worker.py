@@ -16,12 +16,14 @@ import select
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from kmemwatch import lifeline, patterns
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter import privileges, sandbox, wire
 from kmemwatch.exporter.app import App
+from kmemwatch.exporter.clientlog import ClientLog
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Latest
 from kmemwatch.exporter.front import Front, Rules, TokenBucket
@@ -46,6 +48,7 @@ class Worker:
     def __init__(self, settings: Settings, log: Callable[[str], None], beat: Callable[[], None] = lambda: None) -> None:
         """`beat`: of `server.Server`. Raises UsageError for a web configuration that cannot be used."""
         self._log = log
+        self._clients = ClientLog(log)
         self._latest = Latest(settings.stale_s)
         self._latest.reader = settings.reader
         web = settings.web
@@ -57,7 +60,7 @@ class Worker:
             reader=lambda: self._latest.reader,
             web=self._web,
         )
-        self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, log))
+        self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, self._clients.say))
         self._told = TokenBucket(_TOLD)
         self._untold: list[str] = []
         self._config = WebConfig()
@@ -70,7 +73,9 @@ class Worker:
                 context = tls.CurrentContext.of(lambda: self._front.rules.context)
         listeners = [socket.socket(fileno=fd) for fd in settings.listeners]
         self._connections = Connections(lambda: self._front.rules.admission)
-        self._server = Server(self._front, listeners, tls=context, connections=self._connections, log=log, beat=beat)
+        self._server = Server(
+            self._front, listeners, tls=context, connections=self._connections, log=self._clients.say, beat=beat
+        )
 
     def start(self) -> None:
         """Answer. Raises KmemwatchError."""
@@ -82,6 +87,7 @@ class Worker:
         poll.register(channel, select.POLLIN)
         while True:
             self._tell_waiting()
+            self._clients.catch_up()
             if not poll.poll(_CHECK_MS):
                 self._server.check()
                 continue
@@ -179,11 +185,24 @@ def _beat(fd: int) -> None:
         os.write(fd, b".")
 
 
+def _say_in_lines(log: Callable[[str], None]) -> None:
+    """What nobody has caught, in a line of the log in place of Python's traceback."""
+    lines = ClientLog(log)
+
+    def say(where: object, kind: type[BaseException], error: BaseException | None) -> None:
+        lines.say(f"http: internal error in {where}: {kind.__name__}: {error}")
+
+    sys.excepthook = lambda kind, error, traceback: say("the main thread", kind, error)
+    threading.excepthook = lambda found: say(found.thread and found.thread.name, found.exc_type, found.exc_value)
+    sys.unraisablehook = lambda found: say(found.object, found.exc_type, found.exc_value)
+
+
 def main(argv: Sequence[str]) -> int:
     """Entry point; the exit status is 0 when the other process has ended it, or was told why it does not serve."""
     # The other process ends us, after it has ended what it does; Ctrl-C, Ctrl-Z and systemd tell both.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
+    _say_in_lines(_log)
     keep_memory_low()
     sys.setswitchinterval(_SWITCH_S)
     channel, beats, lifeline_fd = socket.socket(fileno=int(argv[1])), int(argv[2]), int(argv[3])

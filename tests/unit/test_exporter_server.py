@@ -17,7 +17,8 @@ import pytest
 
 from kmemwatch.codec import snapshot_from_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.exporter.app import App, accepts_gzip
+from kmemwatch.exporter.accept import accepts_gzip
+from kmemwatch.exporter.app import App
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.listening import listen
 from kmemwatch.exporter.paths import check_telemetry_path

@@ -341,3 +341,49 @@ def test_who_never_ends_a_handshake_is_dropped(start: Sites, pki: Pki, monkeypat
         assert time.monotonic() - began < 3
     assert site.ask(tls=client(pki))[0] == 200
     assert site.logged == []
+
+
+def suites(names: str) -> ssl.SSLContext:
+    """A client that offers these to TLS 1.2, and checks nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers(names)
+    return context
+
+
+def suite_of(site: Site, context: ssl.SSLContext) -> str | None:
+    """The suite; None when there is none that both have."""
+    with socket.create_connection(("127.0.0.1", site.port), timeout=10) as raw:
+        try:
+            with context.wrap_socket(raw) as client:
+                found = client.cipher()
+        except ssl.SSLError:
+            return None
+    assert found is not None
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    "offered",
+    ["AES128-SHA", "AES256-GCM-SHA384:AES128-GCM-SHA256", "kRSA", "ECDHE-RSA-AES128-SHA", "DHE"],
+)
+def test_by_default_tls12_has_forward_secrecy(start: Sites, pki: Pki, offered: str) -> None:
+    try:
+        context = suites(offered)
+    except ssl.SSLError:
+        pytest.skip("OpenSSL here does not offer it")
+    assert suite_of(start(config(pki)), context) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["ECDHE-RSA-AES128-GCM-SHA256", "ECDHE-RSA-AES256-GCM-SHA384", "ECDHE-RSA-CHACHA20-POLY1305"]
+)
+def test_tls12_with_forward_secrecy_is_served(start: Sites, pki: Pki, name: str) -> None:
+    assert suite_of(start(config(pki)), suites(name)) == name
+
+
+def test_suites_of_the_configuration_are_its_own_choice(start: Sites, pki: Pki) -> None:
+    site = start(config(pki, "cipher_suites: [TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA]"))
+    assert suite_of(site, suites("ECDHE-RSA-AES128-SHA")) == "ECDHE-RSA-AES128-SHA"
+    assert suite_of(site, suites("ECDHE-RSA-AES128-GCM-SHA256")) is None
