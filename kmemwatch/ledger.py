@@ -48,16 +48,23 @@ class Ledger:
         self._final: set[tuple[int, int]] = set()
         """Pairs that the maps are about to forget."""
         self._root_id: int | None = None
+        self._young: frozenset[int] = frozenset()
 
     def update(
-        self, reading: Reading, present: set[int] | None, released: set[int], ancestors: Mapping[int, int]
+        self,
+        reading: Reading,
+        present: set[int] | None,
+        released: set[int],
+        ancestors: Mapping[int, int],
+        young: frozenset[int],
     ) -> tuple[list[tuple[int, int]], list[int]]:
         """Take in a reading; (pairs, cgroup ids) that can be forgotten in the maps.
 
         `present`: ids that still count; `released`: ids that certainly do not; `ancestors`: id -> id that is charged
-        for what it leaves.
+        for what it leaves; `young`: as in `pairs.Owners`.
         """
         self._ancestors = ancestors
+        self._young = young
         self._released = released
         self._charges = dict(reading.charges or {})
         if reading.memcgs:
@@ -176,7 +183,7 @@ class Ledger:
             freed = counts[key].freed_objects
             if own is not None and (own or freed):
                 given[address, moved[cgroup_id]] += own - freed
-        return Owners(dict(given), frozenset(moved), self._root_id)
+        return Owners(dict(given), frozenset(moved), self._root_id, self._young)
 
     def _column(self, address: int, cache: CacheRecord | None) -> Column:
         if cache is None:

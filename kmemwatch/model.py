@@ -165,7 +165,8 @@ class Pair(NamedTuple):
     frees_total: int | None
     """Objects freed that were charged to this memcg, whoever freed them."""
     live_bytes: int | None
-    """Charged and not yet freed since the start; negative when older objects went away."""
+    """Charged to this memcg and not yet freed. None as long as it may have objects that are older than the counts: of
+    memcgs that are older than kmemwatch, the root among them; and where the counts cannot be right."""
 
 
 MAX_MEMCG_IDS = 65_535

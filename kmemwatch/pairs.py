@@ -46,6 +46,9 @@ class Owners(NamedTuple):
     """Ids of the dying whose objects are charged to somebody else."""
     root_id: int | None
     """It is charged for nothing of its own, only for what the dead below it have left."""
+    young: frozenset[int]
+    """Ids of memcgs born after the probes were attached: they, and whoever left something to them, have no objects that
+    are older than the counts."""
 
 
 class PairRows:
@@ -60,7 +63,7 @@ class PairRows:
         self._columns: Mapping[int, Column] = {}
         self._places: dict[int, int] = {}
         """Cache address -> place among all caches, by (name, id)."""
-        self._owners = Owners({}, frozenset(), None)
+        self._owners = Owners({}, frozenset(), None, frozenset())
         self._changed: list[_Change] = []
         self.totals: dict[int, list[int]] = {}
         """Cache address -> objects, freed objects of all its pairs, those of NOBODY included."""
@@ -103,14 +106,14 @@ class PairRows:
         """Pairs that change with the owners."""
         if then.given != now.given:
             yield from (key for key, _ in then.given.items() ^ now.given.items())
-        if died := then.moved ^ now.moved:
-            yield from (key for key in self._counts if key[1] in died)
+        if changed := (then.moved ^ now.moved) | (then.young ^ now.young):
+            yield from (key for key in chain(self._counts, now.given) if key[1] in changed)
 
     def _make(self, changes: Iterable[_Change]) -> bool:
         """Rows of these, anew; True when there were none of some. As many as 65,536, so every step counts."""
         allocs, frees, knows_live = self._allocs, self._frees, self._knows_live
         rows, columns, places, totals = self._rows, self._columns, self._places, self.totals
-        given, moved, root_id = self._owners
+        given, moved, root_id, young = self._owners
         caches, number = len(places), len(rows)
         for key, now, then in changes:
             address, cgroup_id = key
@@ -133,11 +136,13 @@ class PairRows:
                     left = 0 if cgroup_id in moved else own - freed
             if given and key in given:
                 left = given[key] + (left or 0)
+            # Below 0, more went than was counted: objects that others were charged for by the time they were freed.
+            live = left if left is not None and left >= 0 and (cgroup_id in young or cgroup_id in moved) else None
             rows[place] = _as_pair((
                 name, id_, cgroup_id,
                 objects if allocs else None,
                 objects * size if allocs and size is not None else None,
                 freed if frees and left is not None else None,
-                left * size if knows_live and left is not None and size is not None else None,
+                live * size if knows_live and live is not None and size is not None else None,
             ))  # fmt: skip
         return len(rows) > number

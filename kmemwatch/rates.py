@@ -43,7 +43,8 @@ class CgroupRates:
     """Change of `Cgroup.kernel_bytes`; negative when it shrinks."""
     alloc: AllocRates = AllocRates()
     top_cache: str | None = None
-    """Cache in which it allocated the most bytes; None when it allocated nothing or nobody knows."""
+    """Cache in which its tasks allocated the most bytes, whatever of them is left; None when they allocated nothing or
+    nobody knows."""
 
 
 UNKNOWN_ALLOC = AllocRates()

@@ -77,6 +77,8 @@ class _Memcg:
     seen_at_monotonic_ns: int = 0
     """Of its latest event; a walk that began earlier may not show it yet."""
     is_root: bool = False
+    young: bool = False
+    """Born after the probes were attached: everything that is charged to it has been counted."""
     figures: _Figures = _UNKNOWN
 
 
@@ -117,6 +119,8 @@ class State:
         self._counts = {"online": 0, "offline": 0, "released": 0}
         self._online = 0
         self._peak_online: int | None = None
+        self._newest_serial_nr: int | None = None
+        """Of the first walk: css get ascending numbers, so whoever has a higher one is younger."""
         self._ids_in_use: int | None = None
         """Of the latest walk, as in `model.Totals`."""
 
@@ -185,6 +189,7 @@ class State:
         memcg.name = event.name
         memcg.parent_id = event.parent_id
         memcg.path = self._path(memcg)
+        memcg.young |= event.at_monotonic_ns >= self._known.attached_at_monotonic_ns
         memcg.online_at_ns = event.at_monotonic_ns + self._offset_ns()
         memcg.offline_at_ns = memcg.released_at_ns = memcg.offline_monotonic_ns = None
         memcg.release_told = memcg.found_dying = False
@@ -240,7 +245,8 @@ class State:
             for memcg in self._memcgs.values()
             if memcg.state == RELEASED and memcg.released_monotonic_ns <= began_ns
         } | gone
-        pairs, cgroup_ids = self._ledger.update(reading, self._present_ids(reading), released, ancestors)
+        young = frozenset(memcg.cgroup_id for memcg in self._memcgs.values() if memcg.young)
+        pairs, cgroup_ids = self._ledger.update(reading, self._present_ids(reading), released, ancestors, young)
         return Forget(pairs, cgroup_ids, self._children.finish(reading, released, gone))
 
     def _present_ids(self, reading: Reading) -> set[int] | None:
@@ -261,6 +267,9 @@ class State:
         records, began_ns = list(records), reading.at_monotonic_ns
         if "mem_cgroup__id" in self._known.facts.offsets:
             self._ids_in_use = sum(record.memcg_id != 0 for record in records)
+        if self._newest_serial_nr is None:
+            self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
+        newest = self._newest_serial_nr or 0
         by_css = {record.css: record for record in records}
         # Also those whose death was told before the walk saw it.
         dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
@@ -273,6 +282,7 @@ class State:
             if memcg is None:
                 state = ONLINE if record.online else DYING
                 memcg = self._add(_Memcg(record.cgroup_id, state, found_dying=not record.online))
+            memcg.young |= record.serial_nr > newest
             memcg.is_root = not record.parent_css
             memcg.name = record.name
             parent = by_css.get(record.parent_css)

@@ -210,7 +210,7 @@ def _pair(pair: Reader) -> Pair:
         allocations_total=pair.opt_whole("allocations_total"),
         allocated_bytes_total=pair.opt_whole("allocated_bytes_total"),
         frees_total=pair.opt_whole("frees_total"),
-        live_bytes=pair.opt_whole("live_bytes", minimum=None),
+        live_bytes=pair.opt_gauge("live_bytes"),
     )
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Snapshot -> series, in a loop over `fields.METRICS` and nothing else.
 
-Items of equal labels are one series: gauges are added up; counters continue, see `Accumulator`.
+Items of equal labels are one series: gauges are added up, and the sum is absent when one of them is unknown; counters
+continue, see `Accumulator`.
 """
 
 from __future__ import annotations
@@ -218,12 +219,19 @@ class SeriesBuilder:
             for get, counter in counters:
                 if (value := get(item)) is not None:
                     counter.add(identity, labels, value)
-            for get, series in gauges:
-                if not inside and (value := get(item)) is not None:
+            for get, series, unknown in gauges:
+                if inside:
+                    continue
+                if (value := get(item)) is None:
+                    unknown.add(labels)
+                else:
                     series[labels] = series.get(labels, 0) + value
             for get, series, delays in histograms:
                 if (value := get(item)) is not None:
                     series[labels] = delays.add(value)
+        for _, series, unknown in gauges:
+            for labels in unknown & series.keys():
+                del series[labels]  # a sum of which a part is unknown
         for f, series in zip(table.fields, found, strict=True):
             if f.kind == COUNTER:
                 series.update(self._counters[str(f.metric)].finish())
@@ -232,9 +240,10 @@ class SeriesBuilder:
 
     def _by_kind(
         self, table: MetricTable[Any], found: list[dict[Labels, float | Histogram]]
-    ) -> tuple[list[tuple[Get, Accumulator]], list[tuple[Get, Any]], list[tuple[Get, Any, Delays]]]:
-        """(getter, where its values go) of the fields of `table`."""
-        counters, gauges, histograms = [], [], []
+    ) -> tuple[list[tuple[Get, Accumulator]], list[tuple[Get, Any, set[Labels]]], list[tuple[Get, Any, Delays]]]:
+        """(getter, where its values go) of the fields of `table`; of gauges, where unknown ones are noted, too."""
+        counters, histograms = [], []
+        gauges: list[tuple[Get, Any, set[Labels]]] = []
         for f, series in zip(table.fields, found, strict=True):
             metric = str(f.metric)
             if f.kind == COUNTER:
@@ -242,7 +251,7 @@ class SeriesBuilder:
             elif f.kind == HISTOGRAM:
                 histograms.append((f.get, series, self._delays.setdefault(metric, Delays())))
             else:
-                gauges.append((f.get, series))
+                gauges.append((f.get, series, set()))
         return counters, gauges, histograms
 
 

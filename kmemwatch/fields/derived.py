@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from kmemwatch.model import DYING, ONLINE, Cgroup, Lost, Snapshot
+from kmemwatch.model import DYING, MISSING, ONLINE, Cgroup, Lost, Snapshot
 from kmemwatch.units import NS_PER_S, UNKNOWN
 
 DYING_AGES_S = {"0s": 0, "1m": 60, "10m": 600, "1h": 3600, "6h": 21_600, "1d": 86_400}
@@ -107,6 +107,37 @@ def dying_slab_bytes(snapshot: Snapshot) -> dict[str, int] | None:
         root = roots.get(one.cache_id, UNKNOWN)
         found[root] = found.get(root, 0) + one.slab_bytes
     return found
+
+
+def has_no_older_objects(cgroup: Cgroup, snapshot: Snapshot) -> bool:
+    """Whether all that is charged to a memcg without pairs was counted: it was born since, or has nothing any more."""
+    if not _knows_live(snapshot):
+        return False
+    return cgroup.online_at_ns is not None or (cgroup.state == DYING and snapshot.kernel.era == "objcg")
+
+
+def top_live_caches(snapshot: Snapshot) -> dict[int, tuple[str | None, bool]]:
+    """cgroup id -> (cache that has most of its live bytes, known), for those with pairs: None when nothing is alive.
+
+    As soon as one of the caches that it is charged for is unknown, the largest is, too.
+    """
+    knows, found = _knows_live(snapshot), dict[int, tuple[str | None, bool]]()
+    most: dict[int, int] = {}
+    for pair in snapshot.pairs:
+        id_, live = pair.cgroup_id, pair.live_bytes
+        name, known = found.get(id_, (None, knows))
+        if live is None:
+            found[id_] = (None, False) if pair.frees_total is not None else (name, known)
+        elif known and live > most.get(id_, 0):
+            found[id_], most[id_] = (pair.cache, True), live
+        else:
+            found[id_] = name, known
+    return found
+
+
+def _knows_live(snapshot: Snapshot) -> bool:
+    measured = {p.signal for p in snapshot.probes if p.status != MISSING}
+    return {"alloc", "free"} <= measured and snapshot.kernel.era != "recharge"
 
 
 def mean_latency_ns(snapshot: Snapshot) -> dict[str, float | None] | None:

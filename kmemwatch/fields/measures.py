@@ -205,7 +205,8 @@ PAIR: tuple[Field[Pair], ...] = (
         "live_bytes",
         "LIVE",
         BYTES,
-        "Charged and not freed since kmemwatch was attached; negative when older objects went away.",
+        "Bytes of the objects that are charged to the cgroup and not freed; unknown for a cgroup that is older than"
+        " kmemwatch, which may have objects that were never counted.",
         lambda p: p.live_bytes,
     ),
 )
@@ -246,9 +247,10 @@ CGROUP_RATES: tuple[Field[CgroupRates], ...] = (
     ),
     Field(
         "top_cache",
-        "TOP CACHE",
+        "ALLOCATED FROM",
         TEXT,
-        "Slab cache in which its tasks allocated the most bytes in the last interval; - when they allocated nothing.",
+        "Slab cache in which its tasks allocated the most bytes in the last interval, even if they were freed at once;"
+        " - when they allocated nothing.",
         lambda r: r.top_cache,
         show=lambda r: _top(r.top_cache, r.alloc),
         min_width=16,

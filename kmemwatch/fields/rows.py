@@ -33,6 +33,9 @@ MAX_CHILD_NAMES = 3
 class CgroupRow:
     cgroup: Cgroup
     rates: CgroupRates
+    top_live_cache: str | None = None
+    """Where most of its live bytes are; None when it has none, or nobody knows."""
+    live_is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class CacheRow:
     cache: Cache
     rates: AllocRates
     top_cgroup: str | None
-    """None when nobody allocated or nobody knows."""
+    """Who allocated most in the last interval; None when nobody did or nobody knows."""
 
     slab_growth_bytes_per_s: float | None = None
     copies: int | None = None
@@ -121,6 +124,11 @@ class Frame:
         return self.names.get(cgroup_id) or unnamed(cgroup_id)
 
     @cached_property
+    def top_live(self) -> dict[int, tuple[str | None, bool]]:
+        """As `derived.top_live_caches`."""
+        return derived.top_live_caches(self.snapshot)
+
+    @cached_property
     def dying_below(self) -> dict[int, list[Cgroup]]:
         """cgroup id -> dying memcgs right below it, those with the most memory first."""
         found: dict[int, list[Cgroup]] = {}
@@ -158,12 +166,14 @@ def is_within(path: str | None, scope: str) -> bool:
 
 def cgroup_rows(shown: Frame) -> list[CgroupRow]:
     """Cgroups that exist; released ones have nothing left to show."""
-    found = shown.rates.cgroups
-    return [
-        CgroupRow(c, found.get(c.id, UNKNOWN_CGROUP))
-        for c in shown.snapshot.cgroups
-        if c.state != RELEASED and shown.has(c.id)
-    ]
+    return [cgroup_row(shown, c) for c in shown.snapshot.cgroups if c.state != RELEASED and shown.has(c.id)]
+
+
+def cgroup_row(shown: Frame, cgroup: Cgroup) -> CgroupRow:
+    """The row of a cgroup."""
+    found = shown.rates.cgroups.get(cgroup.id, UNKNOWN_CGROUP)
+    name, known = shown.top_live.get(cgroup.id, (None, derived.has_no_older_objects(cgroup, shown.snapshot)))
+    return CgroupRow(cgroup, found, name, known)
 
 
 def zombie_rows(shown: Frame) -> list[ZombieRow] | None:

@@ -50,6 +50,12 @@ def _no_cgroups(snapshot: Snapshot) -> str:
     return why_missing(snapshot, ("lifecycle",)) or "no memory cgroups were found"
 
 
+def _top_live(row: CgroupRow) -> str:
+    if row.top_live_cache is not None:
+        return printable(row.top_live_cache)
+    return NOTHING if row.live_is_known else UNKNOWN
+
+
 CGROUPS: View[CgroupRow] = View(
     "cgroups",
     "g",
@@ -58,12 +64,23 @@ CGROUPS: View[CgroupRow] = View(
         _cgroup["cgroup"].of(_of_cgroup),
         _cgroup["state"].of(_of_cgroup, rank=1),
         _cgroup["kernel_bytes"].of(_of_cgroup),
-        _cgroup["slab_bytes"].of(_of_cgroup, rank=5),
+        _cgroup["slab_bytes"].of(_of_cgroup, rank=6),
         _cgroup["memory_bytes"].of(_of_cgroup, rank=4),
         _crate["charged_bytes_per_s"].of(lambda r: r.rates, rank=2),
-        _crate["uncharged_bytes_per_s"].of(lambda r: r.rates, rank=6),
+        _crate["uncharged_bytes_per_s"].of(lambda r: r.rates, rank=7),
         _alloc["allocations_per_s"].of(lambda r: r.rates.alloc, rank=1),
         _crate["top_cache"].of(lambda r: r.rates, rank=3),
+        Field(
+            "top_live_cache",
+            "TOP CACHE",
+            TEXT,
+            "Slab cache with most of its live bytes; - when it has none, ? when it may have objects that are older"
+            " than kmemwatch.",
+            lambda r: r.top_live_cache,
+            show=_top_live,
+            rank=5,
+            min_width=16,
+        ),
     ),
     (
         _cgroup["cgroup_id"].of(_of_cgroup),
@@ -123,9 +140,10 @@ CACHES: View[CacheRow] = View(
         _cache["object_bytes"].of(lambda r: r.cache, rank=5),
         Field(
             "top_cgroup",
-            "TOP CGROUP",
+            "ALLOCATED BY",
             TEXT,
-            "Cgroup that allocated the most bytes in it in the last interval; - when nobody did.",
+            "Cgroup that allocated the most bytes in it in the last interval, even if they were freed at once; - when"
+            " nobody did.",
             lambda r: r.top_cgroup,
             show=_top_cgroup,
             rank=4,

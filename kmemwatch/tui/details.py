@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from kmemwatch.fields.base import BYTES, BYTES_PER_S, TEXT, Field
 from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
-from kmemwatch.fields.rows import UNKNOWN_CGROUP, CacheRow, CgroupRow, Frame, IdRow, ZombieRow, zombie_row
+from kmemwatch.fields.rows import CacheRow, CgroupRow, Frame, IdRow, ZombieRow, cgroup_row, zombie_row
 from kmemwatch.fields.views import CGROUPS, ZOMBIES, View
 from kmemwatch.model import DYING, Cgroup
 from kmemwatch.render.cells import fit
@@ -54,7 +54,7 @@ def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], A
     if isinstance(row, CgroupRow | ZombieRow):
         cgroup = row.cgroup
         if isinstance(row, ZombieRow):
-            other: Any = CgroupRow(cgroup, shown.rates.cgroups.get(cgroup.id, UNKNOWN_CGROUP))
+            other: Any = cgroup_row(shown, cgroup)
             found += [(field, other) for field in CGROUPS.fields]
         elif cgroup.state == DYING:
             other = zombie_row(shown, cgroup)

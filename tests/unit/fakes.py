@@ -183,7 +183,8 @@ def _pairs(duration: int) -> list[Pair]:
             for number in range(place % 3, len(CACHES), 3):
                 name, size, allocs, frees = CACHES[number]
                 allocs, frees = allocs // (place + 2), frees // (place + 2)
-                live = (allocs - frees) * size * duration
+                # Those that are older than kmemwatch may have objects that were never counted.
+                live = (allocs - frees) * size * duration if id_ >= 3000 else None
                 address = 0xFFFF_8880_0100_0000 + number * 0x200
                 found.append(
                     Pair(name, IDS[address], id_, allocs * duration, allocs * size * duration, frees * duration, live)

@@ -88,7 +88,7 @@ cgroups = st.builds(
     parent_id=maybe_counts,
     dying_children=maybe_counts,
 )
-pairs = st.builds(Pair, names, cache_ids, counts, maybe_counts, maybe_counts, maybe_counts, maybe_numbers)
+pairs = st.builds(Pair, names, cache_ids, counts, maybe_counts, maybe_counts, maybe_counts, maybe_gauges)
 from_states = st.sampled_from(FROM_STATES)
 recharge_pairs = st.builds(RechargePair, names, maybe_counts, from_states, counts, counts, counts, maybe_numbers)
 recharges = st.builds(

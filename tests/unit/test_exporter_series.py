@@ -171,6 +171,24 @@ def test_unknown_is_absent_and_never_zero() -> None:
     assert "build_info" in present
 
 
+def test_a_sum_of_which_a_part_is_unknown_is_absent() -> None:
+    """Two cgroups of one path, and those under `other`; whose figures are known stay."""
+    shown = fakes.sample()
+    name = "/system.slice/docker.service"
+    cgroups = tuple(replace(c, slab_bytes=None) if c.path == name else c for c in shown.cgroups)
+    again = replace(shown.cgroups[3], id=5000)
+    assert (again.path, again.slab_bytes) == (name, shown.cgroups[3].slab_bytes)
+    series = Scraper().scrape(replace(shown, cgroups=(*cgroups, again)))
+    assert (name,) not in pick(series, "cgroup_slab_bytes")
+    assert pick(series, "cgroup_kernel_bytes")[(name,)] == 2 * 118 * fakes.MB
+    assert ("/init.scope",) in pick(series, "cgroup_slab_bytes")
+    folded = Scraper(max_series=100).scrape(replace(shown, cgroups=tuple(
+        replace(c, slab_bytes=None) if c.path == "/" else c for c in shown.cgroups
+    )))  # fmt: skip
+    assert ("other",) in pick(folded, "cgroup_kernel_bytes")
+    assert ("other",) not in pick(folded, "cgroup_slab_bytes")
+
+
 def test_without_a_snapshot_only_the_exporter_speaks() -> None:
     assert {name for name, _ in Scraper().scrape(None)} == {
         "scrapes_total",
@@ -195,9 +213,14 @@ def test_the_text_says_what_the_snapshot_says(snapshot: Snapshot, accept: str) -
     series = Scraper().scrape(snapshot, accept)
     for field in ("kernel_bytes", "slab_bytes", "charged_bytes_total", "uncharged_bytes_total"):
         expected: Counter[tuple[str, ...]] = Counter()
+        unknown = set()
         for c in snapshot.cgroups:
             if c.state != RELEASED and (value := getattr(c, field)) is not None:
                 expected[(label(c.path),)] += value
+            elif c.state != RELEASED and not field.endswith("_total"):
+                unknown.add((label(c.path),))
+        for labels in unknown:
+            expected.pop(labels, None)
         assert pick(series, f"cgroup_{field}") == {k: float(v) for k, v in expected.items()}
     for field in ("allocations_total", "frees_total", "allocated_bytes_total"):
         expected = Counter()

@@ -26,7 +26,7 @@ from kmemwatch.fields.measures import MAX_PREVIOUS_OWNERS
 from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
 from kmemwatch.fields.rows import Frame, frame
 from kmemwatch.fields.views import VIEWS, View, pinned_by
-from kmemwatch.model import Ids, Lost, Snapshot, Totals
+from kmemwatch.model import Ids, Lost, Pair, Snapshot, Totals
 from tests.unit import fakes
 
 DESIGN = {
@@ -166,6 +166,40 @@ def test_what_pins_a_cgroup_by_name(
     ]
     row = rows.zombie_row(Frame(replace(fakes.sample(), cgroups=(parent, *(others if children else ())))), parent)
     assert pinned_by(row) == said
+
+
+def test_the_cache_that_holds_most_is_not_the_one_that_is_allocated_from_most() -> None:
+    """As with look-ups of paths that are not there: a buffer each that is freed at once, and a dentry that stays."""
+
+    def pairs(seconds: int, live: int | None = 192) -> tuple[Pair, ...]:
+        number = 1000 * seconds
+        return (
+            Pair("dentry", "d", 2101, number, number * 192, 0, None if live is None else number * live),
+            Pair("names_cache", "n", 2101, number, number * 4096, None, None),  # charged to nobody
+            Pair("filp", "f", 2101, number, number * 256, number, 0),
+        )  # fmt: skip
+
+    def row(live: int | None = 192, **changes: Any) -> rows.CgroupRow:
+        young = [replace(c, online_at_ns=1, **changes) for c in fakes.sample().cgroups if c.id == 2101]
+        before, after = (replace(fakes.sample(s), cgroups=tuple(young), pairs=pairs(s, live)) for s in (1, 4))
+        (found,) = rows.cgroup_rows(frame(before, after))
+        return found
+
+    def told(found: rows.CgroupRow) -> tuple[str, str]:
+        fields = {f.title: f for f in VIEWS[0].columns}
+        return fields["TOP CACHE"].text(found), fields["ALLOCATED FROM"].text(found)
+
+    assert told(row()) == ("dentry", "names_cache")
+    assert told(row(live=None)) == ("?", "names_cache"), "it may be older than kmemwatch"
+    assert told(row(live=0)) == ("-", "names_cache")
+    shown = fakes.sample()
+    quiet = replace(shown, pairs=())
+    young, old = (replace(shown.cgroups[7], online_at_ns=since) for since in (1, None))
+    assert [told(rows.cgroup_row(Frame(quiet), one)) for one in (young, old)] == [("-", "?"), ("?", "?")]
+    dead = next(c for c in shown.cgroups if c.state == "dying" and c.online_at_ns is not None)
+    assert told(rows.cgroup_row(Frame(quiet), replace(dead, online_at_ns=None)))[0] == "-", "it is the parent's"
+    recharging = replace(quiet, kernel=replace(shown.kernel, era="recharge"))
+    assert told(rows.cgroup_row(Frame(recharging), young))[0] == "?"
 
 
 def test_no_more_children_are_named_than_there_is_room_for() -> None:

@@ -21,7 +21,8 @@ COLUMNS = {
     KMALLOC: Column("kmalloc-64", IDS[KMALLOC], 64, ACCOUNT_OBJECTS),
     UNKNOWN: Column("an unnamed one", IDS[UNKNOWN], None, None),
 }
-ROOT, OWN = 1, Owners({}, frozenset(), 1)
+ROOT, YOUNG = 1, frozenset({7, 8, 9})
+OWN = Owners({}, frozenset(), ROOT, YOUNG)
 
 
 def fresh(counts: Mapping[Key, PairCounts], columns: Mapping[int, Column], owners: Owners) -> PairRows:
@@ -45,12 +46,12 @@ def test_rows() -> None:
     pairs = PairRows(True, True, True)
     assert pairs.take(counts) == {DENTRY, FILP, KMALLOC, UNKNOWN}
     assert pairs.rows(COLUMNS, OWN) == (
-        Pair("filp", IDS[FILP], ROOT, 4, 4 * 256, 1, -256),
+        Pair("filp", IDS[FILP], ROOT, 4, 4 * 256, 1, None),
         Pair("an unnamed one", IDS[UNKNOWN], 7, 9, None, None, None),
         Pair("dentry", IDS[DENTRY], 7, 2, 2 * 192, 0, 2 * 192),
         Pair("filp", IDS[FILP], 7, 5, 5 * 256, 2, 3 * 256),
         Pair("kmalloc-64", IDS[KMALLOC], 7, 10, 640, 1, 3 * 64),
-        Pair("dentry", IDS[DENTRY], 8, 3, 3 * 192, 5, -2 * 192),
+        Pair("dentry", IDS[DENTRY], 8, 3, 3 * 192, 5, None),
         Pair("kmalloc-64", IDS[KMALLOC], 9, 6, 6 * 64, None, None),
     )
     assert pairs.totals == {DENTRY: [5, 5], FILP: [109, 53], KMALLOC: [16, 1], UNKNOWN: [9, 9]}
@@ -61,7 +62,7 @@ def test_kept_rows_are_those_made_anew(seed: int) -> None:
     chance = random.Random(seed)
     kept = PairRows(True, True, True)
     counts: dict[Key, PairCounts] = {}
-    columns, moved, given = dict(COLUMNS), set[int](), dict[Key, int]()
+    columns, moved, young, given = dict(COLUMNS), set[int](), set[int](), dict[Key, int]()
     for _ in range(40):
         for _ in range(chance.randrange(6)):
             key = chance.choice(list(COLUMNS)), chance.choice((NOBODY, ROOT, 7, 8, 9, 10))
@@ -83,7 +84,9 @@ def test_kept_rows_are_those_made_anew(seed: int) -> None:
                     chance.choice(("an unnamed one", "aaa", "zzz")), IDS[UNKNOWN], chance.choice((None, 8)), OBJECTS
                 ),
             }
-        owners = Owners(given, frozenset(moved), chance.choice((ROOT, ROOT, ROOT, None)))
+        if chance.random() < 0.2:
+            young ^= {chance.choice((7, 8, 9, 10))}
+        owners = Owners(given, frozenset(moved), chance.choice((ROOT, ROOT, ROOT, None)), frozenset(young))
         kept.take(counts)
         again = fresh(counts, columns, owners)
         assert kept.rows(columns, owners) == again.rows(columns, owners)
