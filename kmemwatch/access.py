@@ -7,10 +7,10 @@ import base64
 import ssl
 import urllib.request
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kmemwatch.errors import UsageError
+from kmemwatch.files import read_bounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,6 @@ class Access:
     user: str | None = None
     password: str | None = None
 
-    def opener(self) -> urllib.request.OpenerDirector:
-        """What sends requests; passwords go to the server that was named, and to none that it redirects to.
-
-        Raises UsageError when the CA file cannot be used.
-        """
-        return urllib.request.build_opener(_SameServer(), urllib.request.HTTPSHandler(context=self._context()))
-
     def headers(self) -> dict[str, str]:
         """What every request has to say."""
         if self.user is None:
@@ -36,9 +29,14 @@ class Access:
         both = f"{self.user}:{self.password or ''}".encode()
         return {"Authorization": "Basic " + base64.b64encode(both).decode()}
 
-    def _context(self) -> ssl.SSLContext:
+    def context(self) -> ssl.SSLContext:
+        """For TLS. Raises UsageError when the CA file cannot be used."""
+        if self.ca_file is None:
+            return ssl.create_default_context()
         try:
-            return ssl.create_default_context(cafile=self.ca_file)
+            # What is not ASCII is a comment. An empty text would mean the system's certificates.
+            pem = read_bounded(self.ca_file, _MAX_CA_BYTES).decode("ascii", "ignore")
+            return ssl.create_default_context(cadata=pem or " ")
         except (OSError, ssl.SSLError) as exc:
             what = exc.strerror if not isinstance(exc, ssl.SSLError) and exc.strerror else "no certificates in it"
             raise UsageError(
@@ -47,9 +45,11 @@ class Access:
 
 
 ANYBODY = Access()
+_MAX_CA_BYTES = 1 << 24
+_MAX_PASSWORD_BYTES = 1 << 16
 
 
-class _SameServer(urllib.request.HTTPRedirectHandler):
+class SameServer(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but says who we are only to the server that we were told to trust."""
 
     def redirect_request(self, req: urllib.request.Request, *args: Any, **named: Any) -> urllib.request.Request | None:
@@ -62,7 +62,7 @@ class _SameServer(urllib.request.HTTPRedirectHandler):
 def read_password(path: str) -> str:
     """The first line of a file. Raises UsageError."""
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = read_bounded(path, _MAX_PASSWORD_BYTES).decode("utf-8").splitlines()
     except OSError as exc:
         raise UsageError(f"{path}: cannot read the password: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

@@ -6,13 +6,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from kmemwatch.errors import KmemwatchError, UsageError
+
+DEADLINE_S = 10.0
+_CHUNK = 1 << 16
 
 
 def without_waiting(path: str, flags: int) -> int:
@@ -20,18 +25,29 @@ def without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def read_bounded(path: str, most: int, name: str | None = None) -> bytes:
-    """All of a file. Raises OSError, and UsageError when it holds more than `most` bytes or is not a file.
+def read_bounded(path: str, most: int, name: str | None = None, deadline_s: float = DEADLINE_S) -> bytes:
+    """All of a file, or of a pipe that somebody fills before the deadline.
 
-    A pipe, which may never end, is none; neither is a device.
+    Raises OSError, and UsageError when there is more than `most` bytes, or no end in time.
     """
-    with open(path, "rb", opener=without_waiting) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise UsageError(f"{name or path}: not a regular file")
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise UsageError(f"{name or path}: larger than {most} bytes", "is it the right file?")
-    return data
+    fd = without_waiting(path, os.O_RDONLY)
+    poll, end_s, data = select.poll(), time.monotonic() + deadline_s, bytearray()
+    poll.register(fd, select.POLLIN)
+    try:
+        while len(data) <= most:
+            try:
+                part = os.read(fd, min(_CHUNK, most + 1 - len(data)))
+            except BlockingIOError:
+                poll.poll(max(0.0, end_s - time.monotonic()) * 1000)
+                part = None
+            if part == b"":
+                return bytes(data)
+            data += part or b""
+            if time.monotonic() > end_s:
+                raise UsageError(f"{name or path}: no end of it within {deadline_s:g} s", "it is a pipe or a device")
+    finally:
+        os.close(fd)
+    raise UsageError(f"{name or path}: larger than {most} bytes", "is it the right file?")
 
 
 def check_place(path: str) -> None:

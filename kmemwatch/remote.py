@@ -3,31 +3,28 @@
 
 from __future__ import annotations
 
-import http.client
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
-import zlib
 from collections.abc import Sequence
 from typing import Final
 
-from kmemwatch import __version__
 from kmemwatch.access import ANYBODY, Access
 from kmemwatch.codec import snapshot_from_json
+from kmemwatch.codec.room import unpack
 from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.fetch import Answer, Fetcher, FetchError
 from kmemwatch.model import Event, Snapshot
 
 SNAPSHOT_PATH: Final = "/api/v1/snapshot"
 TIMEOUT_S: Final = 5.0
-"""For connecting, and for each read."""
+"""For connecting, and how long a daemon may be silent."""
+DEADLINE_S: Final = 20.0
+"""For a whole answer; see `fetch`, which gives more to a large one."""
 GIVE_UP_S: Final = 300.0
 """How long a daemon that has answered before may stay away."""
-MAX_ANSWER_BYTES: Final = 1 << 29
 _RETRY_S: Final = 1.0
 _POLL_S: Final = 0.25
-_GZIP_WBITS: Final = 31
 
 
 class RemoteFeed:
@@ -38,12 +35,16 @@ class RemoteFeed:
     """
 
     def __init__(
-        self, url: str, timeout_s: float = TIMEOUT_S, give_up_s: float = GIVE_UP_S, access: Access = ANYBODY
+        self,
+        url: str,
+        timeout_s: float = TIMEOUT_S,
+        give_up_s: float = GIVE_UP_S,
+        access: Access = ANYBODY,
+        deadline_s: float = DEADLINE_S,
     ) -> None:
         """`url` is ``http://HOST:PORT``, https, or just ``HOST:PORT``. Nothing is sent yet."""
         self._url = _base(url)
-        self._headers = access.headers()
-        self._opener = access.opener()
+        self._fetcher = Fetcher(access, timeout_s, deadline_s)
         self._timeout_s = timeout_s
         self._give_up_s = give_up_s
         self._closed = threading.Event()
@@ -119,40 +120,29 @@ class RemoteFeed:
         return f"{self._url}: the daemon was restarted, its counters began at 0 again"
 
     def _fetch(self) -> Snapshot:
-        request = urllib.request.Request(
-            self._url + SNAPSHOT_PATH,
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-                "User-Agent": f"kmemwatch/{__version__}",
-                **self._headers,
-            },
-        )
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as answer:
-                kind = answer.headers.get_content_type()
-                body = answer.read(MAX_ANSWER_BYTES)
-                packed = answer.headers.get("Content-Encoding") == "gzip"
-        except urllib.error.HTTPError as exc:
-            raise self._refused(exc) from exc
-        except urllib.error.URLError as exc:
-            raise _Away(f"cannot connect: {_reason(exc.reason)}") from exc
-        except (OSError, http.client.HTTPException) as exc:
-            raise _Away(f"broke off: {_reason(exc)}") from exc
-        if kind != "application/json":
-            raise self._stranger(f"answered with {kind}")
+            answer = self._fetcher.get(
+                self._url + SNAPSHOT_PATH, {"Accept": "application/json", "Accept-Encoding": "gzip"}
+            )
+        except FetchError as exc:
+            raise _Away(str(exc)) from exc
+        if answer.status != 200:
+            raise self._refused(answer)
+        if answer.kind != "application/json":
+            raise self._stranger(f"answered with {answer.kind}")
         try:
-            return snapshot_from_json(_unpack(body) if packed else body)
+            text = unpack(answer.body) if answer.encoding == "gzip" else answer.body
+            return snapshot_from_json(text, len(answer.body))
         except UsageError as exc:
             raise UsageError(f"{self._url}{SNAPSHOT_PATH}: {exc}", exc.hint or "is it a kmemwatch?") from exc
 
-    def _refused(self, exc: urllib.error.HTTPError) -> KmemwatchError | _Away:
-        exc.close()
-        if exc.code in (502, 503, 504):
-            return _Away(f"not ready: {exc.code} {exc.reason}")
-        if exc.code in (401, 403):
-            return KmemwatchError(f"{self._url}: {exc.code} {exc.reason}")
-        return self._stranger(f"answered with {exc.code} {exc.reason}")
+    def _refused(self, answer: Answer) -> KmemwatchError | _Away:
+        what = f"{answer.status} {answer.reason}"
+        if answer.status in (502, 503, 504):
+            return _Away(f"not ready: {what}")
+        if answer.status in (401, 403):
+            return KmemwatchError(f"{self._url}: {what}")
+        return self._stranger(f"answered with {what}")
 
     def _stranger(self, what: str) -> UsageError:
         return UsageError(f"{self._url}{SNAPSHOT_PATH}: not a kmemwatch, {what}", "give the URL of a kmemwatch serve")
@@ -173,23 +163,3 @@ def _base(url: str) -> str:
     if not valid or parts.query or parts.fragment or any(char.isspace() or ord(char) < 32 for char in full):
         raise UsageError(f"not a URL of a daemon: {url!r}", "for example http://node1:10777")
     return f"{parts.scheme}://{parts.netloc}{parts.path.removesuffix(SNAPSHOT_PATH).rstrip('/')}"
-
-
-def _reason(reason: object) -> str:
-    """The short text of an OSError; names and numbers of the exception help nobody."""
-    if isinstance(reason, TimeoutError):
-        return "timed out"
-    if isinstance(reason, OSError) and reason.strerror:
-        return reason.strerror
-    return str(reason) or type(reason).__name__
-
-
-def _unpack(body: bytes) -> bytes:
-    unpacker = zlib.decompressobj(_GZIP_WBITS)
-    try:
-        text = unpacker.decompress(body, MAX_ANSWER_BYTES)
-    except zlib.error as exc:
-        raise UsageError("damaged gzip in the answer") from exc
-    if not unpacker.eof:
-        raise UsageError("the answer was cut off")
-    return text

@@ -105,6 +105,14 @@ def _escape(char: str) -> str:
     return char.encode("unicode_escape").decode("ascii")
 
 
+def one_line(text: str) -> str:
+    r"""A line for a terminal or a log, whatever is in it: control characters and the like as in `printable`.
+
+    Backslashes stay, for most of it may have passed `printable` before: two texts may become the same.
+    """
+    return text if text.isprintable() else "".join(char if char == "\\" else _escape(char) for char in text)
+
+
 def unprintable(text: str) -> str:
     """Inverse of `printable`; ValueError on an escape that `printable` never writes."""
     return text if "\\" not in text else _ESCAPED.sub(_unescape, text)

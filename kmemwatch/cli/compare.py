@@ -18,7 +18,7 @@ import click
 
 from kmemwatch.access import Access, read_password
 from kmemwatch.cli.options import FloatParam, Seconds
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.streams import say, say_over
 from kmemwatch.errors import UsageError
 from kmemwatch.files import check_place, write_whole
 from kmemwatch.units import parse_rfc3339
@@ -198,7 +198,8 @@ def _read(sides: tuple[SideOptions, ...], measuring: Measuring) -> tuple[Side, S
     if watches:
         run_all(list(watches.values()), _progress(measuring.duration_s))
         if sys.stderr.isatty():
-            say("\r" + " " * 40 + "\r", nl=False)
+            say_over(" " * 40)
+            say_over("")
     found |= {label: one.side() for label, one in watches.items()}
     a, b = (replace(found[side.label], workload=workload) for side, workload in zip(sides, workloads, strict=True))
     return a, b
@@ -227,7 +228,7 @@ def _progress(duration_s: float) -> Callable[[float], None]:
         return lambda seconds: None
 
     def show(seconds: float) -> None:
-        say(f"\rmeasuring, {max(0, duration_s - seconds):.0f} s left ", nl=False)
+        say_over(f"measuring, {max(0, duration_s - seconds):.0f} s left ")
 
     return show
 

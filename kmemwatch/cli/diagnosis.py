@@ -12,6 +12,7 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import Plan
 from kmemwatch.model import ABSENT, FALLBACK, MISSING, Probe
+from kmemwatch.units import one_line
 
 WIDTH = 80
 
@@ -62,7 +63,7 @@ def report(found: Diagnosis) -> str:
         lines += ["", "What to change"]
         for text in advice:
             lines += _wrapped(text, "  - ", "    ")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _verdict(found: Diagnosis) -> list[str]:

@@ -136,7 +136,7 @@ def _say(message: str, hint: str | None, code: int) -> int:
     lines = [f"kmemwatch: {' '.join(message.split())}"]
     if hint:
         lines.append(f"  hint: {' '.join(hint.split())}")
-    streams.say("\n".join(lines))  # the exit code still tells where nobody reads it
+    streams.say(*lines)  # the exit code still tells where nobody reads it
     return code
 
 

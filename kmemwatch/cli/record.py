@@ -12,7 +12,7 @@ import click
 
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, without_option
 from kmemwatch.cli.stopping import until_stopped
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.streams import say, say_over
 from kmemwatch.errors import UsageError
 from kmemwatch.feed import Feed
 from kmemwatch.model import Event
@@ -63,8 +63,9 @@ class _Recorder:
             self._record(interval_s, end_s)
         finally:
             self._write_events(self._feed.take_events() if self._snapshots else ())
-            over_progress = "\r" if self._shows_progress else ""
-            say(f"{over_progress}kmemwatch: {self._summary()}")
+            if self._shows_progress:
+                say_over("")
+            say(f"kmemwatch: {self._summary()}")
             if self._feed.notice is not None:
                 say(f"kmemwatch: note: {self._feed.notice}")
 
@@ -93,7 +94,7 @@ class _Recorder:
 
     def _show_progress(self) -> None:
         if self._shows_progress:
-            say(f"\r{self._summary()}", nl=False)
+            say_over(self._summary())
 
     def _summary(self) -> str:
         took = seconds_human(time.monotonic() - self._began_s)

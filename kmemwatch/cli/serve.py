@@ -250,4 +250,4 @@ def give_up_privileges(feed: Feed) -> None:
 
 
 def _log(message: str) -> None:
-    say(f"kmemwatch: {' '.join(message.split())}")
+    say(f"kmemwatch: {message}")

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from kmemwatch.units import one_line
+
 _MODES = ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY))
 """Descriptor -> how /dev/null takes its place. Writing to the output fails as it would while it is closed, so that
 nobody believes that it arrived; what is said on a closed standard error is lost, as was asked for."""
@@ -67,10 +69,22 @@ def _devnull_at(fd: int, mode: int) -> None:
         os.close(opened)
 
 
-def say(text: str, nl: bool = True) -> None:
-    """Write to standard error; that nobody can read it changes nothing of what was asked for."""
+def say(*lines: str) -> None:
+    """Write to standard error; that nobody can read it changes nothing of what was asked for.
+
+    What they quote (names of files, answers of servers) cannot make more lines of it, or move the cursor.
+    """
+    _to_stderr("".join(f"{one_line(line)}\n" for line in lines))
+
+
+def say_over(text: str) -> None:
+    """Write to standard error where the last such text stands."""
+    _to_stderr(f"\r{one_line(text)}")
+
+
+def _to_stderr(text: str) -> None:
     try:
-        click.echo(text, err=True, nl=nl)
+        click.echo(text, err=True, nl=False)
     except (OSError, ValueError):
         pass
 

@@ -33,7 +33,7 @@ SERIES: tuple[tuple[str, Callable[[Values], float | None]], ...] = (
 
 def to_json(found: Comparison, now_ns: int, indent: int | None = 2) -> str:
     """Text that ends with a newline."""
-    return json.dumps(to_dict(found, now_ns), ensure_ascii=False, indent=indent, allow_nan=False) + "\n"
+    return json.dumps(to_dict(found, now_ns), indent=indent, allow_nan=False) + "\n"
 
 
 def to_dict(found: Comparison, now_ns: int) -> dict[str, Any]:

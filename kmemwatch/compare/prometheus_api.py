@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import math
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kmemwatch import __version__
 from kmemwatch.access import Access
+from kmemwatch.codec import parse_json
 from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.fetch import Answer, Fetcher, FetchError
 
-TIMEOUT_S = 60.0
-MAX_ANSWER_BYTES = 1 << 29
+TIMEOUT_S = DEADLINE_S = 60.0
+_ERROR_CHARS = 500
 _SERVER_HINT = "is it the URL of a Prometheus server, without /api?"
 
 
@@ -48,44 +45,35 @@ class Api:
     def __init__(self, url: str, access: Access, timeout_s: float = TIMEOUT_S) -> None:
         """`url` is ``http://HOST:PORT`` with a path prefix, if there is one. Raises UsageError."""
         self.url = _base(url)
-        self._headers, self._opener, self._timeout_s = access.headers(), access.opener(), timeout_s
+        self._fetcher = Fetcher(access, timeout_s, DEADLINE_S)
 
     def query_range(self, query: str, over: Times) -> list[Found]:
         """Series of a query. Raises KmemwatchError."""
         form = {
             "query": query, "start": f"{over.from_s:.3f}", "end": f"{over.to_s:.3f}", "step": f"{over.step_s:g}",
         }  # fmt: skip
-        request = urllib.request.Request(
-            f"{self.url}/api/v1/query_range",
-            data=urllib.parse.urlencode(form).encode(),
-            headers={"User-Agent": f"kmemwatch/{__version__}", **self._headers},
-        )
         try:
-            with self._opener.open(request, timeout=self._timeout_s) as response:
-                body = response.read(MAX_ANSWER_BYTES)
-        except urllib.error.HTTPError as exc:
-            raise self._refused(exc) from exc
-        except (OSError, http.client.HTTPException) as exc:
-            reason = exc.reason if isinstance(exc, urllib.error.URLError) else exc
-            text = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
-            raise KmemwatchError(f"{self.url}: cannot ask Prometheus: {text}", "does it run there?") from exc
-        return self._series(body)
+            answer = self._fetcher.get(f"{self.url}/api/v1/query_range", data=urllib.parse.urlencode(form).encode())
+        except FetchError as exc:
+            raise KmemwatchError(f"{self.url}: cannot ask Prometheus: {exc.why}", "does it run there?") from exc
+        if answer.status != 200:
+            raise self._refused(answer)
+        return self._series(answer.body)
 
-    def _refused(self, exc: urllib.error.HTTPError) -> KmemwatchError:
-        with exc:
-            body = exc.read(1 << 16)
-        if exc.code in (401, 403):
-            return KmemwatchError(f"{self.url}: {exc.code} {exc.reason}", "give a user and a password")
+    def _refused(self, answer: Answer) -> KmemwatchError:
+        if answer.status in (401, 403):
+            return KmemwatchError(f"{self.url}: {answer.status} {answer.reason}", "give a user and a password")
         try:
-            return UsageError(f"{self.url}: Prometheus refused the query: {json.loads(body)['error']}")
-        except (ValueError, KeyError, TypeError):
-            return UsageError(f"{self.url}: answered with {exc.code} {exc.reason}", _SERVER_HINT)
+            found: Any = parse_json(answer.body)
+            return UsageError(f"{self.url}: Prometheus refused the query: {str(found['error'])[:_ERROR_CHARS]}")
+        except (UsageError, ValueError, KeyError, TypeError):
+            return UsageError(f"{self.url}: answered with {answer.status} {answer.reason}", _SERVER_HINT)
 
     def _series(self, body: bytes) -> list[Found]:
         try:
-            answer = json.loads(body)
-            return [_found(one) for one in answer["data"]["result"]]
-        except (ValueError, KeyError, TypeError) as exc:
+            found: Any = parse_json(body)
+            return [_found(one) for one in found["data"]["result"]]
+        except (UsageError, ValueError, KeyError, TypeError, OverflowError) as exc:
             raise UsageError(f"{self.url}: its answer is not one of Prometheus", _SERVER_HINT) from exc
 
 

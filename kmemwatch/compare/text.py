@@ -12,7 +12,7 @@ from kmemwatch.compare.verdict import Claim, Fact, delay_text, number
 from kmemwatch.compare.workload import describe
 from kmemwatch.model import ABSENT, MISSING
 from kmemwatch.render.cells import fit, width
-from kmemwatch.units import UNKNOWN, rfc3339
+from kmemwatch.units import UNKNOWN, one_line, rfc3339
 
 WIDTH = 100
 _MIN_WIDTH = 40
@@ -34,7 +34,7 @@ def to_text(found: Comparison, cells: int = WIDTH) -> str:
     for place, claim in enumerate(found.claims, 1):
         lines += [*_claim(place, claim, found.sides, cells), ""]
     lines += table_lines(found.table, found.sides)
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return "".join(f"{one_line(line.rstrip())}\n" for line in lines)
 
 
 def identity(side: Side) -> list[str]:

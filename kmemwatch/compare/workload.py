@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from kmemwatch.codec import parse_json
 from kmemwatch.compare import figures
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import UsageError
+from kmemwatch.files import read_bounded
 from kmemwatch.units import parse_rfc3339
 
 _HINT = "it is what kmemwatch churn prints"
@@ -21,6 +21,7 @@ _OPTIONS = (
     ("seed", "seed {}"),
 )
 """Of churn, and how they are told."""
+_MAX_BYTES = 1 << 27
 _CLOCK_S = 60.0
 """How far apart the clocks of the two programs may be."""
 
@@ -28,11 +29,13 @@ _CLOCK_S = 60.0
 def read_workload(path: str) -> dict[str, Any]:
     """Raises UsageError when it is not a report of churn."""
     try:
-        report = json.loads(Path(path).read_text("utf-8"))
+        data = read_bounded(path, _MAX_BYTES)
     except OSError as exc:
         raise UsageError(f"{path}: cannot read: {exc.strerror}") from exc
-    except ValueError as exc:
-        raise UsageError(f"{path}: not JSON", _HINT) from exc
+    try:
+        report = parse_json(data)
+    except UsageError as exc:
+        raise UsageError(f"{path}: {exc}", _HINT) from exc
     parts = ("host", "options", "cgroups", "objects", "started_at", "ended_at")
     if not isinstance(report, dict) or any(part not in report for part in parts):
         raise UsageError(f"{path}: not a report of churn", _HINT)

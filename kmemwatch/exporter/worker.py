@@ -33,6 +33,7 @@ from kmemwatch.exporter.server import Server
 from kmemwatch.exporter.webchange import weaker
 from kmemwatch.exporter.webmodel import RateLimit, Web, WebConfig, WebState
 from kmemwatch.exporter.wire import BrokenWeb, FrameMessage, NewWeb, Settings
+from kmemwatch.units import one_line
 
 _CHECK_MS = 1000
 _TOLD = RateLimit(10.0, 20)
@@ -173,7 +174,7 @@ def confine(log: Callable[[str], None], lifeline_fd: int) -> None:
 
 
 def _log(message: str) -> None:
-    text = f"kmemwatch: {' '.join(message.split())}\n"
+    text = f"kmemwatch: {one_line(message)}\n"
     try:
         os.write(2, text.encode("utf-8", "backslashreplace"))
     except OSError:

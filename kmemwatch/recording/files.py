@@ -7,16 +7,12 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from kmemwatch.codec.room import MAX_TEXT_BYTES, too_much_text
 from kmemwatch.errors import UsageError
 
 GZIP_MAGIC = b"\x1f\x8b"
 MEMBER_START = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 """First bytes of every gzip member that `compress` writes."""
-MAX_LINE_BYTES = 1 << 27
-"""A snapshot of 65,536 cgroups and 65,536 pairs takes a third of it."""
-_FREE_BYTES = 1 << 24
-MAX_RATIO = 40
-"""How much longer than its bytes in the file a line of more than `_FREE_BYTES` may be; snapshots reach 10."""
 _CHUNK = 1 << 16
 _FIRST_CHUNK = 1 << 9
 """zlib copies what follows the end of a member: little is given to a new one, for it may be a short one."""
@@ -56,9 +52,9 @@ class Lines:
         return self._gzip_lines() if self.packed else self._plain_lines()
 
     def _plain_lines(self) -> Iterator[bytes]:
-        while line := self._file.readline(MAX_LINE_BYTES):
+        while line := self._file.readline(MAX_TEXT_BYTES):
             if not line.endswith(b"\n"):
-                _check_length(line)
+                _check_length(line, len(line))
                 self.cut = True
                 return
             self.whole_bytes += len(line)
@@ -76,9 +72,7 @@ class Lines:
                 line, self._line = bytes(self._line), bytearray()
                 yield line
             self._line += text[begin:]
-            _check_length(self._line)
-            if len(self._line) > _FREE_BYTES + MAX_RATIO * (self._at - self._line_began):
-                raise UsageError(f"a line that takes more than {MAX_RATIO} times its bytes in the file")
+            _check_length(self._line, self._at - self._line_began)
 
     def _inflate(self) -> Iterator[bytes]:
         """Decompressed pieces; `whole_bytes` moves with each member at whose end a line has ended, too."""
@@ -137,6 +131,6 @@ class Lines:
             before = chunk[-len(MEMBER_START) :]
 
 
-def _check_length(line: bytes | bytearray) -> None:
-    if len(line) >= MAX_LINE_BYTES:
-        raise UsageError(f"a line of more than {MAX_LINE_BYTES >> 20} MiB")
+def _check_length(line: bytes | bytearray, file_bytes: int) -> None:
+    if why := too_much_text(len(line), file_bytes):
+        raise UsageError(f"a line that is {why}")

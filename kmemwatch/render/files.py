@@ -8,12 +8,15 @@ import io
 import json
 from typing import Any
 
+from kmemwatch.fields.measures import NOTHING
 from kmemwatch.fields.rows import Frame
 from kmemwatch.fields.views import View
 from kmemwatch.render.select import Selection
 from kmemwatch.units import printable, rfc3339
 
 TIME_COLUMN = "taken_at"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""The last four are the wide forms of the first, which some spreadsheets take for the same."""
 
 
 def csv_header(view: View[Any]) -> str:
@@ -25,7 +28,12 @@ def csv_rows(shown: Frame, selection: Selection) -> str:
     """One line a row; an unknown value is an empty cell."""
     taken_at = rfc3339(shown.snapshot.taken_at_ns)
     fields = selection.view.fields
-    return _csv([[taken_at, *(f.exact(row) for f in fields)] for row in selection.rows(shown) or ()])
+    return _csv([[taken_at, *(_cell(f.exact(row)) for f in fields)] for row in selection.rows(shown) or ()])
+
+
+def _cell(value: float | str | None) -> float | str | None:
+    """Text that a spreadsheet would take for a formula gets a quote before it, and text with such a quote another."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) and value != NOTHING else value
 
 
 def _csv(rows: list[list[Any]]) -> str:

@@ -15,7 +15,7 @@ from kmemwatch.fields.views import View
 from kmemwatch.model import LATENCY_KINDS, Snapshot
 from kmemwatch.render.cells import fit, width
 from kmemwatch.render.select import Selection
-from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, one_line, printable, seconds_human
 
 GAP, WIDE_GAP = 1, 2
 """Cells between columns: two where every column fits with them."""
@@ -130,7 +130,7 @@ def heading(snapshot: Snapshot, title: str) -> str:
             f"kmemwatch {printable(snapshot.host.hostname)}",
             f"kernel {printable(snapshot.host.kernel)} ({snapshot.kernel.era or 'unknown era'})",
             f"attached {seconds_human(snapshot.duration_s)}",
-            title,
+            one_line(title),
         )
     )
 

@@ -26,6 +26,7 @@ from kmemwatch.tui.details import DetailsScreen
 from kmemwatch.tui.help import HelpScreen
 from kmemwatch.tui.poller import Ended, Failed, Poller, Refreshed, Update
 from kmemwatch.tui.table import RowTable
+from kmemwatch.units import one_line
 
 DELAYS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -194,7 +195,7 @@ class TopApp(App[None]):
     def _notices(self, shown: Frame, selection: Selection) -> None:
         notice = self._latest.notice if self._latest else None
         lines = dict.fromkeys(n for n in (self._ended_notice, notice, selection.view.note(shown)) if n)
-        self._line("#notice", "; ".join(lines))
+        self._line("#notice", one_line("; ".join(lines)))
 
     def _line(self, selector: str, text: str | None) -> None:
         line = self._main(selector)

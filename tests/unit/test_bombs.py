@@ -112,7 +112,15 @@ def test_the_largest_host_is_read(tmp_path: Path) -> None:
     """65,536 cgroups and as many pairs, in both forms, also with names made to look like much."""
     sample = fakes.sample()
     cgroups = tuple(
-        replace(sample.cgroups[0], id=i, path=f"/kubepods/{i * 7919:032x}/{'{[,' * 20}") for i in range(65_536)
+        replace(
+            sample.cgroups[0],
+            id=i,
+            path=f"/kubepods/{i * 7919:032x}/{'{[,' * 20}",
+            memory_bytes=i * 7919 * 4096 % 10**9,
+            kernel_bytes=i * 104_729 * 64 % 10**8,
+            slab_bytes=i * 1_299_709 * 8 % 10**7,
+        )
+        for i in range(65_536)
     )
     pairs = tuple(sample.pairs[0]._replace(cgroup_id=i, allocations_total=i * i, frees_total=i) for i in range(65_536))
     large = replace(sample, cgroups=cgroups, pairs=pairs)

@@ -7,7 +7,6 @@ import base64
 import http.server
 import ssl
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 
 from kmemwatch.access import ANYBODY, Access, read_password
 from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.fetch import Fetcher, FetchError
 from kmemwatch.remote import RemoteFeed
 from tests.unit.certificates import Authority
 from tests.unit.compare_sides import snapshot
@@ -61,8 +61,7 @@ def other() -> Iterator[Server]:
 
 
 def ask(access: Access, url: str) -> None:
-    with access.opener().open(urllib.request.Request(url, headers=access.headers()), timeout=5):
-        pass
+    Fetcher(access, 5, 5).get(url)
 
 
 def test_who_asks_is_said_to_the_server_that_was_named(other: Server) -> None:
@@ -113,7 +112,7 @@ def test_a_ca_of_ones_own_is_trusted_and_another_is_not(tmp_path: Path) -> None:
     try:
         ask(Access(ca_file=str(ours.cert)), url)
         for access in (Access(ca_file=str(theirs.cert)), ANYBODY):
-            with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+            with pytest.raises(FetchError, match="CERTIFICATE_VERIFY_FAILED"):
                 ask(access, url)
     finally:
         server.stop()

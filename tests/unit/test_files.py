@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,48 @@ def test_looking_whether_a_place_is_good_writes_nothing(tmp_path: Path) -> None:
     assert (old.read_text(), old.stat().st_mtime_ns, tmp_path.stat().st_mtime_ns) == ("old", 5, 5)
 
 
+def test_a_pipe_is_read_to_its_end_if_that_comes() -> None:
+    """What `--password-file <(...)` of a shell is."""
+    theirs, ours = os.pipe()
+    path = f"/proc/self/fd/{theirs}"
+
+    def fill() -> None:
+        time.sleep(0.1)
+        os.write(ours, b"12")
+        time.sleep(0.1)
+        os.write(ours, b"345")
+        os.close(ours)
+
+    writer = threading.Thread(target=fill)
+    writer.start()
+    assert read_bounded(path, 5) == b"12345"
+    writer.join()
+    os.close(theirs)
+
+
+def test_a_pipe_that_drips_or_is_silent_ends_with_the_deadline() -> None:
+    for drips in (False, True):
+        theirs, ours = os.pipe()
+        ended = threading.Event()
+
+        def drip(ours: int = ours, ended: threading.Event = ended) -> None:
+            while not ended.wait(0.02):
+                os.write(ours, b"x")
+
+        writer = threading.Thread(target=drip)
+        if drips:
+            writer.start()
+        began = time.monotonic()
+        with pytest.raises(UsageError, match=r"no end of it within 0\.3 s"):
+            read_bounded(f"/proc/self/fd/{theirs}", 1000, deadline_s=0.3)
+        assert time.monotonic() - began < 2
+        ended.set()
+        if drips:
+            writer.join()
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_reading_ends(tmp_path: Path) -> None:
     path, pipe = tmp_path / "file", tmp_path / "pipe"
     path.write_bytes(b"12345")
@@ -100,9 +143,10 @@ def test_reading_ends(tmp_path: Path) -> None:
     assert read_bounded(str(path), 5) == b"12345"
     with pytest.raises(UsageError, match=rf"{path}: larger than 4 bytes"):
         read_bounded(str(path), 4)
-    for other in (pipe, Path("/dev/zero")):
-        with pytest.raises(UsageError, match=rf"{other}: not a regular file"):
-            read_bounded(str(other), 5)
+    assert read_bounded(str(pipe), 5) == b""
+    assert read_bounded("/dev/null", 5) == b""
+    with pytest.raises(UsageError, match="/dev/zero: larger than 5 bytes"):
+        read_bounded("/dev/zero", 5)
     with pytest.raises(IsADirectoryError):
         read_bounded(str(tmp_path), 5)
     with pytest.raises(FileNotFoundError):
