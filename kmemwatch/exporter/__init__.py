@@ -3,6 +3,7 @@
 
 Snapshot -> text
 selection     which cgroups and caches have series at all
+exclusion     the snapshot without the others
 kubernetes    labels of pods and containers
 folding       which cgroups have series of their own
 series        Snapshot -> series, in a loop over the field table

@@ -15,6 +15,7 @@ from kmemwatch.exporter.exposition import Begun, Exposition
 from kmemwatch.exporter.frames import Frame
 from kmemwatch.exporter.landing import landing_page
 from kmemwatch.exporter.paths import HEALTHY_PATH, LANDING_PATH, READY_PATH, SNAPSHOT_PATH
+from kmemwatch.model import Snapshot
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -68,9 +69,17 @@ Route = Callable[[Request], Response]
 class App:
     """ASGI callable. Every answer comes from memory; the making of large ones happens in worker threads."""
 
-    def __init__(self, source: Source, exposition: Exposition, telemetry_path: str, log: Callable[[str], None]) -> None:
-        """`telemetry_path` must have passed `paths.check_telemetry_path`."""
+    def __init__(
+        self,
+        source: Source,
+        exposition: Exposition,
+        telemetry_path: str,
+        log: Callable[[str], None],
+        shown: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot,
+    ) -> None:
+        """`telemetry_path` must have passed `paths.check_telemetry_path`; `shown`: what of a snapshot is shown."""
         self._source = source
+        self._shown = shown
         self._exposition = exposition
         self._telemetry_path = telemetry_path
         self._log = log
@@ -117,7 +126,7 @@ class App:
         frame = self._source.frame()
         if frame is None:
             return self._not_ready()
-        body = frame.once("json", lambda: snapshot_to_json(frame.snapshot).encode("utf-8") + b"\n")
+        body = frame.once("json", lambda: snapshot_to_json(self._shown(frame.snapshot)).encode("utf-8") + b"\n")
         if request.gzip:
             body = frame.once("json.gz", lambda: Begun((body,)).join(b""))
         return Response(_JSON, (body,), headers=_varying(request.gzip, "Accept-Encoding"))
@@ -137,7 +146,7 @@ class App:
             READY_PATH: "is there a recent snapshot?",
             HEALTHY_PATH: "does the daemon answer?",
         }
-        page = landing_page(None if frame is None else frame.snapshot, problem, links)
+        page = landing_page(None if frame is None else self._shown(frame.snapshot), problem, links)
         return Response(_HTML, (page.encode("utf-8"),), headers=_LANDING_HEADERS)
 
 

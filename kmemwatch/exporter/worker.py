@@ -24,6 +24,7 @@ from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter import privileges, sandbox, wire
 from kmemwatch.exporter.app import App
 from kmemwatch.exporter.clientlog import ClientLog
+from kmemwatch.exporter.exclusion import Exclusion
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Latest
 from kmemwatch.exporter.front import Front, Rules, TokenBucket
@@ -61,7 +62,8 @@ class Worker:
             reader=lambda: self._latest.reader,
             web=self._web,
         )
-        self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, self._clients.say))
+        shown = Exclusion(settings.selection)
+        self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, self._clients.say, shown))
         self._told = TokenBucket(_TOLD)
         self._untold: list[str] = []
         self._config = WebConfig()
