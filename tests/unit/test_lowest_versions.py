@@ -34,7 +34,15 @@ VERSIONS = """
 import importlib.metadata as m, json
 print(json.dumps({one.metadata["Name"]: one.version for one in m.distributions()}))
 """
-SUITES = ("exporter_server", "exporter_front", "exporter_series", "exporter_protocol", "compare_output", "tui")
+SUITES = (
+    "exporter_selection",
+    "exporter_server",
+    "exporter_front",
+    "exporter_series",
+    "exporter_protocol",
+    "compare_output",
+    "tui",
+)
 """Tests of what calls the libraries."""
 # bcrypt before 4.1 makes no hash of a NUL, so that the test has none to ask with.
 NO_HASH_OF_NUL = "tests/unit/test_exporter_front.py::test_passwords_of_all_kinds[nul\\x00byte]"

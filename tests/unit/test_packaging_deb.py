@@ -67,6 +67,9 @@ def test_what_is_compiled_has_a_hash_for_each_python_and_machine() -> None:
     ) * len(machines)
     classifiers = re.findall(r"Python :: (3\.\d+)", (ROOT / "setup.cfg").read_text())
     assert set(classifiers) <= set(versions)
+    (major, least), (_, most) = (map(int, one.split(".")) for one in (versions[0], versions[-1]))
+    limits = f"python3 (>= {major}.{least}), python3 (<< {major}.{most + 1}), "
+    assert limits in (DEBIAN / "control").read_text()
 
 
 def test_every_bundled_package_has_its_licence_told() -> None:
