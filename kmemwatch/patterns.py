@@ -92,7 +92,16 @@ def any_of(option: str, expressions: Sequence[str]) -> Pattern | None:
     """One for all of them; None for none. Raises UsageError."""
     for expression in expressions:
         compiled(option, expression)
-    return _compiled(option, "|".join(f"(?:{expression})" for expression in expressions)) if expressions else None
+    return (
+        _compiled(option, "|".join(f"(?:{_closed(expression)})" for expression in expressions)) if expressions else None
+    )
+
+
+def _closed(expression: str) -> str:
+    r"""With the \E that may be missing at the end of an expression, and nowhere else."""
+    *_, (last, _) = [(0, False), *_tokens(expression)]
+    is_open = expression.startswith("\\Q", last) and "\\E" not in expression[last:]
+    return expression + "\\E" if is_open else expression
 
 
 @cache

@@ -243,6 +243,9 @@ def test_any_of_several() -> None:
     assert [name for name in ("a", "b", "C", "", "ab", "A") if one.fullmatch(name)] == ["a", "b", "C", ""]
     with pytest.raises(UsageError, match=r"--cgroup\.include: 'b\)\|\(c' is not a regular expression"):
         any_of("--cgroup.include", ["a", "b)|(c"])
+    quoted = any_of("x", [r"\Qa.(", "\\Q\\", r"\Qb\E+", "c"])
+    assert quoted is not None
+    assert [name for name in ("a.(", "\\", "bb", "c", "ab(", "") if quoted.fullmatch(name)] == ["a.(", "\\", "bb", "c"]
     many = any_of("x", [f"/name{number}" for number in range(2000)])
     assert many is not None
     assert many.fullmatch("/name1999")
@@ -313,3 +316,12 @@ def test_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     drive(app, test)
     patterns._engine.cache_clear()
+
+
+@given(st.lists(expressions, min_size=1, max_size=4), st.lists(texts, min_size=1, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_several_are_what_each_is(several: list[str], names: list[str]) -> None:
+    one = any_of("x", several)
+    assert one is not None
+    for name in names:
+        assert one.fullmatch(name) == any(compiled("x", expression).fullmatch(name) for expression in several)
