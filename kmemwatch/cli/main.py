@@ -21,7 +21,7 @@ import click
 from kmemwatch import __version__, shortages
 from kmemwatch.cli import streams
 from kmemwatch.cli.stopping import Terminated, raise_on_termination
-from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 
 DEBUG_VARIABLE = "KMEMWATCH_DEBUG"
 
@@ -122,6 +122,11 @@ def _report_other(cause: BaseException) -> int:
     """What nobody has put into words: the environment's errors in plain ones, all others as what they are, bugs."""
     if isinstance(cause, streams.OutputError):
         return _say(f"cannot write to standard output: {cause.why}", None, KmemwatchError.exit_code)
+    if isinstance(cause, OSError) and str(cause.filename).startswith(("/proc/", "/sys/")):
+        from kmemwatch.kernel.facts import why_unmounted
+
+        if (unmounted := why_unmounted()) is not None:
+            return _say(*unmounted, UnsupportedError.exit_code)
     short = shortages.of(cause)
     if short is not None:
         about = f"{cause.filename}: " if isinstance(cause, OSError) and cause.filename else ""

@@ -67,6 +67,7 @@ def _devnull_at(fd: int, mode: int) -> None:
     if opened != fd:
         os.dup2(opened, fd)
         os.close(opened)
+    os.set_inheritable(fd, True)  # else it would be closed again in the processes that we start
 
 
 def say(*lines: str) -> None:

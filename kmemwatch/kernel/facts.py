@@ -203,7 +203,7 @@ class _Looks:
 def gather() -> Facts:
     """Look at this host. Never raises for what the host lacks: that is a fact, too."""
     look = _Looks()
-    unmounted = _unmounted()
+    unmounted = why_unmounted()
     hierarchy = look(cgroupfs.find_memory)
     tracefs, tracefs_why = look(_tracefs) or (None, None)
     host_namespace = look(_host_namespace)
@@ -258,7 +258,7 @@ def _btf_facts(tracefs: Path | None, privileged: bool | None) -> dict[str, Any]:
         }
 
 
-def _unmounted(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> tuple[str, str] | None:
+def why_unmounted(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> tuple[str, str] | None:
     """`Facts.unmounted`; what is missing is looked for by names that every kernel has there."""
     if not (proc / "self/status").exists():
         return f"{proc}: not mounted", f"mount -t proc proc {proc}"

@@ -152,6 +152,21 @@ def test_serve_serves_whatever_is_closed(recording: Path, tmp_path: Path, closed
     assert "Traceback" not in said
 
 
+def test_what_was_closed_is_open_in_our_children_too() -> None:
+    program = """
+import os, subprocess, sys
+from kmemwatch.cli import streams
+os.dup2(1, 9)
+for fd in range(3):
+    os.close(fd)
+streams.prepare()
+child = "import os; os.write(9, str([os.readlink(f'/proc/self/fd/{fd}') for fd in range(3)]).encode())"
+subprocess.run([sys.executable, "-c", child], pass_fds=[9], check=True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == str(["/dev/null"] * 3)
+
+
 @pytest.mark.parametrize("redirected", ["2>/dev/null", "</dev/null", "2>&-"])
 def test_top_draws_only_where_a_terminal_is_at_both_ends(recording: Path, redirected: str) -> None:
     command = f"{KMEMWATCH} top -n 1 --replay {recording} {redirected}"
@@ -225,3 +240,31 @@ def test_words_are_kept_when_a_shortage_is_the_cause() -> None:
     error = ImportError("cannot import bcc")
     error.__cause__ = OSError(errno.EMFILE, "Too many open files")
     assert shortages.number_of(error) == errno.EMFILE
+
+
+# Before there is anything that could report it
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("KeyboardInterrupt()", 130, ""),
+        ("OSError(24, 'Too many open files')", 1, "kmemwatch: cannot start: [Errno 24] Too many open files\n"),
+        ("MemoryError()", 1, "kmemwatch: cannot start: MemoryError\n"),
+        ("ImportError('no click here')", 1, "kmemwatch: cannot start: no click here\n"),
+    ],
+)
+def test_what_ends_it_while_it_is_read(error: str, code: int, said: str) -> None:
+    program = f"""
+import sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise {error}
+sys.meta_path.insert(0, Finder())
+sys.argv = ["kmemwatch", "--version"]
+from kmemwatch.__main__ import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
