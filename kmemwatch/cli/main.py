@@ -107,7 +107,7 @@ def report(exc: BaseException) -> int:
     if isinstance(cause, BrokenPipeError) and streams.reader_is_gone():
         return 0
     if os.environ.get(DEBUG_VARIABLE):
-        traceback.print_exception(cause)
+        streams.say(*"".join(traceback.format_exception(cause)).splitlines())
     if isinstance(cause, KmemwatchError):
         return _say(str(cause), cause.hint, cause.exit_code)
     if isinstance(cause, click.UsageError):

@@ -14,6 +14,8 @@ GZIP_MAGIC = b"\x1f\x8b"
 MEMBER_START = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 """First bytes of every gzip member that `compress` writes."""
 _CHUNK = 1 << 16
+_ZEROS = 64
+"""So many do not end a gzip member; a length in its last bytes has a few."""
 _FIRST_CHUNK = 1 << 9
 """zlib copies what follows the end of a member: little is given to a new one, for it may be a short one."""
 _GZIP_WBITS = 31
@@ -81,7 +83,7 @@ class Lines:
             view = memoryview(data)
             while view:
                 piece = view[:chunk]
-                yield from self._unpack(member, piece, fresh=chunk == _FIRST_CHUNK)
+                yield from self._unpack(member, piece, member_began)
                 if self.cut:
                     return
                 view, chunk = view[len(piece) - len(member.unused_data) :], _CHUNK
@@ -93,14 +95,15 @@ class Lines:
             self._check_cut(member_began)
         self.cut = self._at > self.whole_bytes
 
-    def _unpack(self, member: zlib._Decompress, piece: memoryview, fresh: bool) -> Iterator[bytes]:
+    def _unpack(self, member: zlib._Decompress, piece: memoryview, member_began: int) -> Iterator[bytes]:
         """What comes out of `piece`, a little at a time."""
         rest: memoryview | bytes = piece
         end = self._at + len(piece)
         try:
             while True:
                 text = member.decompress(rest, _CHUNK)
-                self._at = end - len(member.unconsumed_tail) - len(member.unused_data)
+                # After the end of a member, `unconsumed_tail` may hold the same as `unused_data`.
+                self._at = end - len(member.unused_data if member.eof else member.unconsumed_tail)
                 if text:
                     yield text
                 rest = member.unconsumed_tail
@@ -108,17 +111,19 @@ class Lines:
                 if member.eof or not (rest or len(text) == _CHUNK):
                     return
         except zlib.error as exc:
-            if fresh and self._only_zeros_from(end - len(piece)):
+            if self._ends_in_zeros(member_began):
                 self.cut = True
                 return
             raise UsageError("damaged record, gzip cannot read it") from exc
 
-    def _only_zeros_from(self, place: int) -> bool:
-        """After a power cut a file system may show zeros in the place of what was written last."""
-        self._file.seek(place)
-        while chunk := self._file.read(_CHUNK):
-            if chunk.count(0) != len(chunk):
-                return False
+    def _ends_in_zeros(self, member_began: int) -> bool:
+        """After a power cut, file systems show zeros in the place of what was written last."""
+        size = self._file.seek(0, 2)
+        at = self._file.seek(max(member_began, size - _ZEROS))
+        if self._file.read().strip(b"\0"):
+            return False
+        if at > member_began:
+            self._check_cut(member_began)
         return True
 
     def _check_cut(self, member_began: int) -> None:

@@ -361,15 +361,44 @@ def test_a_refused_file_stays_as_it_is(tmp_path: Path, form: str, dropped: int) 
     assert (path.read_bytes(), path.stat().st_mtime_ns, path.stat().st_ino) == before
 
 
-def test_zeros_at_the_end_are_a_cut(path: Path) -> None:
+@pytest.mark.parametrize("form", ["plain", "member a line", "members that end in mid-line"])
+def test_zeros_at_the_end_are_a_cut(tmp_path: Path, form: str) -> None:
     """What a file system may leave after a power cut."""
-    write(path, ITEMS)
-    with path.open("ab") as file:
-        file.write(bytes(5000))
-    items, notice = read(path)
+    whole, path = forms(tmp_path)[form], tmp_path / "zeros.kmw"
+    for size in (*range(len(whole) - 300, len(whole), 7), len(whole)):
+        path.write_bytes(whole[:size] + bytes(5000))
+        items, notice = read(path)
+        assert items == ITEMS[: len(items)]
+        assert notice is not None
+        _append_to_cut(path, path.read_bytes())
     assert items == ITEMS
+
+
+@pytest.mark.parametrize("whole_file", [False, True])
+def test_records_of_many_pieces_are_told_from_their_cut_end(tmp_path: Path, whole_file: bool) -> None:
+    """zlib gives what is longer than one piece in several, and what is shorter together with what follows."""
+    path, large = tmp_path / "large.kmw.gz", fakes.sample()
+    large = replace(large, pairs=tuple(large.pairs[0]._replace(cgroup_id=i * 7919) for i in range(10_000)))
+    items: list[Item] = []
+    for seconds in range(1, 5):
+        items += [replace(large, monotonic_ns=seconds), Event(seconds, "online", seconds), Event(seconds, "offline")]
+    write(path, items)
+    whole = gzip.compress(gzip.decompress(path.read_bytes())) if whole_file else path.read_bytes()
+    assert len(whole) > 1 << 17
+    path.write_bytes(whole)
+    assert read(path) == (items, None)
+    for dropped in (1, 9, 20, 70_000):
+        _append_to_cut_of(path, whole[:-dropped], large)
+
+
+def _append_to_cut_of(path: Path, content: bytes, large: Snapshot) -> None:
+    path.write_bytes(content)
+    before, notice = read(path)
     assert notice is not None
-    _append_to_cut(path, path.read_bytes())
+    assert before
+    new: list[Item] = [replace(large, monotonic_ns=9)]
+    write(path, new)
+    assert read(path) == (before + new, None)
 
 
 def test_packing_again_keeps_mode_and_owner_and_goes_through_links(tmp_path: Path) -> None:
