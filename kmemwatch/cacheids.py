@@ -15,6 +15,8 @@ from hashlib import blake2s
 SECRET_BYTES = 32
 ID = re.compile("[a-z2-7]{12}")
 """Of a cache. 60 bits in base32, which no spreadsheet takes for a number, and nobody for an address."""
+_ADDRESS = re.compile(r"0x[0-9a-fA-F]{9,}|\bffff[0-9a-f]{12}\b|\b1844[67]\d{15}\b|-1[0-4]\d{13}\b")
+"""In C's notation, in the kernel's, and as a whole number, with a sign and without."""
 _ID_BYTES, _ID_CHARS = 8, 12
 _MAX_KNOWN = 1 << 17
 """Ids that are kept rather than made again. Caches come and go, and so do the recordings that are read."""
@@ -38,3 +40,8 @@ class CacheIds(dict[int, str]):
     def name(self, address: int) -> str:
         """Stands for the name of a cache that is not known."""
         return f"unnamed:{self[address]}"
+
+
+def without_addresses(text: str) -> str:
+    """What somebody else wrote (the verifier, an exception that nobody expected), without kernel addresses."""
+    return _ADDRESS.sub("(an address)", text)

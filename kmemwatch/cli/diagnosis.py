@@ -52,8 +52,8 @@ class Diagnosis:
     """SLAB_ACCOUNT: which caches are always charged."""
 
 
-def report(found: Diagnosis) -> str:
-    """Everything, 80 columns wide, without a newline at the end."""
+def report(found: Diagnosis, addresses: bool = False) -> str:
+    """Everything, 80 columns wide, without a newline at the end; kernel addresses only with `addresses`."""
     facts = found.facts
     where = f"cgroup v{facts.hierarchy['version']}" if facts.hierarchy else "no memory cgroups"
     lines = [f"kmemwatch {__version__} on Linux {facts.release}, {facts.arch}, {where}", "", *_verdict(found)]
@@ -63,6 +63,9 @@ def report(found: Diagnosis) -> str:
         lines += ["", "What to change"]
         for text in advice:
             lines += _wrapped(text, "  - ", "    ")
+    if addresses:
+        known = found.facts.symbols or {}
+        lines += ["", "Kernel addresses", *(f"  {known[name]:#018x} {name}" for name in sorted(known))]
     return "\n".join(map(one_line, lines))
 
 

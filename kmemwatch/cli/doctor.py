@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import click
 
 from kmemwatch.cli.diagnosis import Diagnosis, report
 from kmemwatch.cli.options import without_option
-from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
+from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel import facts as facts_module
 from kmemwatch.kernel import plan as plan_module
 from kmemwatch.kernel.facts import Facts
@@ -25,15 +26,18 @@ from kmemwatch.sources.handover import Child, ProbeResult
 @click.command(short_help="What works here.")
 @click.option("--output", metavar="FORMAT", default="text", type=click.Choice(("text", "json")),
               help="text (default) or json.")  # fmt: skip
+@click.option("--addresses", is_flag=True, help="Show kernel addresses as well; only root may.")
 @without_option
-def command(output: str, without: tuple[str, ...]) -> int:
+def command(output: str, addresses: bool, without: tuple[str, ...]) -> int:
     """Look at this host, attach every probe for a moment, and say what works and what does not.
 
     Exit code 0: kmemwatch runs here; what it does not see is listed. 3: it cannot run here. 1: that could not be
     checked, for want of memory for example.
     """
+    if addresses and os.geteuid() != 0:
+        raise UsageError("--addresses: kernel addresses are shown to root only", "sudo kmemwatch doctor --addresses")
     found = examine(without)
-    sys.stdout.write((to_json(found) if output == "json" else report(found)) + "\n")
+    sys.stdout.write((to_json(found, addresses) if output == "json" else report(found, addresses)) + "\n")
     return 0 if found.error is None else found.error.exit_code
 
 
@@ -82,14 +86,15 @@ def _probe(result: ProbeResult) -> Probe:
     return Probe(result.signal, result.attachment, result.status, result.why)
 
 
-def to_json(found: Diagnosis) -> str:
-    """Facts (as `Facts.from_json` reads them), plan, and the outcome of the trial; null where it was not tried."""
+def to_json(found: Diagnosis, addresses: bool = False) -> str:
+    """Facts (as `Facts.from_json` reads them), plan, and the outcome of the trial; null where it was not tried, and in
+    place of the address of each symbol unless `addresses`."""
     error = found.error
     document: dict[str, Any] = {
         "works": error is None,
         "error": None if error is None else {"message": str(error), "hint": error.hint},
         "bcc": found.has_bcc,
-        "facts": json.loads(found.facts.to_json()),
+        "facts": json.loads(found.facts.to_json(addresses)),
         "plan": None if found.plan is None else [_signal(signal) for signal in found.plan.signals],
         "probes": None,
         "learn_error": found.learn_error,

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from kmemwatch import __version__, shortages
+from kmemwatch.cacheids import without_addresses
 from kmemwatch.cli import streams
 from kmemwatch.cli.stopping import Terminated, raise_on_termination
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
@@ -133,7 +134,7 @@ def _report_other(cause: BaseException) -> int:
         return _say(f"{about}{short}", short.hint, short.exit_code)
     if isinstance(cause, RecursionError):
         return _say("the input is nested too deeply to be read", None, KmemwatchError.exit_code)
-    text = f"internal error: {type(cause).__name__}: {cause}"
+    text = without_addresses(f"internal error: {type(cause).__name__}: {cause}")
     return _say(text, f"set {DEBUG_VARIABLE}=1 for the traceback, and please report it", KmemwatchError.exit_code)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
 
-from kmemwatch.cacheids import ID, CacheIds
+from kmemwatch.cacheids import ID, CacheIds, without_addresses
 from kmemwatch.errors import UsageError
 from kmemwatch.units import parse_rfc3339, unprintable
 
@@ -20,7 +20,6 @@ _PREVIEW_CHARS = 60
 GAUGE_END = 1 << 62
 """No bytes, objects or references are as many; a number of 64 bits that went below 0 is."""
 _ADDRESS = re.compile("0x[0-9a-fA-F]{1,16}")
-_IN_TEXT = re.compile("0x[0-9a-fA-F]{9,}")
 _OLD_IDS = CacheIds()
 """For the addresses in what older releases wrote, which must be of no use to whoever sees the ids."""
 LEAST, MOST = -(1 << 63), (1 << 64) - 1
@@ -188,7 +187,7 @@ class Reader:
     def opt_message(self, key: str) -> str | None:
         """A sentence or null; without the kernel addresses that older releases wrote into some."""
         text = self.opt_text(key)
-        return None if text is None else _IN_TEXT.sub("(an address)", text)
+        return None if text is None else without_addresses(text)
 
     def counts(self, key: str) -> Mapping[str, int]:
         """An object of whole numbers."""

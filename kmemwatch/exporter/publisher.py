@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from kmemwatch.cacheids import without_addresses
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter.frames import STALE_INTERVALS, Frame, Latest, ReaderState
 from kmemwatch.feed import Feed
@@ -75,7 +76,7 @@ class Publisher:
             self._publish()
         except BaseException as exc:  # noqa: BLE001 - `wait` raises it in the thread that can report it
             self._error = exc
-            self._latest.fail(f"the snapshot thread died: {exc}")
+            self._latest.fail(f"the snapshot thread died: {without_addresses(str(exc))}")
             self._died.set()
 
     def _publish(self) -> None:

@@ -164,9 +164,12 @@ class Facts:
     shortage: tuple[str, str] | None = None
     """What ran out while we looked, and what to do: what is None may be so for that reason alone."""
 
-    def to_json(self) -> str:
-        """Stable JSON text."""
-        return json.dumps(asdict(self), indent=1, sort_keys=True)
+    def to_json(self, addresses: bool = False) -> str:
+        """Stable JSON text. Without `addresses`, symbols have null for theirs, and 0 where the kernel hides it."""
+        raw = asdict(self)
+        if self.symbols is not None and not addresses:
+            raw["symbols"] = {name: None if address else 0 for name, address in self.symbols.items()}
+        return json.dumps(raw, indent=1, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Facts:
@@ -178,12 +181,18 @@ class Facts:
         """Inverse of `asdict`, also after JSON has made lists of tuples."""
         functions, tracepoints = raw["function_args"], raw["tracepoint_args"]
         pairs = {name: tuple(raw[name]) for name in ("unmounted", "shortage") if raw.get(name) is not None}
+        symbols = raw["symbols"]
         args = {
             **pairs,
+            "symbols": symbols and {name: _UNTOLD if at is None else at for name, at in symbols.items()},
             "function_args": {name: tuple(types) for name, types in functions.items()},
             "tracepoint_args": {name: tuple(types) for name, types in tracepoints.items()},
         }
         return Facts(**{**raw, **args})
+
+
+_UNTOLD = 1
+"""For the address of a symbol that `Facts.to_json` left out."""
 
 
 class _Looks:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import kmemwatch
 from kmemwatch import errors, shortages
+from kmemwatch.cacheids import without_addresses
 from kmemwatch.errors import KmemwatchError, ShortageError
 from kmemwatch.lifeline import TiedProcess
 from kmemwatch.sources import channel
@@ -80,11 +81,16 @@ class Manifest:
             **{
                 **raw,
                 "facts": Facts.from_raw(raw["facts"]),
-                "probes": tuple(ProbeResult(**probe) for probe in raw["probes"]),
+                "probes": tuple(ProbeResult(**{**probe, "why": _told(probe["why"])}) for probe in raw["probes"]),
+                "learn_error": _told(raw.get("learn_error")),
                 "programs": tuple(raw["programs"]),
                 "maps": tuple(MapHandle(**handle) for handle in raw["maps"]),
             }
         )
+
+
+def _told(text: str | None) -> str | None:
+    return None if text is None else without_addresses(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +164,7 @@ class Child:
         try:
             answer = self._receive_answer()
             if "error" in answer:
-                raise getattr(errors, answer["error"])(answer["message"], hint=answer["hint"])
+                raise getattr(errors, answer["error"])(without_addresses(answer["message"]), hint=answer["hint"])
             return self._receive_descriptors(answer)
         finally:
             self.close()
@@ -198,7 +204,7 @@ class Child:
         if status is not None and status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
             return ShortageError(f"{what}: {name}", _OUT_OF_MEMORY)
-        return KmemwatchError(f"{what}: {lines[-1] if lines else f'exit status {status}'}")
+        return KmemwatchError(f"{what}: {without_addresses(lines[-1]) if lines else f'exit status {status}'}")
 
     def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
         descriptors: list[int] = []

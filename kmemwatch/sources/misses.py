@@ -101,9 +101,9 @@ class KprobeMisses:
     def _numbers(self, addresses: Sequence[int], size: int) -> list[int]:
         """What lies at these addresses, with one run of a program for many. Raises OSError."""
         numbers = []
-        for address, raw in zip(addresses, self._peek.read_many(addresses, size), strict=True):
+        for raw in self._peek.read_many(addresses, size):
             if raw is None:
-                raise OSError(f"kernel memory at {address:#x} cannot be read")
+                raise OSError("kernel memory cannot be read")
             numbers.append(int.from_bytes(raw, sys.byteorder))
         return numbers
 
@@ -115,7 +115,7 @@ class KprobeMisses:
         node = self._peek.u64(head)
         # Probes of several events can be joined, but those that come with a perf event are alone.
         if self._peek.u64(node) != head or self._peek.u64(node + 8) != head:
-            raise _NotTheProbeError(f"the list of probes at {head:#x} is not a list of one")
+            raise _NotTheProbeError("the list of probes is not a list of one")
         address = node - self._offsets["trace_probe__list"] - self._offsets["trace_kprobe__tp"]
         self._verify(address, function, at_return)
         hits = self._offsets.get("trace_kprobe__nhit")
@@ -138,12 +138,12 @@ class KprobeMisses:
         for member in ("trace_kprobe__symbol", "trace_kprobe__rp__kp__symbol_name"):
             name = self._peek.string(self._pointer(address, member), len(function) + 1)
             if name != function:
-                raise _NotTheProbeError(f"what lies at {address:#x} is a probe of {name!r}")
+                raise _NotTheProbeError("it has the name of another function")
         at, known = self._pointer(address, "trace_kprobe__rp__kp__addr"), self._symbols.get(function, 0)
         if known and not known <= at < known + _ENTRY_BYTES:
-            raise _NotTheProbeError(f"it sits at {at:#x}, and the function at {known:#x}")
+            raise _NotTheProbeError("it sits somewhere else than the function")
         if bool(self._pointer(address, "trace_kprobe__rp__handler")) != at_return:
             raise _NotTheProbeError("entry and return are not told apart")
         missed = self._pointer(address, "trace_kprobe__rp__kp__nmissed")
         if missed >= _TOO_MANY:
-            raise _NotTheProbeError(f"{missed:#x} is no number of misses")
+            raise _NotTheProbeError("its number of misses is none")

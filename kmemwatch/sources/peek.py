@@ -36,7 +36,7 @@ class Peek:
         while size:
             part = min(size, decode.PEEK_BYTES)
             if test_run(self._peek_fd, address, part):
-                raise OSError(f"kernel memory at {address:#x} cannot be read")
+                raise OSError("kernel memory cannot be read")
             parts.append(self._out[:part])
             address += part
             size -= part

@@ -154,7 +154,7 @@ def memory_ranges(header: bytes, known: int) -> list[tuple[int, int]]:
     segments = list(_segments(header))
     distance = next((start - physical for start, size, physical in segments if start <= known < start + size), None)
     if distance is None:
-        raise KmemwatchError(f"{KCORE}: no segment has the slab at {known:#x}")
+        raise KmemwatchError(f"{KCORE}: no segment has a slab that is known")
     return [(start, start + size) for start, size, physical in segments if start - physical == distance]
 
 

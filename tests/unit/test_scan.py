@@ -51,7 +51,7 @@ def test_memory_is_what_lies_as_a_known_slab_does() -> None:
 
 
 def test_a_slab_that_lies_nowhere() -> None:
-    with pytest.raises(KmemwatchError, match=r"/proc/kcore: no segment has the slab at 0xffff888000000000"):
+    with pytest.raises(KmemwatchError, match=r"/proc/kcore: no segment has a slab that is known"):
         memory_ranges(KCORE, DIRECT)
 
 
