@@ -107,11 +107,9 @@ def replaced(path: str) -> Iterator[BinaryIO]:
 
 
 def _take_after(fd: int, before: os.stat_result | None) -> None:
-    """Mode and owner; of a new file, those that `open` would give it."""
+    """Mode and owner. A new file is its owner's alone: what we write tells much about a host, and root may write it."""
     if before is None:
-        mask = os.umask(0o077)
-        os.umask(mask)
-        os.fchmod(fd, 0o666 & ~mask)
+        os.fchmod(fd, 0o600)
         return
     if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
         with contextlib.suppress(PermissionError):

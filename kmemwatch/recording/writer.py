@@ -26,6 +26,7 @@ from kmemwatch.units import printable
 _NEW_FILE_HINT = "record to another file"
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
 _MODE = 0o600
+_OTHERS = 0o077
 _CHUNK = 1 << 20
 _AGAIN = 3
 """How often a file may be replaced under us while we open it."""
@@ -58,7 +59,7 @@ class RecordingWriter:
         """Open the file, if there is one, and read what is in it; nothing is written before `begin`."""
         self.path = path
         self.notice: str | None = None
-        """One line about what was found at the end of an older file, and `begin` drops; or None."""
+        """One line about what was found at the end of an older file, and `begin` drops, or who may read it; or None."""
         self._place = os.path.realpath(path)
         self._packed = path.endswith(".gz")
         self._seq = self._size = 0
@@ -68,6 +69,7 @@ class RecordingWriter:
         try:
             if self._fd >= 0:
                 self._read_old()
+                self._note_mode()
         except BaseException:
             os.close(self._fd)
             raise
@@ -139,6 +141,13 @@ class RecordingWriter:
             self.notice = f"{self.path}: dropped an unfinished record of {size - whole_bytes} bytes at the end"
         elif after:
             self.notice = f"{self.path}: its gzip data was cut off; kept all {self._seq} complete records"
+
+    def _note_mode(self) -> None:
+        """Somebody may have opened it to others on purpose, so it stays as it is."""
+        mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
+        if mode & _OTHERS:
+            told = f"{self.path}: stays open to others, mode {mode:04o}; new recordings are not"
+            self.notice = told if self.notice is None else f"{self.notice}; {told}"
 
     def _repair(self, old: _Old) -> None:
         """Make a recording that was cut off end with a whole record; nothing that can be read is lost."""
@@ -227,6 +236,7 @@ def _create(path: str, place: str) -> int:
     except OSError as exc:
         raise UsageError(f"{path}: cannot open for writing: {exc.strerror}") from exc
     _lock(fd, path)
+    os.fchmod(fd, _MODE)  # whatever the umask takes away
     return fd
 
 

@@ -44,13 +44,14 @@ def test_what_goes_wrong_leaves_the_old_file_and_nothing_else(tmp_path: Path) ->
         assert [found.read_text() for found in tmp_path.iterdir()] == ([] if before is None else [before])
 
 
-def test_a_new_file_has_the_mode_that_the_umask_gives(tmp_path: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_a_new_file_is_its_owners_alone_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
     try:
         write_whole(str(tmp_path / "new"), b"x")
     finally:
         os.umask(before)
-    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
 
 
 def test_links_are_followed_and_stay(tmp_path: Path) -> None:

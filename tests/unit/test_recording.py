@@ -518,3 +518,35 @@ def test_reading_does_not_hold_the_file_in_memory(tmp_path: Path) -> None:
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
     assert done.stdout.startswith("UsageError")
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_new_recording_is_its_owners_alone_whatever_the_umask(tmp_path: Path, suffix: str, umask: int) -> None:
+    path = tmp_path / f"x{suffix}"
+    before = os.umask(umask)
+    try:
+        write(path, ITEMS[:1])
+        write(path, ITEMS[:1])
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o400, 0o640, 0o644, 0o666])
+def test_appending_leaves_the_mode_and_says_who_may_read(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "x.kmw"
+    for content in (b"", None):
+        if content is None:
+            write(path, ITEMS[:1])
+        else:
+            path.write_bytes(content)
+        path.chmod(mode)
+        if not os.access(path, os.W_OK):
+            continue
+        with RecordingWriter(str(path)) as writer:
+            open_to_others = writer.notice is not None and f"stays open to others, mode {mode:04o}" in writer.notice
+            assert open_to_others == bool(mode & 0o077)
+            writer.begin(SMALL)
+        assert path.stat().st_mode & 0o777 == mode
+        path.chmod(0o600)
