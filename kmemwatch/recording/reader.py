@@ -26,7 +26,11 @@ class RecordingReader:
         """`descriptor`: of the file when it is open already; it is closed with the reader."""
         self._name = name or path
         self._file = _open(path, self._name) if descriptor is None else os.fdopen(descriptor, "rb")
-        self._lines = Lines(self._file)
+        try:
+            self._lines = Lines(self._file)
+        except OSError as exc:
+            self._file.close()
+            raise UsageError(f"{self._name}: cannot read: {exc.strerror}") from exc
         self._iterator = iter(self._lines)
         self.line = 0
         """Number of the line read last, from 1; in a gzip file, of the text inside."""

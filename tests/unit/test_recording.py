@@ -221,6 +221,8 @@ def test_missing_files_directories_and_pipes(tmp_path: Path) -> None:
     for open_it in (RecordingReader, RecordingWriter):
         with pytest.raises(UsageError, match="not a regular file"):
             open_it(str(pipe))
+    with pytest.raises(UsageError, match="/proc/self/mem: cannot read: Input/output error"):
+        RecordingReader("/proc/self/mem")
     with pytest.raises(UsageError, match="File name too long"):
         RecordingWriter(str(tmp_path / ("x" * 300)))
     assert list(tmp_path.iterdir()) == [pipe]
