@@ -37,7 +37,7 @@ _WORDS = {
         "out of memory", "free memory, or raise the limit: ulimit -v and -d, or the cgroup's", resource.RLIMIT_AS
     ),
     errno.EAGAIN: _Words(
-        "out of processes or threads", "raise the limit: ulimit -u, or pids.max of the cgroup", resource.RLIMIT_NPROC
+        "out of processes or threads", "raise the limit: pids.max of the cgroup, or ulimit -u"
     ),
     errno.EINTR: _Words("interrupted by a signal", "try again"),
     errno.ENOSPC: _Words("no space left on device", "make room, or write elsewhere"),

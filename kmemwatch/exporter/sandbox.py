@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 from collections.abc import Iterable
+
+from kmemwatch import shortages
 
 _SONAME = "libseccomp.so.2"
 _ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
 _EQUAL, _GREATER = 4, 6
 """``enum scmp_compare``: SCMP_CMP_EQ, SCMP_CMP_GT."""
+_CANNOT = "system calls cannot be filtered"
 _UNKNOWN_CALL = -1
 """__NR_SCMP_ERROR."""
 
@@ -46,7 +50,10 @@ class _Comparison(ctypes.Structure):
 
 
 def for_http() -> str | None:
-    """Refuse what an HTTP server never does; needs no_new_privs. Why it could not be done; None when it was."""
+    """Refuse what an HTTP server never does; needs no_new_privs. Why it could not be done; None when it was.
+
+    Raises ShortageError when it might be done another time.
+    """
     return _refuse((*NEVER, *HTTP_NEVER), only_reads_bpf=False)
 
 
@@ -58,7 +65,8 @@ def for_reader() -> str | None:
 def _refuse(calls: Iterable[str], only_reads_bpf: bool) -> str | None:
     try:
         lib = ctypes.CDLL(_SONAME)
-    except OSError:
+    except OSError as error:
+        shortages.refuse(error, _CANNOT)  # to go on without a filter would be the wrong answer to that
         return f"{_SONAME} is not installed"
     lib.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(lib.seccomp_init(ctypes.c_uint32(_ALLOW)))
@@ -73,8 +81,11 @@ def _refuse(calls: Iterable[str], only_reads_bpf: bool) -> str | None:
                     _add(lib, context, "bpf", [_Comparison(0, _EQUAL, command, 0)])
             _add(lib, context, "bpf", [_Comparison(0, _GREATER, max(_BPF_READS), 0)])
         failed = lib.seccomp_load(context)
+        if failed:
+            shortages.refuse(OSError(-failed, os.strerror(-failed)), _CANNOT)
         return None if failed == 0 else f"seccomp_load: {errno.errorcode.get(-failed, failed)}"
     except OSError as error:
+        shortages.refuse(error, _CANNOT)
         return str(error)
     finally:
         lib.seccomp_release(context)

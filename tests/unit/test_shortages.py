@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from kmemwatch.errors import KmemwatchError, ShortageError
+from kmemwatch.exporter import sandbox
 from kmemwatch.kernel import btf, cgroupfs, facts, libbpf, symbols, trial
 from kmemwatch.kernel.plan import plan
 from kmemwatch.sources import attach, discover, handover, image, loader, maps, store
@@ -302,6 +303,24 @@ for number in range(200):
     assert [process.returncode for process in running] == [0, 0, 0]
     assert [entry.name for entry in directory.iterdir()] == ["start"]
     assert len(seen) > 1
+
+
+# Filters of system calls
+
+
+@pytest.mark.parametrize("wanted", [sandbox.for_http, sandbox.for_reader])
+def test_no_filter_for_want_of_something_is_no_reason_to_do_without(
+    monkeypatch: pytest.MonkeyPatch, wanted: Callable[[], str | None]
+) -> None:
+    def fail(name: str, **options: Any) -> Any:
+        raise OSError(f"{name}: cannot open shared object file: {said}")
+
+    monkeypatch.setattr(ctypes, "CDLL", fail)
+    said = "Error 24"
+    with pytest.raises(ShortageError, match="system calls cannot be filtered: out of file descriptors"):
+        wanted()
+    said = "No such file or directory"
+    assert wanted() == "libseccomp.so.2 is not installed"
 
 
 # Two processes
