@@ -49,6 +49,8 @@ class Ledger:
         """Pairs that the maps are about to forget."""
         self._root_id: int | None = None
         self._young: frozenset[int] = frozenset()
+        self.accounted = True
+        """The kernel charges kernel memory to memcgs."""
 
     def update(
         self,
@@ -115,7 +117,7 @@ class Ledger:
 
     def charges(self, cgroup_id: int) -> tuple[int | None, int | None]:
         """Bytes (charged, uncharged) by a memcg itself since the start; None without the signal."""
-        if not self._knows_charges:
+        if not self._knows_charges or not self.accounted:
             return None, None
         charged, uncharged = self._total_charges(cgroup_id)
         page = self._known.facts.page_bytes
@@ -197,7 +199,7 @@ class Ledger:
 
     def _charged_column(self, cache: CacheRecord | None) -> int | None:
         """Which of `PairCounts` the kernel charges: all of a SLAB_ACCOUNT cache, else those with __GFP_ACCOUNT."""
-        if cache is None or self._known.slab_account is None:
+        if cache is None or self._known.slab_account is None or not self.accounted:
             return None
         if cache.flags & self._known.slab_account:
             return OBJECTS

@@ -109,6 +109,7 @@ class State:
         self._units = _units(known, self._kernel)
         self._memcgs: dict[int, _Memcg] = {}
         self._ledger = Ledger(known, self._kernel.era, cache_ids)
+        self._ledger.accounted = not known.facts.nokmem
         self._children = Children(known, self._kernel.patchset, cache_ids)
         self._newest: int | None = None
         """cgroup id of the memcg that went online last."""
@@ -270,6 +271,9 @@ class State:
         if self._newest_serial_nr is None:
             self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
         newest = self._newest_serial_nr or 0
+        if below := [record for record in records if record.online and record.parent_css]:
+            # A memcg without has none: memcg_online_kmem() has done nothing (cgroup.memory=nokmem).
+            self._ledger.accounted = any(record.kmemcg_id >= 0 for record in below)
         by_css = {record.css: record for record in records}
         # Also those whose death was told before the walk saw it.
         dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
@@ -311,8 +315,8 @@ class State:
         return _Figures(
             kmemcg_id=record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
             memory_bytes=pins.gauge(record.memory_pages * self._units.page_bytes, limit),
-            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit),
-            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit),
+            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit) if self._ledger.accounted else None,
+            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit) if self._ledger.accounted else None,
             pins=self._units.pins(own, slabs, limit) if dying and own is not None else None,
             references=record.references if dying and self._counts_references else None,
             child_slabs=slabs if dying else None,

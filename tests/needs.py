@@ -124,6 +124,8 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "watches freed in batches": lambda: not _has_symbol("epi_rcu_free"),
     # Charged since v5.11; by v7.2 BPF has an allocator of its own for them.
     "tries made of kmalloc": lambda: _has_symbol("bpf_map_kmalloc_node") and not has_member("lpm_trie", "ma"),
+    "kernel memory of nobody": lambda: "cgroup.memory=nokmem" in _command_line(),
+    "objects of KFENCE": lambda: "kfence.sample_interval=1" in _command_line(),
     "swap": lambda: Path("/proc/swaps").exists(),
     "statistics that are added up": lambda: _has_symbol("mem_cgroup_css_rstat_flush"),
     "Prometheus": lambda: all(map(unpacked, ("prometheus", "promtool", "prometheus-alertmanager", "amtool"))),
@@ -135,6 +137,10 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "the lab": lambda: GUEST is not None,
     "no lab": lambda: GUEST is None,
 }
+
+
+def _command_line() -> str:
+    return Path("/proc/cmdline").read_text()
 
 
 def _has_symbol(name: str) -> bool:
@@ -169,10 +175,10 @@ def justified(reason: str) -> bool:
 
     ``6.1: needs kprobes`` is about a kernel of the lab, and the lab's table has what it lacks.
     """
-    from tests.lab.kernels import GUESTS
+    from tests.lab.kernels import GUESTS, VARIANTS
 
     where, _, name = reason.removeprefix("Skipped: ").rpartition("needs ")
-    for kernel in GUESTS:
+    for kernel in (*GUESTS, *VARIANTS):
         if where == f"{kernel.name}: ":
             return name in kernel.may_skip
     return not where and name in NEEDS and not NEEDS[name]()

@@ -157,12 +157,19 @@ def defines(facts: Facts) -> Defines:
         values["HAVE_CURRENT_TASK_BTF"] = 1
     if "kmem_cache__memcg_params__root_cache" in facts.offsets:
         values["CHILD_CACHES"] = 1
+    if "kfence_metadata" in facts.sizes and _near(facts.offsets, "slab__objects", "slab__obj_exts"):
+        values["KFENCE"] = 1
     if facts.sizes.get("vmstats_pointer"):
         values["VMSTATS_POINTER"] = 1
     elif "memcg_vmstats__state" in facts.offsets and "mem_cgroup__vmstats" in facts.offsets:
         # Embedded, v5.13 to v6.0: one offset leads to the array.
         values["OFF_mem_cgroup__vmstats"] += facts.offsets["memcg_vmstats__state"]
     return Defines(values)
+
+
+def _near(offsets: Mapping[str, int], first: str, last: str) -> bool:
+    """Whether one read of a few words has both members."""
+    return first in offsets and last in offsets and 0 <= offsets[last] - offsets[first] < 32
 
 
 def _per_cpu(cpus: int) -> dict[str, int]:

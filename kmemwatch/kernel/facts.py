@@ -31,6 +31,7 @@ KCORE = Path("/proc/kcore")
 USER_NAMESPACE = Path("/proc/self/ns/user")
 _HOST_USER_NAMESPACE = 0xEFFFFFFD
 """``PROC_USER_INIT_INO``: inode of the user namespace that a kernel boots with; those made later get other ones."""
+COMMAND_LINE = Path("/proc/cmdline")
 POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 """``0-3``, or with gaps ``0-3,8-11``."""
 
@@ -163,6 +164,8 @@ class Facts:
     """Why `tracefs` is None."""
     shortage: tuple[str, str] | None = None
     """What ran out while we looked, and what to do: what is None may be so for that reason alone."""
+    nokmem: bool | None = None
+    """The kernel was started with ``cgroup.memory=nokmem``, and charges no kernel memory to anybody."""
 
     def to_json(self, addresses: bool = False) -> str:
         """Stable JSON text. Without `addresses`, symbols have null for theirs, and 0 where the kernel hides it."""
@@ -235,6 +238,7 @@ def gather() -> Facts:
         "hierarchy_why": look(cgroupfs.why_not_found) if hierarchy is None else None,
         "own_cgroup": None if hierarchy is None else look(cgroupfs.own_path, hierarchy),
         "symbols": look(symbols.addresses, (*FUNCTIONS, *DATA_SYMBOLS)),
+        "nokmem": look(_nokmem),
         # Only root may read it.
         "kcore": look(_starts_with, KCORE, b"\x7fELF") if privileged else None,
         **((None if unmounted else look(_btf_facts, tracefs, privileged)) or {"btf": None}),
@@ -310,6 +314,15 @@ def _possible_cpus(path: Path = POSSIBLE_CPUS) -> int | None:
     except (OSError, ValueError) as error:
         shortages.refuse(error, str(path))
         return None
+
+
+def _nokmem(path: Path = COMMAND_LINE) -> bool | None:
+    try:
+        words = path.read_text(errors="surrogateescape").split()
+    except OSError as error:
+        shortages.refuse(error, str(path))
+        return None
+    return any("nokmem" in word.partition("=")[2].split(",") for word in words if word.startswith("cgroup.memory="))
 
 
 def _is_dir(path: Path) -> bool:

@@ -76,6 +76,8 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     # Commit 21c690a349ba ("mm: introduce slabobj_ext to support slab object extensions") (in v6.10); memcg_data since
     # commit bcfe06bf2622 ("mm: memcontrol: Use helpers to read page's memcg data") (in v5.11); obj_cgroups before.
     "slab__obj_exts": (("slab", "obj_exts"), ("slab", "memcg_data"), ("page", "memcg_data"), ("page", "obj_cgroups")),
+    # A bit field of 15 bits that begins at a byte; only with the allocator SLUB.
+    "slab__objects": (("slab", "objects"), ("page", "objects")),
     # Only where a vector may lie in unused space of the slab itself, with this many bytes between entries (by v7.2).
     "slab__stride": (("slab", "stride"),),
     # What kfree_rcu() is given waits in one of these, of the object's cache, for a grace period (by v6.18).
@@ -130,7 +132,7 @@ def read_offsets(btf: Btf) -> dict[str, int]:
 def read_sizes(btf: Btf) -> dict[str, int]:
     """Sizes in bytes and lengths in elements that the programs need; absent where the kernel lacks the type."""
     found = {}
-    for struct in ("page", "slabobj_ext"):
+    for struct in ("page", "slabobj_ext", "kfence_metadata"):
         size = btf.size(struct)
         if size is not None:
             found[struct] = size

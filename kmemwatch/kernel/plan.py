@@ -8,7 +8,7 @@ keeps the first that the kernel accepts, whole.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kmemwatch.errors import UsageError
@@ -130,13 +130,14 @@ class _Chooser:
         lacking = self._defines.lacking(source)
         if lacking is not None:
             return Signal(name, source, (), (lacking,))
+        if self._facts.nokmem and name == "charge":
+            return Signal(name, source, (), (f"{_NOKMEM}: nothing is charged",), applies=False)
         found = list(options)
-        return Signal(
-            name,
-            source,
-            tuple(option for option in found if isinstance(option, Candidate)),
-            tuple(option for option in found if isinstance(option, str)),
-        )
+        candidates = [option for option in found if isinstance(option, Candidate)]
+        if self._facts.nokmem and name in _UNTOLD_WITH_NOKMEM:
+            limit = f"{_NOKMEM}: {_UNTOLD_WITH_NOKMEM[name]}"
+            candidates = [replace(one, limits="; ".join(filter(None, (one.limits, limit)))) for one in candidates]
+        return Signal(name, source, tuple(candidates), tuple(option for option in found if isinstance(option, str)))
 
     def child_signal(self, name: str, source: str, options: Iterator[Candidate | str]) -> Signal:
         """A signal of kernels where memcgs have child caches."""
@@ -375,6 +376,11 @@ RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
 _SHEAF_FUNCTION = "__rcu_free_sheaf_prepare"
 _UNSEEN_SHEAVES = "what kfree_rcu() frees by way of a sheaf is not seen"
 
+_NOKMEM = "the kernel was started with cgroup.memory=nokmem"
+_UNTOLD_WITH_NOKMEM = {
+    "pins": "kernel and slab memory of cgroups is not known",
+    "free": "no object has an owner, so frees by cgroup and live bytes are not known",
+}
 _WITHOUT_CHILD_CACHES = {
     "caches": "memcgs have no child caches on this kernel; which caches there are is read from the list of caches",
     "ids": "no cache belongs to a kmemcg_id on this kernel",

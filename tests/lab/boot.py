@@ -125,6 +125,7 @@ class Guest:
             "console=ttyS0 panic=-1 oops=panic quiet loglevel=5 mitigations=off random.trust_cpu=on",
             f"kmw.tree={TREE}",
             *(["kmw.cgroup_v1"] if v1 else []),
+            self.files.kernel.command_line,
         ]
         accel = "tcg,thread=single" if self.icount else "tcg,thread=multi"
         machine = ["-machine", "q35", "-accel", accel, "-cpu", "max,la57=off"]

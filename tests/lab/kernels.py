@@ -20,6 +20,13 @@ crc32c_generic is one that modules.dep does not know of, as ext4 asks for it by 
 """
 
 
+COMMAND_LINES = {
+    "kernel memory of nobody": "cgroup.memory=nokmem",
+    "objects of KFENCE": "kfence.sample_interval=1",
+}
+"""Need -> what the kernel has to be started with."""
+
+
 @dataclass(frozen=True)
 class LabKernel:
     name: str
@@ -35,11 +42,14 @@ class LabKernel:
     """Of the hierarchy that has the memory controller."""
     directory: str = ""
     """In the cache; `name` if empty."""
+    command_line: str = ""
+    """What is added to the kernel's."""
 
     @property
     def may_skip(self) -> frozenset[str]:
         """Needs for which a skip is in order in this guest, and no other skip is."""
-        return self.lacks | {"no lab", "cgroup v1" if self.cgroup_version == 2 else "cgroup v2"}
+        given = {need for need, words in COMMAND_LINES.items() if words not in self.command_line}
+        return self.lacks | given | {"no lab", "cgroup v1" if self.cgroup_version == 2 else "cgroup v2"}
 
 
 SHARED_CACHES = frozenset({"child caches", "recharges"})
@@ -106,6 +116,20 @@ GUESTS = (
 """What the whole matrix boots: every kernel, and one of them a second time with cgroup v1."""
 
 
+def _started_with(name: str, base: str, need: str, cgroup_version: int = 2) -> LabKernel:
+    (kernel,) = (kernel for kernel in KERNELS if kernel.name == base)
+    return replace(kernel, name=name, cgroup_version=cgroup_version, directory=base, command_line=COMMAND_LINES[need])
+
+
+VARIANTS = (
+    _started_with("6.1-nokmem", "6.1", "kernel memory of nobody"),
+    _started_with("6.1-nokmem-v1", "6.1", "kernel memory of nobody", cgroup_version=1),
+    # Of Debian's kernels up to 6.1 none has KFENCE.
+    _started_with("6.12-kfence", "6.12", "objects of KFENCE"),
+)
+"""Kernels that are started in another way; they run the few tests that this matters for."""
+
+
 @dataclass(frozen=True)
 class KernelFiles:
     kernel: LabKernel
@@ -118,7 +142,7 @@ class KernelFiles:
 
 def by_name(name: str) -> LabKernel:
     """Raises ValueError for a name that the table does not have."""
-    for kernel in GUESTS:
+    for kernel in (*GUESTS, *VARIANTS):
         if kernel.name == name:
             return kernel
     raise ValueError(f"no kernel {name} in the lab; it has {', '.join(kernel.name for kernel in GUESTS)}")
@@ -133,6 +157,12 @@ def selected() -> tuple[LabKernel, ...]:
     """SMOKE, or those that KMEMWATCH_LAB_KERNELS names: ``5.10,patched``, or ``all`` of GUESTS."""
     wanted = os.environ.get("KMEMWATCH_LAB_KERNELS") or SMOKE
     return GUESTS if wanted == "all" else tuple(by_name(name) for name in wanted.split(","))
+
+
+def variants() -> tuple[LabKernel, ...]:
+    """Those of the kernels that are `selected`; of the one that every run boots, one."""
+    names = {kernel.name for kernel in selected()}
+    return tuple(kernel for kernel in VARIANTS if kernel.directory in names)[: 1 if is_smoke() else None]
 
 
 def obtain(kernel: LabKernel) -> KernelFiles:

@@ -68,9 +68,17 @@ V1_TESTS = (
 """What runs in a guest whose memory controller is on cgroup v1, attached in the best way."""
 
 
+VARIANT_TESTS = (f"{IN_GUESTS}/test_command_line.py", f"{LIVE}/test_truth.py::test_allocations")
+"""What runs in a kernel that was started in another way, attached in the best way; those that need to know owners only
+where there are any."""
+
+
 def nodeids_for(kernel: LabKernel, smoke: bool) -> tuple[str, ...]:
     """Node ids of what `kernel` runs: in the matrix, or when it is the only one and nobody asked for it."""
     everything = all_nodeids()
+    if kernel.command_line:
+        prefixes = VARIANT_TESTS[:1] if "nokmem" in kernel.command_line else VARIANT_TESTS
+        return tuple(nodeid for nodeid in _beginning_with(prefixes, everything) if _way(nodeid) in ("", "best"))
     if smoke:
         return tuple(nodeid for nodeid in _beginning_with(SMOKE_TESTS, everything) if _way(nodeid) in ("", "best"))
     if kernel.cgroup_version == 1:

@@ -80,6 +80,7 @@ class FakeSource:
         self.caches: list[CacheRecord] = list(CACHES)
         self.lost: dict[str, int] = {}
         self.losing_events = False
+        self.nokmem = False
         self.closed = 0
         self.reads = 0
         self._events: list[LifecycleEvent | SlabEvent] = []
@@ -173,8 +174,7 @@ class FakeSource:
         for memcg in order:
             yield self._record(memcg, sums[memcg.cgroup_id], len(children.get(memcg.cgroup_id, [])))
 
-    @staticmethod
-    def _record(memcg: Memcg, sums: dict[str, int], children: int) -> MemcgRecord:
+    def _record(self, memcg: Memcg, sums: dict[str, int], children: int) -> MemcgRecord:
         return MemcgRecord(
             css=0xFFFF888100000000 + memcg.cgroup_id * 4096,
             parent_css=0 if memcg.parent is None else 0xFFFF888100000000 + memcg.parent.cgroup_id * 4096,
@@ -186,7 +186,7 @@ class FakeSource:
             kmem_pages=0,
             tcpmem_pages=0,
             online=memcg.online,
-            kmemcg_id=-1,
+            kmemcg_id=-1 if memcg.parent is None or self.nokmem else memcg.cgroup_id,
             stats=tuple(sums.get(name, 0) for name in STATS),
             name=memcg.name,
             memcg_id=memcg.cgroup_id if memcg.online or memcg.in_swap else 0,

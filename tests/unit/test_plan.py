@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.kernel import era
+from kmemwatch.kernel import facts as facts_module
 from kmemwatch.kernel.defines import defines
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.plan import FENTRY, FEXIT, KINDS, KPROBE, KRETPROBE, TIMED_CHECK, Plan, Signal, plan
@@ -421,3 +423,41 @@ def test_latency_is_a_signal_only_when_asked_for(name: str) -> None:
     assert timed[0] == f"kmem_cache_alloc{suffix}"
     assert timed.get(TIMED_CHECK) == ("__memcg_kmem_recharge_slab" if name == "lab-patched" else None)
     assert not plan(facts, ("fentry", "kprobe"), latency=True).signals[order.index("latency")].candidates
+
+
+@pytest.mark.parametrize(
+    ("text", "nokmem"),
+    [
+        ("BOOT_IMAGE=/vmlinuz quiet", False),
+        ("quiet cgroup.memory=nokmem\n", True),
+        ("cgroup.memory=nosocket,nokmem", True),
+        ("cgroup.memory=nosocket cgroup.memory=nokmem", True),
+        ("cgroup.memory=nosocket", False),
+        ("other.cgroup.memory=nokmem", False),
+    ],
+)
+def test_kernel_memory_that_nobody_is_charged_for(text: str, nokmem: bool, tmp_path: Path) -> None:
+    file = tmp_path / "cmdline"
+    file.write_text(text)
+    assert facts_module._nokmem(file) is nokmem
+    assert facts_module._nokmem(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_what_a_kernel_without_accounting_cannot_tell_is_said(name: str) -> None:
+    chosen = {signal.name: signal for signal in plan(replace(recorded_facts(name), nokmem=True)).signals}
+    assert (chosen["charge"].candidates, chosen["charge"].applies) == ((), False)
+    assert "cgroup.memory=nokmem" in chosen["charge"].skipped[0]
+    for signal in ("free", "pins"):
+        assert chosen[signal].candidates
+        assert all("cgroup.memory=nokmem" in (option.limits or "") for option in chosen[signal].candidates)
+    assert not any("nokmem" in (option.limits or "") for option in chosen["alloc"].candidates)
+
+
+def test_the_number_of_objects_is_read_where_objects_may_have_pages_of_their_own() -> None:
+    facts = recorded_facts("debian-6.12")
+    told = replace(facts, sizes={**facts.sizes, "kfence_metadata": 1}, offsets={**facts.offsets, "slab__objects": 42})
+    assert defines(told).values["KFENCE"] == 1
+    assert "KFENCE" not in defines(replace(told, sizes=facts.sizes)).values
+    far = replace(told, offsets={**told.offsets, "slab__objects": 2})
+    assert "KFENCE" not in defines(far).values

@@ -316,6 +316,27 @@ def test_only_charged_objects_are_live() -> None:
     assert pair(snapshot, host.source.root) == (50, None, None), "the root is charged for nothing"
 
 
+def test_nothing_is_live_or_charged_where_nobody_is_charged() -> None:
+    """cgroup.memory=nokmem: caches have SLAB_ACCOUNT, no memcg a kmemcg_id, no object an owner."""
+    host = Host()
+    host.source.nokmem = True
+    memcg = host.source.mkdir("a")
+    memcg.stats = {"NR_SHMEM": 3, "NR_FILE_PAGES": 3}
+    host.source.alloc(memcg, objects=10_007)
+    host.source.pairs[DENTRY, 0] = [0, 0, 10_007]
+    snapshot = host.snapshot()
+    assert pair(snapshot, memcg) == (10_007, None, None)
+    row = cgroup(snapshot, memcg)
+    assert (row.kernel_bytes, row.slab_bytes, row.charged_bytes_total, row.uncharged_bytes_total) == (None,) * 4
+    assert row.memory_bytes == 3 * 4096
+    assert allocations(snapshot) == 10_007
+    (dentry,) = [cache for cache in snapshot.caches if cache.name == "dentry"]
+    assert dentry.frees_total == 10_007
+    host.source.rmdir(memcg)
+    host.source.release(memcg)
+    assert all(row.live_bytes is None for row in host.snapshot().pairs), "and nobody inherits any"
+
+
 def test_charges_of_the_released_stay() -> None:
     host = Host()
     memcg = host.source.mkdir("a")
