@@ -16,6 +16,7 @@ from contextlib import contextmanager
 IS_POSSIBLE = platform.machine() == "x86_64"
 
 OPENAT, SOCKET, EXECVE, BPF = 257, 41, 59, 321
+CLONE, FORK, VFORK, UNSHARE, KILL, TKILL, TGKILL, PTRACE, PIDFD_OPEN = 56, 57, 58, 272, 62, 200, 234, 101, 434
 BPF_MAP_CREATE, BPF_MAP_LOOKUP_ELEM, BPF_PROG_LOAD, BPF_RAW_TRACEPOINT_OPEN = 0, 1, 5, 17
 SOCKET_FILTER, RAW_TRACEPOINT = 1, 17
 """``enum bpf_prog_type``: one for everybody where kernel.unprivileged_bpf_disabled is 0, and one that never is."""

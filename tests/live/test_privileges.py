@@ -208,6 +208,28 @@ def test_the_http_process_reaches_nothing(http: Thread, daemon: Serving) -> None
 
 
 @injected
+def test_neither_starts_processes_or_signals_others(daemon: Serving) -> None:
+    if not has_seccomp():
+        pytest.skip("the kernel cannot filter system calls")
+    new_user, sigchld = 0x10000000, 17
+    with subprocess.Popen(["sleep", "1000"]) as somebody:
+        try:
+            for pid in (daemon.http, daemon.reader):
+                with stopped(pid) as thread:
+                    for call in (
+                        (inject.UNSHARE, new_user), (inject.FORK,), (inject.VFORK,), (inject.CLONE, sigchld),
+                        (inject.CLONE, new_user | sigchld), (inject.KILL, somebody.pid, 9),
+                        (inject.KILL, (1 << 64) - 1, 0),
+                        (inject.TGKILL, somebody.pid, somebody.pid, 9), (inject.TKILL, somebody.pid, 9),
+                        (inject.PIDFD_OPEN, somebody.pid, 0), (inject.PTRACE, 16, somebody.pid, 0, 0),
+                    ):  # fmt: skip
+                        assert thread.call(*call) in (-errno.EPERM, -errno.ENOSYS), call
+            assert somebody.poll() is None
+        finally:
+            somebody.kill()
+
+
+@injected
 def test_the_reader_reads_and_makes_nothing(reader: Thread) -> None:
     assert reader.load_program(inject.RAW_TRACEPOINT) == -errno.EPERM
     if has_seccomp() or unprivileged_bpf_is_disabled():

@@ -87,8 +87,9 @@ def test_somebody_without_privileges_can_give_up_what_he_has() -> None:
 if os.geteuid() == 0:
     privileges.become_nobody()
 privileges.give_up({privileges.CAP_BPF})
+dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
 missing = sandbox.for_http()
-tell(missing=missing, dumpable=ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), **status())
+tell(missing=missing, dumpable=dumpable, **status())
 """)
     assert bits(found["CapPrm"]) == set()
     assert found["NoNewPrivs"] == "1"
