@@ -42,7 +42,7 @@ def build() -> builders.Dashboard:
         "Slab caches, memory cgroups, dying cgroups and kmemwatch itself on one host.",
         "now-1h",
     ).with_variable(host_variable("host", "Host"))
-    for part in (_numbers, _caches, _rates_of_caches, _cgroups, _pairs, _dying, _self, _costs, _rest):
+    for part in (_numbers, _caches, _rates_of_caches, _cgroups, _pairs, _dying, _slabs_and_ids, _self, _costs, _rest):
         part(board)
     return board
 
@@ -199,6 +199,12 @@ def _dying(board: builders.Dashboard) -> None:
         ),
         lines("Removed and released", "Over hours, both must be equal.", moves, PER_S),
         heat("Time from removal to release", "Of cgroups that were released.", delays, SECONDS),
+    ):
+        board.with_panel(panel)
+
+
+def _slabs_and_ids(board: builders.Dashboard) -> None:
+    for panel in (
         lines(
             "Slabs of the dead in child caches",
             "By root cache; only kernels where each cgroup has caches of its own have them.",

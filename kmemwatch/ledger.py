@@ -16,10 +16,11 @@ from kmemwatch.model import Cache, Pair
 from kmemwatch.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Owners, PairRows
 from kmemwatch.sources.base import ChargeCounts, Known, PairCounts, Reading
 from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.subtrees import Counts
 
 _NO_CHARGES = ChargeCounts(0, 0)
 
-Counts = Mapping[tuple[int, int], PairCounts]
+Pairs = Mapping[tuple[int, int], PairCounts]
 """(cache, cgroup id) -> what the maps count."""
 
 
@@ -39,6 +40,8 @@ class Ledger:
         """cgroup id -> counts that were forgotten in the maps, for as long as the released memcg is shown."""
         self._retired: dict[int, list[int]] = defaultdict(lambda: [0, 0])
         """cache address -> objects, freed objects of pairs that were forgotten."""
+        self._retired_by: dict[int, int] = defaultdict(int)
+        """cgroup id -> objects that it allocated in them, for as long as it is shown."""
         self._inherited: dict[tuple[int, int], int] = defaultdict(int)
         """(cache, living ancestor) -> charged objects that released descendants left alive."""
         self._unseen: set[int] = set()
@@ -91,7 +94,11 @@ class Ledger:
             charged, uncharged = self._total_charges(cgroup_id)
             del self._charges[cgroup_id]
             self._settled[cgroup_id] = ChargeCounts(charged, uncharged)
-        self._settled = {key: counts for key, counts in self._settled.items() if key in self._ancestors}
+        # Also what a memcg did that is not shown any more is added to those above it, once.
+        shown = self._ancestors.keys() | final
+        self._settled = {key: counts for key, counts in self._settled.items() if key in shown}
+        for cgroup_id in self._retired_by.keys() - shown:
+            del self._retired_by[cgroup_id]
 
     def _total_charges(self, cgroup_id: int) -> tuple[int, int]:
         then, now = self._settled.get(cgroup_id, _NO_CHARGES), self._charges.get(cgroup_id, _NO_CHARGES)
@@ -109,6 +116,7 @@ class Ledger:
         total = self._retired[key[0]]
         total[0] += counts.objects
         total[1] += counts.freed_objects
+        self._retired_by[key[1]] += counts.objects
         charged = self._charged_objects(counts, caches.get(key[0]))
         if charged is not None and self._era == OBJCG:
             heir = self._ancestors.get(key[1], self._root_id)
@@ -123,12 +131,17 @@ class Ledger:
         page = self._known.facts.page_bytes
         return charged * page, uncharged * page
 
+    def own(self, cgroup_id: int) -> Counts:
+        """What a memcg itself did since the start; after `rows`."""
+        objects = self._pairs.allocated.get(cgroup_id, 0) + self._retired_by.get(cgroup_id, 0)
+        return Counts(*self._total_charges(cgroup_id), objects)
+
     def rows(self, reading: Reading) -> tuple[tuple[Cache, ...], tuple[Pair, ...]]:
         """Rows for `Snapshot.caches` and `Snapshot.pairs`; after `update` with the same reading."""
         if reading.pairs is None:
             return (), ()
         caches = {cache.address: cache for cache in reading.caches or ()}
-        counts: Counts = reading.pairs
+        counts: Pairs = reading.pairs
         if self._final:
             counts = {key: value for key, value in counts.items() if key not in self._final}
         counted = self._pairs.take(counts)
@@ -172,7 +185,7 @@ class Ledger:
             )
         return tuple(sorted(rows, key=lambda row: (row.name, row.id or "")))
 
-    def _owners(self, counts: Counts, caches: Mapping[int, CacheRecord]) -> Owners:
+    def _owners(self, counts: Pairs, caches: Mapping[int, CacheRecord]) -> Owners:
         """With objcg what the dying have belongs to others; but they still show what was freed of it."""
         moved = {own: heir for own, heir in self._ancestors.items() if own != heir} if self._era == OBJCG else {}
         given: dict[tuple[int, int], int] = defaultdict(int)

@@ -147,6 +147,16 @@ class Cgroup:
     """`id` of the memcg above it, kept after death; None for the root, and where nobody knows."""
     dying_children: int | None = None
     """Dying memcgs right below it: each holds one reference, so they keep a dying parent. None once released."""
+    own_kernel_bytes: int | None = None
+    """`kernel_bytes` less those of its children: what is charged to this memcg itself, and on objcg kernels what dead
+    ones below it left to it. None of a dying memcg there, for it has none, but its counter stays as it was."""
+    own_slab_bytes: int | None = None
+    """The same of `slab_bytes`."""
+    subtree_charged_bytes_total: int | None = None
+    """`charged_bytes_total` of this memcg and of all that are, or were, below it."""
+    subtree_uncharged_bytes_total: int | None = None
+    subtree_allocations_total: int | None = None
+    """Objects that tasks of this memcg and of all below it allocated since the start, in all caches."""
 
 
 class Pair(NamedTuple):

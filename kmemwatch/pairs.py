@@ -67,6 +67,8 @@ class PairRows:
         self._changed: list[_Change] = []
         self.totals: dict[int, list[int]] = {}
         """Cache address -> objects, freed objects of all its pairs, those of NOBODY included."""
+        self.allocated: dict[int, int] = {}
+        """cgroup id -> objects of all its pairs."""
 
     def take(self, counts: Mapping[Key, PairCounts]) -> Set[int]:
         """What the maps count now; addresses of all caches that were counted since the start."""
@@ -99,8 +101,17 @@ class PairRows:
             rows = self._rows
             order = sorted(rows)
             self._rows = dict(zip(order, map(rows.__getitem__, order), strict=True))
+        self._count_by_cgroup()
         self._changed = []
         return tuple(self._rows.values())
+
+    def _count_by_cgroup(self) -> None:
+        """Keep `allocated` up to date."""
+        allocated = self.allocated
+        for (_, cgroup_id), now, then in self._changed:
+            allocated[cgroup_id] = allocated.get(cgroup_id, 0) + (now[0] if now else 0) - (then[0] if then else 0)
+            if now is None and not allocated[cgroup_id]:
+                del allocated[cgroup_id]
 
     def _touched(self, then: Owners, now: Owners) -> Iterator[Key]:
         """Pairs that change with the owners."""

@@ -77,6 +77,22 @@ class Units:
         first, second = self.stat(stats, one, unit_bytes), self.stat(stats, other, unit_bytes)
         return None if first is None or second is None else first + second
 
+    def below(self, records: Iterable[MemcgRecord], dying: Collection[int]) -> dict[int, tuple[int | None, int | None]]:
+        """css -> (kernel, slab) bytes of its children; None when that of one of them is unknown.
+
+        With objcg, what a memcg has goes to its parent when it goes offline, and its counters stay as they were: what
+        the dying had is part of the parent's own. `dying`: cgroup ids of those whose death was told before the walk saw
+        it.
+        """
+        found: dict[int, tuple[int | None, int | None]] = {}
+        for record in records:
+            if self.era == OBJCG and (not record.online or record.cgroup_id in dying):
+                continue
+            kernel, slab = found.get(record.parent_css, (0, 0))
+            more_kernel, more_slab = gauge(self.kernel_bytes(record), None), gauge(self.slab_bytes(record.stats), None)
+            found[record.parent_css] = _plus(kernel, more_kernel), _plus(slab, more_slab)
+        return found
+
     def kernel_bytes(self, record: MemcgRecord) -> int | None:
         """``memory.kmem.usage_in_bytes`` on v1, ``memory.stat`` kernel on v2; None on v2 before v5.18."""
         if self.cgroup_version == 1:
@@ -216,3 +232,7 @@ def _own(record: MemcgRecord, counters: Sequence[int]) -> MemcgRecord:
     return record._replace(
         memory_pages=memory, swap_pages=swap, kmem_pages=kmem, tcpmem_pages=tcpmem, stats=tuple(stats)
     )
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other

@@ -37,6 +37,8 @@ class AllocRates:
 
 @dataclass(frozen=True, slots=True)
 class CgroupRates:
+    """Of the memcg itself, but for those of its subtree, which are of all below it as well."""
+
     charged_bytes_per_s: float | None = None
     uncharged_bytes_per_s: float | None = None
     kernel_growth_bytes_per_s: float | None = None
@@ -45,6 +47,10 @@ class CgroupRates:
     top_cache: str | None = None
     """Cache in which its tasks allocated the most bytes, whatever of them is left; None when they allocated nothing or
     nobody knows."""
+
+    subtree_charged_bytes_per_s: float | None = None
+    subtree_uncharged_bytes_per_s: float | None = None
+    subtree_allocations_per_s: float | None = None
 
 
 UNKNOWN_ALLOC = AllocRates()
@@ -262,4 +268,8 @@ def _cgroup(was: Cgroup | None, now: Cgroup, alloc: AllocRates, top: str | None,
         growth,
         alloc,
         top,
+        *(per_second(getattr(was, total) if was else 0, getattr(now, total), interval_s) for total in _SUBTREE_TOTALS),
     )
+
+
+_SUBTREE_TOTALS = ("subtree_charged_bytes_total", "subtree_uncharged_bytes_total", "subtree_allocations_total")

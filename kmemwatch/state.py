@@ -8,14 +8,14 @@ events say when and by whom. Where they differ the walk is right, and the event'
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kmemwatch import pins
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.children import Children
-from kmemwatch.kernel.era import era, has_patchset
+from kmemwatch.kernel.era import OBJCG, era, has_patchset
 from kmemwatch.ledger import Ledger
 from kmemwatch.model import (
     DYING,
@@ -32,6 +32,7 @@ from kmemwatch.model import (
 )
 from kmemwatch.sources.base import Forget, Known, Reading
 from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
+from kmemwatch.subtrees import Subtrees
 from kmemwatch.units import NS_PER_S
 
 KEEP_RELEASED_NS = 60 * NS_PER_S
@@ -52,6 +53,8 @@ class _Figures(NamedTuple):
     pins: Mapping[str, int] | None = None
     references: int | None = None
     child_slabs: tuple[ChildSlabs, ...] | None = None
+    own_kernel_bytes: int | None = None
+    own_slab_bytes: int | None = None
 
 
 _UNKNOWN = _Figures()
@@ -98,19 +101,15 @@ class State:
         self._known = known
         self._host = host
         self._offset_ns = monotonic_to_realtime_ns
-        hierarchy = known.facts.hierarchy or {}
-        version = hierarchy.get("version")
-        self._kernel = Kernel(
-            era=era(known.facts),
-            patchset=has_patchset(known.facts),
-            cgroup_version=version if isinstance(version, int) else None,
-            lockdown=known.facts.lockdown,
-        )
+        self._kernel = _kernel(known)
         self._units = _units(known, self._kernel)
         self._memcgs: dict[int, _Memcg] = {}
         self._ledger = Ledger(known, self._kernel.era, cache_ids)
         self._ledger.accounted = not known.facts.nokmem
         self._children = Children(known, self._kernel.patchset, cache_ids)
+        self._subtrees = Subtrees()
+        self._gone: dict[int, int | None] = {}
+        """cgroup id -> id of its parent, of memcgs that the latest update has forgotten."""
         self._newest: int | None = None
         """cgroup id of the memcg that went online last."""
         self._events: deque[Event] = deque()
@@ -266,14 +265,8 @@ class State:
         child_slabs: Mapping[int, tuple[ChildSlabs, ...]] | None,
     ) -> None:
         records, began_ns = list(records), reading.at_monotonic_ns
-        if "mem_cgroup__id" in self._known.facts.offsets:
-            self._ids_in_use = sum(record.memcg_id != 0 for record in records)
-        if self._newest_serial_nr is None:
-            self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
+        self._take_facts(records)
         newest = self._newest_serial_nr or 0
-        if below := [record for record in records if record.online and record.parent_css]:
-            # A memcg without has none: memcg_online_kmem() has done nothing (cgroup.memory=nokmem).
-            self._ledger.accounted = any(record.kmemcg_id >= 0 for record in below)
         by_css = {record.css: record for record in records}
         # Also those whose death was told before the walk saw it.
         dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
@@ -281,6 +274,7 @@ class State:
             records, {record.css for record in records if not record.online or record.cgroup_id in dying}
         )
         now_ns = began_ns + self._offset_ns()
+        children = self._units.below(records, dying)
         for record in records:
             memcg = self._memcgs.get(record.cgroup_id)
             if memcg is None:
@@ -295,13 +289,24 @@ class State:
             if memcg.seen_at_monotonic_ns < began_ns:
                 self._set_state(memcg, ONLINE if record.online else DYING)
             slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id)
-            memcg.figures = self._figures(record, own.get(record.css), memcg.state, slabs, reading.host_bytes)
+            figures = self._figures(record, own.get(record.css), memcg.state, slabs, reading.host_bytes)
+            memcg.figures = self._with_own(figures, memcg.state, children.get(record.css, (0, 0)))
         seen = {record.cgroup_id for record in records}
         for memcg in self._memcgs.values():
             if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
                 # Its event was lost, or nothing sends any.
                 self._end(memcg, began_ns, now_ns)
         self._peak_online = max(self._peak_online or 0, self._online)
+
+    def _take_facts(self, records: Collection[MemcgRecord]) -> None:
+        """What a walk says of all memcgs together."""
+        if "mem_cgroup__id" in self._known.facts.offsets:
+            self._ids_in_use = sum(record.memcg_id != 0 for record in records)
+        if self._newest_serial_nr is None:
+            self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
+        if below := [record for record in records if record.online and record.parent_css]:
+            # A memcg without has none: memcg_online_kmem() has done nothing (cgroup.memory=nokmem).
+            self._ledger.accounted = any(record.kmemcg_id >= 0 for record in below)
 
     def _figures(
         self,
@@ -322,6 +327,16 @@ class State:
             child_slabs=slabs if dying else None,
         )
 
+    def _with_own(self, found: _Figures, state: str, below: tuple[int | None, int | None]) -> _Figures:
+        """With what is of the memcg itself: its counters less `below`, (kernel, slab) bytes of its children."""
+        if state == DYING and self._kernel.era == OBJCG:
+            return found  # it has nothing any more, but its counters stay as they were
+        kernel, slab = (
+            None if whole is None or part is None else pins.gauge(whole - part, None)
+            for whole, part in zip((found.kernel_bytes, found.slab_bytes), below, strict=True)
+        )
+        return found._replace(own_kernel_bytes=kernel, own_slab_bytes=slab)
+
     @property
     def _counts_references(self) -> bool:
         return "percpu_ref_data__count" in self._known.facts.offsets
@@ -331,12 +346,12 @@ class State:
         released = [memcg for memcg in self._memcgs.values() if memcg.state == RELEASED]
         released.sort(key=lambda memcg: memcg.released_monotonic_ns)
         too_many = len(released) - MAX_RELEASED
-        gone = set()
+        self._gone = {}
         for number, memcg in enumerate(released):
             if number < too_many or now_monotonic_ns - memcg.released_monotonic_ns > KEEP_RELEASED_NS:
                 del self._memcgs[memcg.cgroup_id]
-                gone.add(memcg.cgroup_id)
-        return gone
+                self._gone[memcg.cgroup_id] = memcg.parent_id
+        return set(self._gone)
 
     def _living_ancestor(self, memcg: _Memcg) -> int:
         """The memcg that the kernel charges what this one leaves behind: itself while online."""
@@ -354,6 +369,8 @@ class State:
     def snapshot(self, reading: Reading) -> Snapshot:
         """The state after `update` with the same reading."""
         caches, pairs = self._ledger.rows(pins.checked(reading, self._units.page_bytes))
+        parents = {memcg.cgroup_id: memcg.parent_id for memcg in self._memcgs.values()} | self._gone
+        self._subtrees.update({cgroup_id: self._ledger.own(cgroup_id) for cgroup_id in parents}, parents)
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
         peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
@@ -388,6 +405,7 @@ class State:
 
     def _cgroup(self, memcg: _Memcg, dying_children: Mapping[int | None, int]) -> Cgroup:
         charged, uncharged = self._ledger.charges(memcg.cgroup_id)
+        subtree, page = self._subtrees.total(memcg.cgroup_id), self._units.page_bytes
         figures = memcg.figures if memcg.state != RELEASED else _UNKNOWN
         return Cgroup(
             id=memcg.cgroup_id,
@@ -407,6 +425,11 @@ class State:
             child_slabs=figures.child_slabs,
             parent_id=memcg.parent_id,
             dying_children=dying_children.get(memcg.cgroup_id, 0) if memcg.state != RELEASED else None,
+            own_kernel_bytes=figures.own_kernel_bytes,
+            own_slab_bytes=figures.own_slab_bytes,
+            subtree_charged_bytes_total=None if charged is None else subtree.charged_pages * page,
+            subtree_uncharged_bytes_total=None if uncharged is None else subtree.uncharged_pages * page,
+            subtree_allocations_total=subtree.objects if self._known.gives("alloc") else None,
         )
 
     def _lost(self, lost: Mapping[str, int | None]) -> Lost:
@@ -425,6 +448,16 @@ class State:
 
 _MAP_FULL = ("pair_map_full", "charge_map_full", "recharge_map_full")
 _UNRESOLVED = ("cgroup_unreadable", "cache_unreadable", "recharge_unfollowed")
+
+
+def _kernel(known: Known) -> Kernel:
+    version = (known.facts.hierarchy or {}).get("version")
+    return Kernel(
+        era=era(known.facts),
+        patchset=has_patchset(known.facts),
+        cgroup_version=version if isinstance(version, int) else None,
+        lockdown=known.facts.lockdown,
+    )
 
 
 def _units(known: Known, kernel: Kernel) -> pins.Units:

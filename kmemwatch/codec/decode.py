@@ -190,6 +190,11 @@ def _cgroup(cgroup: Reader) -> Cgroup:
         child_slabs=cgroup.later("child_slabs", lambda key: cgroup.opt_each(key, _child_slabs)),
         parent_id=cgroup.later("parent_id", cgroup.opt_whole),
         dying_children=cgroup.later("dying_children", cgroup.opt_whole),
+        own_kernel_bytes=cgroup.later("own_kernel_bytes", cgroup.opt_gauge),
+        own_slab_bytes=cgroup.later("own_slab_bytes", cgroup.opt_gauge),
+        subtree_charged_bytes_total=cgroup.later("subtree_charged_bytes_total", cgroup.opt_whole),
+        subtree_uncharged_bytes_total=cgroup.later("subtree_uncharged_bytes_total", cgroup.opt_whole),
+        subtree_allocations_total=cgroup.later("subtree_allocations_total", cgroup.opt_whole),
     )
 
 

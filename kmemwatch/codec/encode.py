@@ -146,6 +146,11 @@ def _cgroup(cgroup: Cgroup) -> Json:
         "child_slabs": None if cgroup.child_slabs is None else [_child_slabs(slabs) for slabs in cgroup.child_slabs],
         "parent_id": cgroup.parent_id,
         "dying_children": cgroup.dying_children,
+        "own_kernel_bytes": cgroup.own_kernel_bytes,
+        "own_slab_bytes": cgroup.own_slab_bytes,
+        "subtree_charged_bytes_total": cgroup.subtree_charged_bytes_total,
+        "subtree_uncharged_bytes_total": cgroup.subtree_uncharged_bytes_total,
+        "subtree_allocations_total": cgroup.subtree_allocations_total,
     }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kmemwatch.fields import rows
@@ -32,6 +33,7 @@ def _cgroup_text(cgroup: Cgroup) -> str:
 __all__ = [
     "CACHES",
     "CGROUPS",
+    "CGROUPS_OWN",
     "IDS",
     "RECHARGES",
     "VIEWS",
@@ -56,32 +58,46 @@ def _top_live(row: CgroupRow) -> str:
     return NOTHING if row.live_is_known else UNKNOWN
 
 
+_TOP_LIVE = Field[CgroupRow](
+    "top_live_cache",
+    "TOP CACHE",
+    TEXT,
+    "Slab cache with most of its own live bytes; - when it has none, ? when it may have objects that are older than"
+    " kmemwatch.",
+    lambda r: r.top_live_cache,
+    show=_top_live,
+    rank=5,
+    min_width=16,
+)
+
+
+def _columns(own: bool) -> tuple[Field[CgroupRow], ...]:
+    """Of the view of cgroups: figures with their children and `own` ones; where not all fit, those wanted stay."""
+    first, second = (8, 0) if own else (0, 8)
+    return (
+        _cgroup["cgroup"].of(_of_cgroup),
+        _cgroup["state"].of(_of_cgroup, rank=1),
+        _cgroup["kernel_bytes"].of(_of_cgroup, rank=first),
+        _cgroup["slab_bytes"].of(_of_cgroup, rank=first + 6),
+        _cgroup["memory_bytes"].of(_of_cgroup, rank=4),
+        _crate["subtree_charged_bytes_per_s"].of(lambda r: r.rates, rank=first + 2),
+        _crate["subtree_uncharged_bytes_per_s"].of(lambda r: r.rates, rank=first + 7),
+        _crate["subtree_allocations_per_s"].of(lambda r: r.rates, rank=first + 1),
+        _cgroup["own_kernel_bytes"].of(_of_cgroup, rank=second),
+        _cgroup["own_slab_bytes"].of(_of_cgroup, rank=second + 6),
+        _crate["charged_bytes_per_s"].of(lambda r: r.rates, rank=second + 2),
+        _crate["uncharged_bytes_per_s"].of(lambda r: r.rates, rank=second + 7),
+        _alloc["allocations_per_s"].of(lambda r: r.rates.alloc, rank=second + 1, title="OWN ALLOC/s"),
+        _crate["top_cache"].of(lambda r: r.rates, rank=3),
+        _TOP_LIVE,
+    )
+
+
 CGROUPS: View[CgroupRow] = View(
     "cgroups",
     "g",
     "Which cgroups hold kernel memory, and how fast does it grow?",
-    (
-        _cgroup["cgroup"].of(_of_cgroup),
-        _cgroup["state"].of(_of_cgroup, rank=1),
-        _cgroup["kernel_bytes"].of(_of_cgroup),
-        _cgroup["slab_bytes"].of(_of_cgroup, rank=6),
-        _cgroup["memory_bytes"].of(_of_cgroup, rank=4),
-        _crate["charged_bytes_per_s"].of(lambda r: r.rates, rank=2),
-        _crate["uncharged_bytes_per_s"].of(lambda r: r.rates, rank=7),
-        _alloc["allocations_per_s"].of(lambda r: r.rates.alloc, rank=1),
-        _crate["top_cache"].of(lambda r: r.rates, rank=3),
-        Field(
-            "top_live_cache",
-            "TOP CACHE",
-            TEXT,
-            "Slab cache with most of its live bytes; - when it has none, ? when it may have objects that are older"
-            " than kmemwatch.",
-            lambda r: r.top_live_cache,
-            show=_top_live,
-            rank=5,
-            min_width=16,
-        ),
-    ),
+    _columns(own=False),
     (
         _cgroup["cgroup_id"].of(_of_cgroup),
         _cgroup["parent_id"].of(_of_cgroup),
@@ -91,9 +107,12 @@ CGROUPS: View[CgroupRow] = View(
         _cgroup["offline_at"].of(_of_cgroup),
         _cgroup["charged_bytes_total"].of(_of_cgroup),
         _cgroup["uncharged_bytes_total"].of(_of_cgroup),
+        _cgroup["subtree_charged_bytes_total"].of(_of_cgroup),
+        _cgroup["subtree_uncharged_bytes_total"].of(_of_cgroup),
+        _cgroup["subtree_allocations_total"].of(_of_cgroup),
         _crate["kernel_growth_bytes_per_s"].of(lambda r: r.rates),
-        _alloc["frees_per_s"].of(lambda r: r.rates.alloc),
-        _alloc["allocated_bytes_per_s"].of(lambda r: r.rates.alloc),
+        _alloc["frees_per_s"].of(lambda r: r.rates.alloc, title="OWN FREE/s"),
+        _alloc["allocated_bytes_per_s"].of(lambda r: r.rates.alloc, title="OWN ALLOC B/s"),
     ),
     "kernel_bytes",
     rows.cgroup_rows,
@@ -101,7 +120,15 @@ CGROUPS: View[CgroupRow] = View(
     lambda r: _cgroup_text(r.cgroup),
     lambda r: r.cgroup.id,
     "no cgroups",
+    summary=lambda _: "figures with child cgroups; without: OWN, ALLOCATED FROM, TOP CACHE",
 )
+CGROUPS_OWN = replace(
+    CGROUPS,
+    columns=_columns(own=True),
+    sort="own_kernel_bytes",
+    summary=lambda _: "OWN, ALLOCATED FROM, TOP CACHE: without child cgroups; others with them",
+)
+"""The same, for a narrow screen: figures of each cgroup itself come first."""
 
 
 def _top_cgroup(row: CacheRow) -> str:

@@ -19,7 +19,7 @@ from textual.widgets import Input, Static
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.fields.rows import Frame
-from kmemwatch.fields.views import VIEWS
+from kmemwatch.fields.views import CGROUPS, CGROUPS_OWN, VIEWS
 from kmemwatch.render.select import Selection, find_view, select
 from kmemwatch.tui import status
 from kmemwatch.tui.details import DetailsScreen
@@ -55,6 +55,7 @@ class TopApp(App[None]):
         Binding("s,greater_than_sign", "sort(1)", "Sort by the next column", show=False),
         Binding("S,less_than_sign", "sort(-1)", "Sort by the previous column", show=False),
         Binding("R", "reverse", "Turn the order", show=False),
+        Binding("o", "own", "Figures of each cgroup itself, or with its children", show=False),
         Binding("slash", "filter", "Filter", show=False),
         Binding("space", "pause", "Pause", show=False),
         Binding("plus,equals_sign", "delay(1)", "Refresh less often", show=False),
@@ -221,7 +222,7 @@ class TopApp(App[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys of the table do nothing while help or details are open, nor does Tab while a filter is typed."""
-        own = {"view", "next_view", "sort", "reverse", "filter", "pause", "delay", "help", "escape"}
+        own = {"view", "next_view", "sort", "reverse", "own", "filter", "pause", "delay", "help", "escape"}
         busy = len(self.screen_stack) > 1 or (action == "next_view" and self._before_filter is not None)
         return not (action in own and busy)
 
@@ -241,6 +242,16 @@ class TopApp(App[None]):
 
     def action_reverse(self) -> None:
         self._choose(replace(self.selection, reverse=not self.selection.reverse))
+
+    def action_own(self) -> None:
+        """Between figures of each cgroup itself and figures with its children; only the view of cgroups has both."""
+        before = self._selections[CGROUPS.name]
+        if self._view != CGROUPS.name:
+            return
+        view = CGROUPS if before.view is CGROUPS_OWN else CGROUPS_OWN
+        field = view.field(view.sort if before.sort.key == before.view.sort else before.sort.key)
+        assert field is not None
+        self._choose(replace(before, view=view, sort=field))
 
     @on(RowTable.SortBy)
     def _sort_by(self, message: RowTable.SortBy) -> None:

@@ -19,6 +19,7 @@ from kmemwatch.fields.views import VIEWS, View
 KEYS = (
     ("Tab, Shift+Tab", "next, previous view"),
     ("s > , S <", "sort by the next, previous column; R turns the order"),
+    ("o", "in the view cgroups: figures of each cgroup itself, or with its child cgroups"),
     ("/", "filter by a regular expression; Esc clears it"),
     ("Enter", "everything about the row under the cursor"),
     ("up down PgUp PgDn", "move; Home goes to the top and stays there"),

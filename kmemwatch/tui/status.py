@@ -79,7 +79,7 @@ def tabs(active: View[object]) -> Text:
     """Names of the views; the letter that opens each is underlined."""
     line = Text(no_wrap=True, overflow="crop", end="")
     for view in VIEWS:
-        style = ACTIVE if view is active else Style()
+        style = ACTIVE if view.name == active.name else Style()
         click = Style.from_meta({"@click": f"app.view('{view.name}')"})
         before, letter, after = view.name.partition(view.letter)
         line.append(f" {before}", style + click)

@@ -168,7 +168,34 @@ def _cgroup(row: tuple[int, str, str, int | None, int | None, int | None, float]
         MappingProxyType(PINS[id_]) if id_ in PINS else None,
         17 + id_ % 5 if state == DYING else None,
         removed + 10**9 if state == RELEASED and removed else None,
+        None,
+        _parent(path),
+        None if state == RELEASED else sum(_parent(p) == id_ for _, p, s, *_ in CGROUPS if s == DYING),
+        _own(id_, 3, kernel) if state == ONLINE else None,
+        _own(id_, 4, slab) if state == ONLINE else None,
+        _subtree(path, duration),
+        _subtree(path, duration) * 9 // 10,
+        duration * 1000 * sum(_is_below(p, path) for _, p, *_ in CGROUPS),
     )
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or top == "/" or path.startswith(f"{top}/")
+
+
+def _parent(path: str) -> int | None:
+    """id of the nearest cgroup above that is listed."""
+    above = [(p, id_) for id_, p, *_ in CGROUPS if p != path and _is_below(path, p)]
+    return max(above, key=lambda one: len(one[0]))[1] if above else None
+
+
+def _own(id_: int, column: int, whole: int | None) -> int | None:
+    below = sum(row[column] or 0 for row in CGROUPS if row[2] == ONLINE and _parent(row[1]) == id_)  # type: ignore[misc]
+    return None if whole is None or whole < below else (whole - below) * MB
+
+
+def _subtree(path: str, duration: int) -> int:
+    return sum(int(charged * MB) for _, p, *_, charged in CGROUPS if _is_below(p, path)) * duration
 
 
 def _mb(value: int | None) -> int | None:

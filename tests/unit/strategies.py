@@ -87,6 +87,11 @@ cgroups = st.builds(
     child_slabs=st.none() | tuples(st.builds(ChildSlabs, names, some_ids, numbers, counts)),
     parent_id=maybe_counts,
     dying_children=maybe_counts,
+    own_kernel_bytes=maybe_gauges,
+    own_slab_bytes=maybe_gauges,
+    subtree_charged_bytes_total=maybe_counts,
+    subtree_uncharged_bytes_total=maybe_counts,
+    subtree_allocations_total=maybe_counts,
 )
 pairs = st.builds(Pair, names, cache_ids, counts, maybe_counts, maybe_counts, maybe_counts, maybe_gauges)
 from_states = st.sampled_from(FROM_STATES)

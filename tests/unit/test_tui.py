@@ -75,6 +75,25 @@ def test_sorting_keys(app: TopApp) -> None:
     drive(app, test)
 
 
+def test_o_switches_between_own_figures_and_those_with_children(app: TopApp) -> None:
+    async def test(person: Person) -> None:
+        assert "OWN KERNEL" not in table_lines(app)[0]
+        await person.press("slash", *"slice", "enter", "o")
+        assert "OWN KERNEL" in table_lines(app)[0]
+        assert " KERNEL " not in table_lines(app)[0].replace("OWN KERNEL", "")
+        assert app.selection.sort.key == "own_kernel_bytes"
+        assert app.selection.pattern is not None, "the filter stays"
+        await person.press("s", "s", "s", "o")
+        assert app.selection.view.name == "cgroups"
+        assert "OWN KERNEL" not in table_lines(app)[0]
+        await person.press("z", "o")
+        assert app.selection.view.name == "zombies"
+        await person.press("g")
+        assert app.selection.view.name == "cgroups"
+
+    drive(app, test)
+
+
 def test_a_click_on_a_header_sorts_and_turns(app: TopApp) -> None:
     async def test(person: Person) -> None:
         await person.click("#rows", offset=(2, 0))
@@ -103,7 +122,7 @@ def test_filter_shows_while_typing_and_escape_brings_back(app: TopApp) -> None:
         assert len(first_names(app, 20)) == 14
         await person.press("slash", *"dead", "enter")
         assert len(first_names(app, 20)) == 2
-        assert "/dead/" in lines(app)[2]
+        assert "/dead/" in lines(app)[3]
         await person.press("c")  # letters are keys again, and each view has its own filter
         assert len(first_names(app, 20)) == 12
         await person.press("g", "escape")
@@ -183,10 +202,10 @@ def test_half_a_pattern_keeps_the_last_good_one(app: TopApp) -> None:
     async def test(person: Person) -> None:
         await person.press("slash", *"dead[")
         assert len(first_names(app, 20)) == 2
-        assert "not a pattern yet" in lines(app)[2]
+        assert "not a pattern yet" in lines(app)[3]
         await person.press(*"0]1")
         assert len(first_names(app, 20)) == 1
-        assert "not a pattern yet" not in lines(app)[2]
+        assert "not a pattern yet" not in lines(app)[3]
 
     drive(app, test)
 

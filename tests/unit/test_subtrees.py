@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Figures of a cgroup itself, and with all that are or were below it: neither is taken for the other."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kmemwatch.fields.rows import cgroup_rows, frame
+from kmemwatch.fields.views import CGROUPS, CGROUPS_OWN
+from kmemwatch.rates import rates
+from kmemwatch.render.table import layout
+from kmemwatch.state import KEEP_RELEASED_NS
+from kmemwatch.subtrees import Counts, Subtrees
+from tests.unit import fakes
+from tests.unit.fake_source import SECOND, FakeSource, Memcg
+from tests.unit.state_host import Host, cgroup
+
+PAGE = 4096
+
+
+def totals(host: Host, memcg: Memcg) -> tuple[int | None, int | None]:
+    """(bytes charged, objects allocated) of the subtree."""
+    row = cgroup(host.snapshot(), memcg)
+    return row.subtree_charged_bytes_total, row.subtree_allocations_total
+
+
+def test_what_those_below_did_counts_above_them_also_when_they_are_gone() -> None:
+    host = Host()
+    source = host.source
+    top = source.mkdir("slice")
+    source.alloc(top, objects=3)
+    for number in range(5):
+        job = source.mkdir(str(number), top)
+        source.alloc(job, objects=10)
+        source.charge(job, 2)
+        if number % 2:
+            host.snapshot()  # else born, counted and released between two readings
+        source.rmdir(job)
+        source.release(job)
+    assert totals(host, top) == totals(host, source.root) == (10 * PAGE, 53)
+    own = cgroup(host.snapshot(), top)
+    assert (own.charged_bytes_total, own.subtree_uncharged_bytes_total) == (0, 0)
+    source.now_ns += KEEP_RELEASED_NS + SECOND
+    assert totals(host, top) == (10 * PAGE, 53), "they are forgotten, what they did is not"
+    assert totals(host, source.root) == (10 * PAGE, 53)
+    assert {memcg.cgroup_id for memcg in (top, source.root)} == {row.id for row in host.snapshot().cgroups}
+
+
+def test_more_that_are_released_at_once_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmemwatch.state.MAX_RELEASED", 3)
+    host = Host()
+    host.snapshot()
+    top = host.source.mkdir("slice")
+    for number in range(20):
+        job = host.source.mkdir(str(number), top)
+        host.source.alloc(job, objects=7)
+        host.source.charge(job, 1)
+        host.source.rmdir(job)
+        host.source.release(job)
+    assert totals(host, top) == (20 * PAGE, 140)
+    assert totals(host, top) == (20 * PAGE, 140)
+
+
+def test_without_the_signals_nothing_is_known() -> None:
+    host = Host(FakeSource(missing=["charge", "alloc"]))
+    row = cgroup(host.snapshot(), host.source.root)
+    assert (row.subtree_charged_bytes_total, row.subtree_allocations_total) == (None, None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_total_is_the_sum_of_all_that_ever_were_below(seed: int) -> None:
+    chance = random.Random(seed)
+    subtrees, alive, done = Subtrees(), {1: Counts(0, 0, 0)}, dict[int, Counts]()
+    parents: dict[int, int | None] = {1: None}
+    for new in range(2, 40):
+        parents[new] = chance.choice(list(alive))
+        alive[new] = Counts(0, 0, 0)
+        for id_ in chance.sample(list(alive), len(alive) // 2):
+            alive[id_] = Counts(*(count + chance.randrange(4) for count in alive[id_]))
+        subtrees.update(dict(alive), parents)
+        leaves = [id_ for id_ in alive if id_ not in {parents[other] for other in alive}]
+        if chance.random() < 0.4 and len(alive) > 2:
+            gone = chance.choice(leaves)
+            done[gone] = alive.pop(gone)
+    subtrees.update(dict(alive), parents)
+    for id_ in alive:
+        expected = [0, 0, 0]
+        for other, counts in (alive | done).items():
+            at: int | None = other
+            while at not in (None, id_):
+                at = parents[at]
+            if at == id_:
+                expected = [a + b for a, b in zip(expected, counts, strict=True)]
+        assert list(subtrees.total(id_)) == expected
+
+
+def test_ids_that_go_in_a_circle_end() -> None:
+    subtrees = Subtrees()
+    subtrees.update({1: Counts(1, 1, 1), 2: Counts(0, 0, 0)}, {1: 2, 2: 1})
+    assert subtrees.total(2).objects >= 1
+
+
+def test_own_bytes_are_those_less_the_childrens() -> None:
+    host = Host()
+    parent = host.source.mkdir("parent")
+    first, second = host.source.mkdir("a", parent), host.source.mkdir("b", parent)
+    parent.stats = {"MEMCG_KMEM": 5, "NR_SLAB_RECLAIMABLE_B": 3}
+    first.stats = {"MEMCG_KMEM": 70, "NR_SLAB_RECLAIMABLE_B": 1000}
+    second.stats = {"MEMCG_KMEM": 200, "NR_SLAB_UNRECLAIMABLE_B": 4000}
+    shown = host.snapshot()
+    assert (cgroup(shown, parent).kernel_bytes, cgroup(shown, parent).own_kernel_bytes) == (275 * PAGE, 5 * PAGE)
+    assert (cgroup(shown, parent).slab_bytes, cgroup(shown, parent).own_slab_bytes) == (5003, 3)
+    assert cgroup(shown, first).own_kernel_bytes == 70 * PAGE
+    host.source.rmdir(second)
+    dead = host.snapshot()
+    assert cgroup(dead, parent).own_kernel_bytes == 205 * PAGE, "it has what the dead one left"
+    assert cgroup(dead, second).own_kernel_bytes is None, "its counter stays as it was, and nothing of it is its own"
+    first.stats["MEMCG_KMEM"] = 70
+    parent.stats["MEMCG_KMEM"] = -250  # the kernel adds up one after the other
+    late = cgroup(host.snapshot(), parent)
+    assert (late.kernel_bytes, late.own_kernel_bytes) == (20 * PAGE, None)
+
+
+def test_rates_of_both() -> None:
+    found = rates(fakes.sample(), fakes.sample(3)).cgroups
+    root, slice_ = found[1], found[1021]
+    assert root.charged_bytes_per_s == int(9.4 * fakes.MB)
+    charged = [int(row[-1] * fakes.MB) for row in fakes.CGROUPS if row[1].startswith("/system.slice")]
+    assert slice_.charged_bytes_per_s == charged[0]
+    assert slice_.subtree_charged_bytes_per_s == sum(charged)
+
+
+@pytest.mark.parametrize("cells", [60, 80, 110, 210])
+def test_each_screen_says_which_is_which(cells: int) -> None:
+    whole, own = ([c.field for c in layout(view, cells).columns] for view in (CGROUPS, CGROUPS_OWN))
+    shown = frame(fakes.sample(), fakes.sample(3))
+    assert {"KERNEL", "CHARGED/s", "ALLOC/s"} <= {f.title for f in whole}
+    assert {"OWN KERNEL", "OWN ALLOC/s"} <= {f.title for f in own}
+    for field in (*whole, *own):
+        if field.title.startswith("OWN"):
+            assert field.key.startswith("own_") or not field.key.startswith("subtree_")
+    if cells == 210:
+        assert {f.key for f in whole} == {f.key for f in own}
+    for view in (CGROUPS, CGROUPS_OWN):
+        said = view.summary(shown)
+        assert said is not None
+        assert len(said) <= 80
+        assert "without" in said
+    assert {f.key for f in CGROUPS.fields} == {f.key for f in CGROUPS_OWN.fields}
+    assert len(cgroup_rows(shown)) == len(CGROUPS_OWN.rows(shown) or ())
