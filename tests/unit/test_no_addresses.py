@@ -30,13 +30,16 @@ from kmemwatch.kernel.plan import plan
 from kmemwatch.live import LiveFeed
 from kmemwatch.model import DYING, Event, Snapshot
 from kmemwatch.recording import RecordingWriter
+from kmemwatch.recording.format import _line, header_line, snapshot_line
 from kmemwatch.render.batch import Printer
 from kmemwatch.render.lines import EventLines
 from kmemwatch.render.select import select
+from kmemwatch.replay import ReplayFeed
 from kmemwatch.sources.base import Reading, RechargeCounts, RechargeKey
 from kmemwatch.sources.decode import LifecycleEvent, SlabEvent
 from kmemwatch.sources.discover import CacheRecord
 from kmemwatch.sources.handover import Manifest
+from tests.unit import fakes
 from tests.unit.fake_source import CACHES, FakeSource, recorded_facts
 from tests.unit.fakes import FakeFeed
 from tests.unit.screens import Person, app_of, drive, lines, refreshed
@@ -252,3 +255,41 @@ def test_one_host_has_the_same_ids_in_all_that_it_tells(seen: tuple[list[Snapsho
     assert ids[0] == ids[1]
     assert {(p["cache"], p["cache_id"]) for p in second["pairs"]} <= ids[1]
     assert snapshot_to_json(seen[0][0]) != snapshot_to_json(watched()[0][0]), "another process, other ids"
+
+
+def with_addresses(snapshot: Snapshot, line: bytes) -> bytes:
+    """A line of a recording as releases before ids wrote it."""
+    body = json.loads(line)
+    del body["crc32"]
+    document = body["snapshot"]
+    numbers = {cache.id: f"{BASE + 0x100 * place:#x}" for place, cache in enumerate(snapshot.caches)}
+    for cache in document["caches"]:
+        cache["address"] = numbers[cache.pop("id")]
+    for row in [*document["pairs"], *(one for c in document["cgroups"] for one in c["child_slabs"] or ())]:
+        row["cache_address"] = numbers[row.pop("cache_id")]
+    return _line(body)
+
+
+def test_an_older_recording_plays_and_its_addresses_go_no_further(tmp_path: Path, start: Sites) -> None:
+    path = tmp_path / "old.kmw"
+    made = [fakes.patched(seconds) for seconds in (0, 5)]
+    recorded = [with_addresses(one, snapshot_line(1 + at, one)) for at, one in enumerate(made)]
+    path.write_bytes(header_line(0, made[0]) + b"".join(recorded))
+    assert f"{BASE:x}" in path.read_text()
+    feed = ReplayFeed(str(path))
+    played = [feed.next_snapshot(5), feed.next_snapshot(5)]
+    feed.close()
+    first, second = (one for one in played if one is not None)
+    assert [c.id for c in first.caches] == [c.id for c in second.caches], "one cache, one id"
+    assert len({c.id for c in first.caches}) == len(first.caches)
+    rates_of = frame(first, second).rates
+    assert any(rate.allocations_per_s for rate in rates_of.pairs.values())
+    for one in (first, second):
+        assert_clean(snapshot_to_json(one))
+        site = start()
+        site.worker._take(wire.pack(Frame(one, time.monotonic())))
+        assert_clean(site.ask("/api/v1/snapshot")[2].decode())
+    with RecordingWriter(str(path)) as writer:
+        writer.begin(second)
+        writer.write_snapshot(second)
+    assert_clean(path.read_text().splitlines()[-1])
