@@ -76,7 +76,7 @@ def _columns(own: bool) -> tuple[Field[CgroupRow], ...]:
     first, second = (8, 0) if own else (0, 8)
     return (
         _cgroup["cgroup"].of(_of_cgroup),
-        _cgroup["state"].of(_of_cgroup, rank=1),
+        _cgroup["state"].of(_of_cgroup, rank=5 if own else 1),
         _cgroup["kernel_bytes"].of(_of_cgroup, rank=first),
         _cgroup["slab_bytes"].of(_of_cgroup, rank=first + 6),
         _cgroup["memory_bytes"].of(_of_cgroup, rank=4),

@@ -141,6 +141,7 @@ def test_each_screen_says_which_is_which(cells: int) -> None:
     for field in (*whole, *own):
         if field.title.startswith("OWN"):
             assert field.key.startswith("own_") or not field.key.startswith("subtree_")
+    assert ("top_cache" in {f.key for f in own}) == (cells >= 80)
     if cells == 210:
         assert {f.key for f in whole} == {f.key for f in own}
     for view in (CGROUPS, CGROUPS_OWN):
