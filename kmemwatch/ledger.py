@@ -149,6 +149,7 @@ class Ledger:
         roots = {address for address, cache in caches.items() if cache.root is None}
         addresses = roots | counted | {address for address, _ in owners.given}
         columns = {address: self._column(address, caches.get(address)) for address in addresses}
+        self._pairs.host_bytes = reading.host_bytes
         pairs = self._pairs.rows(columns, owners)
         return self._cache_rows(self._totals(caches), caches), pairs
 

@@ -63,6 +63,8 @@ class PairRows:
         self._columns: Mapping[int, Column] = {}
         self._places: dict[int, int] = {}
         """Cache address -> place among all caches, by (name, id)."""
+        self.host_bytes: int | None = None
+        """Memory of the host: what is counted to be more is not alive."""
         self._owners = Owners({}, frozenset(), None, frozenset())
         self._changed: list[_Change] = []
         self.totals: dict[int, list[int]] = {}
@@ -125,7 +127,7 @@ class PairRows:
         allocs, frees, knows_live = self._allocs, self._frees, self._knows_live
         rows, columns, places, totals = self._rows, self._columns, self._places, self.totals
         given, moved, root_id, young = self._owners
-        caches, number = len(places), len(rows)
+        caches, number, most = len(places), len(rows), self.host_bytes
         for key, now, then in changes:
             address, cgroup_id = key
             objects, _, freed = value = now or _NOTHING
@@ -149,6 +151,8 @@ class PairRows:
                 left = given[key] + (left or 0)
             # Below 0, more went than was counted: objects that others were charged for by the time they were freed.
             live = left if left is not None and left >= 0 and (cgroup_id in young or cgroup_id in moved) else None
+            if live is not None and size is not None and most is not None and live * size > most:
+                live = None
             rows[place] = _as_pair((
                 name, id_, cgroup_id,
                 objects if allocs else None,
