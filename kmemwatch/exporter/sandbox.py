@@ -16,6 +16,7 @@ import errno
 import fcntl
 import os
 import platform
+import socket
 import termios
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -59,8 +60,8 @@ HTTP_MAY = (
     "nanosleep", "newfstatat", "pipe2", "poll", "ppoll", "ppoll_time64", "pread64", "pselect6", "pselect6_time64",
     "read", "readlink", "readlinkat", "readv", "recv", "recvfrom", "recvmsg", "restart_syscall", "riscv_flush_icache",
     "rseq", "rt_sigaction", "rt_sigpending", "rt_sigprocmask", "rt_sigreturn", "rt_sigsuspend", "rt_sigtimedwait",
-    "sched_getaffinity", "sched_yield", "select", "send", "sendmsg", "sendto", "set_robust_list", "setsockopt",
-    "shutdown", "sigaltstack", "socketpair", "stat", "statfs", "statx", "sysinfo", "time", "uname", "write", "writev",
+    "sched_getaffinity", "sched_yield", "select", "send", "set_robust_list", "setsockopt", "shutdown", "sigaltstack",
+    "stat", "statfs", "statx", "sysinfo", "time", "uname", "write", "writev",
 )  # fmt: skip
 """What Python's interpreter, its threads and asyncio, OpenSSL and the C library do in the one that serves HTTP, on all
 their versions and processors that we know. It gets ENOSYS for what is on neither list, as from an older kernel."""
@@ -72,6 +73,8 @@ _SIGNALLING_FCNTLS = (fcntl.F_SETOWN, 10, 15)
 """With F_SETSIG and F_SETOWN_EX: they have the kernel send a signal, see `kmemwatch.lifeline`."""
 _PRCTLS = (15, 16, 0x53564D41)
 """PR_SET_NAME, PR_GET_NAME, PR_SET_VMA: names of threads and of memory."""
+_SOCKET_TYPES = 0xF
+"""SOCK_TYPE_MASK: the rest are flags."""
 _CLONE_THREAD = 0x00010000
 _CLONE_NEW = 0x7E020080
 """All of CLONE_NEW*: NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET; NEWTIME."""
@@ -124,11 +127,20 @@ def _http_rules() -> Iterator[_Rule]:
     yield _ALLOW, "open", [_masked(1, _OPEN_FOR_WRITING, os.O_RDONLY)]
     yield _ALLOW, "openat", [_masked(2, _OPEN_FOR_WRITING, os.O_RDONLY)]
     yield _ALLOW, "prlimit64", [_Comparison(0, _EQUAL, 0, 0)]
+    yield from _rules_of_sockets()
     for allowed, call, argument in ((_IOCTLS, "ioctl", 1), (_FCNTLS, "fcntl", 1), (_FCNTLS, "fcntl64", 1)):
         for number in allowed:
             yield _ALLOW, call, [_masked(argument, _INT, number)]
     for number in _PRCTLS:
         yield _ALLOW, "prctl", [_masked(0, _INT, number)]
+
+
+def _rules_of_sockets() -> Iterator[_Rule]:
+    """What is sent goes to whom the socket is connected with. MSG_FASTOPEN could else connect a listener that was shut
+    down to anybody, and a socket of a pair for datagrams reaches any Unix socket that has a name."""
+    yield _ALLOW, "sendto", [_masked(3, socket.MSG_FASTOPEN, 0), _Comparison(4, _EQUAL, 0, 0)]
+    yield _ALLOW, "sendmsg", [_masked(2, socket.MSG_FASTOPEN, 0)]
+    yield _ALLOW, "socketpair", [_masked(0, _INT, socket.AF_UNIX), _masked(1, _SOCKET_TYPES, socket.SOCK_STREAM)]
 
 
 def _reader_rules() -> Iterator[_Rule]:

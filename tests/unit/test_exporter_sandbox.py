@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -63,8 +64,8 @@ def inside(side: str, code: str, code_before: str = "") -> tuple[int, Any]:
             os.kill(other, signal.SIGKILL)
 
 
-def told(side: str, code: str) -> Any:
-    status, found = inside(side, code)
+def told(side: str, code: str, code_before: str = "") -> Any:
+    status, found = inside(side, code, code_before)
     assert status == 0
     return found
 
@@ -168,6 +169,45 @@ tell([opened(O.O_RDONLY), opened(O.O_WRONLY), opened(O.O_RDWR), opened(O.O_RDONL
     assert set(found[1:]) <= {ENOSYS, None}
     assert target.read_text() == "text"
     assert not (tmp_path / "new").exists()
+
+
+def test_the_http_process_sends_to_nobody_that_has_not_asked(tmp_path: Path) -> None:
+    """Its sockets are connected by whoever asks; there are ways to connect them without connect(2)."""
+    path, outside = str(tmp_path / "socket"), socket.create_server(("127.0.0.1", 0))
+    with outside, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unix:
+        unix.bind(path)
+        unix.setblocking(False)
+        outside.settimeout(0.2)
+        found = told(
+            "http",
+            f"""
+to = ("127.0.0.1", {outside.getsockname()[1]})
+def attempt(do):
+    try:
+        do()
+        return 0
+    except OSError as error:
+        return error.errno
+for one in listeners:
+    one.shutdown(socket.SHUT_RD)
+def datagram(kind):
+    one, _ = socket.socketpair(socket.AF_UNIX, kind)
+    one.sendto(b"forged", {path!r})
+one, other_end = socket.socketpair()
+one.send(b"a"), one.sendmsg([b"b"]), one.sendall(b"c")
+tell([
+    attempt(lambda: listeners[0].sendto(b"out", socket.MSG_FASTOPEN, to)),
+    attempt(lambda: listeners[1].sendmsg([b"out"], [], socket.MSG_FASTOPEN, to)),
+    attempt(lambda: datagram(socket.SOCK_DGRAM)), attempt(lambda: datagram(socket.SOCK_SEQPACKET)),
+    other_end.recv(3).decode(),
+])""",
+            "import socket\nlisteners = [socket.create_server(('127.0.0.1', 0)) for _ in range(2)]",
+        )
+        assert found == [ENOSYS] * 4 + ["abc"]
+        with pytest.raises(TimeoutError):
+            outside.accept()
+        with pytest.raises(BlockingIOError):
+            unix.recv(100)
 
 
 def test_what_is_on_no_list_is_not_there_for_the_http_process() -> None:
