@@ -77,18 +77,35 @@ class LimitedProtocol(H11Protocol):
         self._all = connections
         self._deadline: asyncio.TimerHandle | None = None
         self._opened = False
+        """It is counted."""
+        self._made = False
         self._refused = False
         self._admission: Admission | None = None
 
     @property
     def is_outdated(self) -> bool:
         """It was made under other demands than those of now."""
-        return self._admission != self._all.admission()
+        return self._made and self._admission != self._all.admission()
+
+    def shakes_hands(self, transport: asyncio.Transport, over: asyncio.Future[None]) -> None:
+        """TLS has begun, and takes until `over`. Who opens a connection and says nothing has one all the same."""
+        self.transport = transport
+        self._opened = True
+        self._all.opened(self)
+        over.add_done_callback(self._has_shaken_hands)
+
+    def _has_shaken_hands(self, over: asyncio.Future[None]) -> None:
+        """The loop tells `connection_lost` only of connections that it has told of."""
+        if self._opened and not self._made:
+            self._opened = False
+            self._all.closed(self)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._opened = True
-        self._all.opened(self)
+        self._made = True
+        if not self._opened:
+            self._opened = True
+            self._all.opened(self)
         # Of the configuration that made the handshake, which may have taken its time.
         self._admission = getattr(getattr(transport.get_extra_info("ssl_object"), "context", None), "admission", None)
         self.app_state = {**self.app_state, ADMISSION: self._admission}

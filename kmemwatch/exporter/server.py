@@ -144,6 +144,13 @@ class _Loop(asyncio.SelectorEventLoop):
         options["sock"].listen(_QUEUE)
         return server
 
+    def _make_ssl_transport(self, rawsock: socket.socket, protocol: Any, *args: Any, **options: Any) -> Any:
+        """asyncio has no other place where a connection is known before its handshake is over."""
+        transport = super()._make_ssl_transport(rawsock, protocol, *args, **options)  # type: ignore[misc]
+        # Not at once: until the loop has told its own side of TLS, there is nothing that can be closed.
+        self.call_soon(protocol.shakes_hands, transport, options["waiter"])
+        return transport
+
 
 def _config(app: Any, connections: Connections, tls: ssl.SSLContext | None) -> uvicorn.Config:
     config = uvicorn.Config(

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from kmemwatch.exporter import protocol
 from kmemwatch.exporter.listening import listen
 from kmemwatch.exporter.protocol import Connections, LimitedProtocol
 from kmemwatch.exporter.server import Server
+from tests.unit.certificates import Authority
 
 LARGE = b"x" * (64 << 20)
 
@@ -30,11 +33,11 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
 
 
 class Served:
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, tls: ssl.SSLContext | None = None) -> None:
         self.connections = connections
         self.listener = listen("127.0.0.1:0")
         self.port = self.listener.getsockname()[1]
-        self.server = Server(app, [self.listener], connections=connections)
+        self.server = Server(app, [self.listener], connections=connections, tls=tls)
         self.server.start()
 
     def open(self) -> socket.socket:
@@ -57,10 +60,12 @@ class Served:
 def serve() -> Iterator[Callable[..., Served]]:
     with ExitStack() as stack:
 
-        def start(request_s: float = 10.0, answer_s: float = 10.0, limit: int = 100) -> Served:
+        def start(
+            request_s: float = 10.0, answer_s: float = 10.0, limit: int = 100, tls: ssl.SSLContext | None = None
+        ) -> Served:
             connections = Connections()
             connections.request_s, connections.answer_s, connections.limit = request_s, answer_s, limit
-            served = Served(connections)
+            served = Served(connections, tls)
             stack.callback(served.server.stop)
             return served
 
@@ -188,6 +193,27 @@ def test_too_many_connections_close_those_that_wait_longest(serve: Callable[...,
             with served.open() as fresh:
                 assert ask(fresh).endswith(b"ok")
         assert served.number <= 10
+
+
+def test_who_does_not_begin_with_tls_is_counted_too(serve: Callable[..., Served], tmp_path: Path) -> None:
+    """Else it takes all descriptors, and who scrapes gets none."""
+    authority = Authority(tmp_path, "ca")
+    signed = authority.sign("server", "DNS:localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(signed.cert, signed.key)
+    client = ssl.create_default_context(cafile=authority.cert)
+    served = serve(limit=10, tls=context)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(served.open()) for _ in range(40)]
+        assert served.settled(10)
+        assert is_closed(silent[0], 3)
+        assert not is_closed(silent[-1], 0.1)
+        wrapped = stack.enter_context(client.wrap_socket(served.open(), server_hostname="localhost"))
+        assert ask(wrapped).endswith(b"ok")
+        assert served.number == 10
+        silent[-1].sendall(b"no TLS at all")
+        assert served.settled(9)
+    assert served.settled(0)
 
 
 class Aborted(LimitedProtocol):
