@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from kmemwatch.codec.reader import Reader
 from kmemwatch.codec.room import check_room
@@ -170,8 +171,22 @@ def _cache(cache: Reader) -> Cache:
     )
 
 
+_PAGES = ("file", "shmem", "anon", "swapcache")
+"""Kinds of `Cgroup.pins` that are part of `Cgroup.memory_bytes`, whatever the kernel."""
+
+
+def _pins(cgroup: Reader, memory_bytes: int | None) -> Mapping[str, int] | None:
+    """None, too, when the pages are more than the memory that they are part of: older releases took statistics of the
+    kernel for true that were two seconds old."""
+    found = cgroup.opt_gauges("pins")
+    if found is None or memory_bytes is None:
+        return found
+    return found if sum(found.get(kind, 0) for kind in _PAGES) <= memory_bytes else None
+
+
 def _cgroup(cgroup: Reader) -> Cgroup:
     # Older releases recorded gauges that were below 0 for a moment; that must not make a recording unreadable.
+    memory_bytes = cgroup.opt_gauge("memory_bytes")
     return Cgroup(
         id=cgroup.whole("id"),
         path=cgroup.opt_text("path"),
@@ -180,12 +195,12 @@ def _cgroup(cgroup: Reader) -> Cgroup:
         online_at_ns=cgroup.opt_time("online_at"),
         offline_at_ns=cgroup.opt_time("offline_at"),
         released_at_ns=cgroup.opt_time("released_at"),
-        memory_bytes=cgroup.opt_gauge("memory_bytes"),
+        memory_bytes=memory_bytes,
         kernel_bytes=cgroup.opt_gauge("kernel_bytes"),
         slab_bytes=cgroup.opt_gauge("slab_bytes"),
         charged_bytes_total=cgroup.opt_whole("charged_bytes_total"),
         uncharged_bytes_total=cgroup.opt_whole("uncharged_bytes_total"),
-        pins=cgroup.opt_gauges("pins"),
+        pins=_pins(cgroup, memory_bytes),
         references=cgroup.opt_gauge("references"),
         child_slabs=cgroup.later("child_slabs", lambda key: cgroup.opt_each(key, _child_slabs)),
         parent_id=cgroup.later("parent_id", cgroup.opt_whole),

@@ -97,7 +97,7 @@ CGROUPS = (
 )  # fmt: skip
 
 PINS = {
-    4001: {"shmem": 10 * MB, "file": 2202009, "slab": 81920},
+    4001: {"shmem": 10 * MB, "file": 2 * MB, "slab": 81920},
     4002: {"file": 310 * MB},
     4003: {"slab": 1572864, "percpu": 458752, "kernel": 36864},
     4004: {},

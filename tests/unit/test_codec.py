@@ -80,6 +80,21 @@ def test_what_older_releases_took_for_a_number_is_unknown_when_read(field: str, 
     assert getattr(snapshot_from_dict(document).cgroups[0], field) is None
 
 
+def test_pages_of_an_older_recording_are_no_more_than_the_memory_that_they_are_part_of() -> None:
+    """As the recording that ships with kmemwatch has it: 96.0K of memory, of which 3.2M anonymous."""
+    document = snapshot_to_dict(fakes.sample())
+    cgroup = document["cgroups"][0]
+    told = []
+    for pins in (
+        {"anon": 3 << 20, "swap": 4096},
+        {"anon": 90 << 10, "file": 8 << 10},
+        {"anon": 96 << 10, "swap": 1 << 30},
+    ):
+        cgroup["memory_bytes"], cgroup["pins"] = 96 << 10, pins
+        told.append(snapshot_from_dict(document).cgroups[0].pins)
+    assert told == [None, None, {"anon": 96 << 10, "swap": 1 << 30}]
+
+
 def test_the_schema_is_itself_valid_and_closed() -> None:
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
 

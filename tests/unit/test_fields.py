@@ -132,7 +132,7 @@ def test_pins_add_up_by_kind() -> None:
     shown = fakes.sample()
     found = pinned_bytes([c for c in shown.cgroups if c.state == "dying"])
     assert found is not None
-    assert found["file"] == 2202009 + 310 * fakes.MB
+    assert found["file"] == 312 * fakes.MB
     assert pinned_bytes([]) == {}
     assert pinned_bytes([replace(shown.cgroups[0], pins=None)]) is None
 

@@ -56,7 +56,7 @@ memcgs 217 online, 4 dying · kernel memory 1.8G · lost 0
 
 CGROUP                                                               AGE  MEMORY  REFS  PINNED BY
 /kubepods.slice/kubepods-besteffort.slice/pod-a2/cri-ctr-dead02    6m43s  310.0M    19  file 310.0M
-/kubepods.slice/kubepods-besteffort.slice/pod-a1/cri-ctr-dead01    8m23s   12.0M    18  shmem 10.0M, file 2.1M, slab 80.0K
+/kubepods.slice/kubepods-besteffort.slice/pod-a1/cri-ctr-dead01    8m23s   12.0M    18  shmem 10.0M, file 2.0M, slab 80.0K
 /system.slice/run-u981.service                                   >10m03s    2.0M    20  slab 1.5M, percpu 448.0K, kernel 36.0K
 /system.slice/apt-daily.service                                    3m23s      0B    21  references only
 """  # noqa: E501 - a golden screen

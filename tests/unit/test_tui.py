@@ -276,7 +276,7 @@ def test_details_of_a_cgroup_have_its_caches_charges_and_pins(app: TopApp) -> No
         await person.press("z", "down", "enter")
         text = "\n".join(lines(app))
         for expected in (
-            "PINNED BY      shmem 10.0M, file 2.1M, slab 80.0K",
+            "PINNED BY      shmem 10.0M, file 2.0M, slab 80.0K",
             "CHARGED/s",
             "MEMORY         12.0M (12,582,912)",
         ):
