@@ -58,12 +58,17 @@ def _rate(metric: str, by: str, more: str = "") -> str:
 def _numbers(board: builders.Dashboard) -> None:
     for panel in (
         number(
-            "Kernel memory",
+            "Kernel memory of cgroups",
             "Charged to memory cgroups.",
             f'sum(kmemwatch_cgroup_kernel_bytes{{{HOST}, cgroup="/"}})',
             BYTES,
         ),
-        number("Slab memory", "All slab caches.", f"sum(kmemwatch_cache_slab_bytes{{{HOST}}})", BYTES),
+        number(
+            "Slab memory of the host",
+            "All slab caches, charged to a cgroup or not.",
+            f"sum(kmemwatch_cache_slab_bytes{{{HOST}}})",
+            BYTES,
+        ),
         number("Online cgroups", "Memory cgroups in use.", f"sum(kmemwatch_online_cgroups{{{HOST}}})", COUNT),
         number(
             "Dying cgroups",

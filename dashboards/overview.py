@@ -44,13 +44,13 @@ def _numbers(board: builders.Dashboard) -> None:
     for panel in (
         number("Hosts", "Hosts that kmemwatch runs on.", f"count(kmemwatch_build_info{{{HOSTS}}})", COUNT),
         number(
-            "Kernel memory",
+            "Kernel memory of cgroups",
             "Kernel memory charged to memory cgroups, on all hosts.",
             f'sum(kmemwatch_cgroup_kernel_bytes{{{HOSTS}, cgroup="/"}})',
             BYTES,
         ),
         number(
-            "Slab memory",
+            "Slab memory of hosts",
             "Memory of all slab caches, on all hosts; charged to a cgroup or not.",
             f"sum(kmemwatch_cache_slab_bytes{{{HOSTS}}})",
             BYTES,
@@ -90,7 +90,7 @@ def _memory(board: builders.Dashboard) -> None:
     board.with_row(row("Kernel memory"))
     board.with_panel(
         lines(
-            "Kernel memory by host",
+            "Kernel memory of cgroups, by host",
             "Charged to memory cgroups: slabs, stacks, page tables, percpu memory.",
             [Query(f'sum by (instance) (kmemwatch_cgroup_kernel_bytes{{{HOSTS}, cgroup="/"}})', "{{instance}}")],
             BYTES,
@@ -98,7 +98,7 @@ def _memory(board: builders.Dashboard) -> None:
     )
     board.with_panel(
         lines(
-            "Slab memory by host",
+            "All slab memory, by host",
             "All slab caches, as in /proc/slabinfo; charged to a cgroup or not.",
             [Query(f"sum by (instance) (kmemwatch_cache_slab_bytes{{{HOSTS}}})", "{{instance}}")],
             BYTES,
