@@ -81,7 +81,7 @@ struct notes {
 	u64 unused[7];   /* so that no two CPUs have a line in common */
 };
 
-/* One for allocations, one for frees: enum noted. Order is shared with decode.py. */
+/* One for allocations, one for frees. Order is shared with decode.py. */
 enum noted { NOTED_ALLOC, NOTED_FREE, NOTED };
 
 BPF_ARRAY(noted, struct notes, ALL_NOTES); /* NOTED for each CPU; not a per-CPU array for the reason that slots are none */
@@ -137,49 +137,484 @@ static __always_inline void count_recovered(int which)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* Bodies: what each hook does with its arguments; plan.py says which hook gets which. KEY: the object that the event
- * is about, which no other event that is under way on this CPU is about. */
+/* In both programs of a hook, before it counts: whether the event has been counted. */
+static __always_inline int is_counted(int again, int which, u64 object)
+{
+	return again && take_note(which, object);
+}
 
-/* kmem:kmem_cache_alloc since Linux kernel commit 2c1d697fb8ba ("mm/slab_common: drop kmem_alloc & avoid dereferencing
- * fields when not using") (in v6.1): call_site, object, cache, gfp_flags. */
-#define BODY_alloc_cache_tp(call_site, object, cache, gfp, a4) ((object) ? count_alloc(cache, gfp, 1) : 0)
-/* kmem:kmalloc, and kmem:kmem_cache_alloc before: call_site, object, bytes_req, bytes_alloc, gfp_flags. */
-#define BODY_alloc_object_tp(call_site, object, a2, a3, gfp) count_alloc_object(object, gfp)
-#define KEY_alloc_cache_tp(call_site, object, a2, a3, a4) (object)
-#define KEY_alloc_object_tp(call_site, object, a2, a3, a4) (object)
-/* kmem_cache_alloc(cache, gfp), kmem_cache_alloc_lru(cache, lru, gfp) and their like, at return: the object. */
-#define BODY_alloc_return1(cache, gfp, a2, a3, object) ((object) ? count_alloc(KMW_SCALAR(cache), gfp, 1) : 0)
-#define BODY_alloc_return2(cache, a1, gfp, a3, object) ((object) ? count_alloc(KMW_SCALAR(cache), gfp, 1) : 0)
-#define KEY_alloc_return1(a0, a1, a2, a3, object) (object)
-#define KEY_alloc_return2(a0, a1, a2, a3, object) (object)
-/* The same at entry, where a failure cannot be told from success. */
-#define BODY_alloc_gfp1(cache, gfp, a2, a3, a4) count_alloc(cache, gfp, 1)
-#define BODY_alloc_gfp2(cache, a1, gfp, a3, a4) count_alloc(cache, gfp, 1)
-/* kmem_cache_alloc_bulk(cache, gfp, size, objects): all, or nothing and 0; at entry, where that is not known, and at
- * return. */
-#define BODY_alloc_bulk(cache, gfp, size, a3, a4) count_alloc(cache, gfp, size)
-#define BODY_alloc_bulk_return(cache, gfp, size, a3, done) ((u32)(done) ? count_alloc(KMW_SCALAR(cache), gfp, size) : 0)
-/* __kmalloc(size, gfp) at return, and __kmalloc_node(size, buckets, gfp, node) of kernels that have buckets (by v6.12):
- * the object is the return value. */
-#define BODY_kmalloc_return1(a0, gfp, a2, a3, object) count_alloc_object(object, gfp)
-#define BODY_kmalloc_return2(a0, a1, gfp, a3, object) count_alloc_object(object, gfp)
-#define KEY_kmalloc_return1(a0, a1, a2, a3, object) (object)
-#define KEY_kmalloc_return2(a0, a1, a2, a3, object) (object)
-/* kmem:kfree: call_site, object. kmem:kmem_cache_free since v6.1: call_site, object, cache. */
-#define BODY_free_cache_tp(call_site, object, cache, a3, a4) count_free_of(object, cache)
-#define KEY_free_cache_tp(call_site, object, a2, a3, a4) (object)
-#define BODY_free_tp(call_site, object, a2, a3, a4) count_free(object)
-#define BODY_free_entry(cache, object, a2, a3, a4) count_free(object)
-#define BODY_kfree_entry(object, a1, a2, a3, a4) count_free(object)
-#define KEY_free_tp(call_site, object, a2, a3, a4) (object)
-#define KEY_free_entry(cache, object, a2, a3, a4) (object)
-#define KEY_kfree_entry(object, a1, a2, a3, a4) (object)
-/* kmem_cache_free_bulk(cache or NULL, size, objects) */
-#define BODY_free_bulk(cache, size, objects, a3, a4) count_free_bulk(size, objects)
-/* rcu:rcu_invoke_kfree_bulk_callback: rcu name, number, objects. */
-#define BODY_free_bulk_tp(name, size, objects, a3, a4) count_free_bulk(size, objects)
-/* __rcu_free_sheaf_prepare(cache, sheaf): objects that kfree_rcu() was given lose their owners, after a grace period. */
-#define BODY_free_sheaf(cache, sheaf, a2, a3, a4) count_free_sheaf(KMW_SCALAR(sheaf))
+/* The same, after it has counted. `object`: what the event is about, and no other event that is under way on this CPU. */
+static __always_inline int end_counting(int again, int which, u64 object)
+{
+	if (again)
+		count_recovered(which);
+	else
+		note(which, object);
+	return 0;
+}
+
+#define FIRST 0
+#define AGAIN 1
+
+/*
+ * Programs of signal alloc.
+ *
+ * kmem:kmem_cache_alloc(call_site, object, cache, gfp_flags) since Linux kernel commit 2c1d697fb8ba ("mm/slab_common: drop
+ * kmem_alloc & avoid dereferencing fields when not using") (in v6.1); before, as kmem:kmalloc still does, (call_site, object,
+ * bytes_req, bytes_alloc, gfp_flags).
+ */
+static __always_inline int count_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_args *ctx, int again)
+{
+	u64 object = ctx->args[1];
+
+	if (is_counted(again, NOTED_ALLOC, object))
+		return 0;
+#ifdef HAVE_CACHE_IN_TP_ALLOC
+	if (object)
+		count_alloc(ctx->args[2], ctx->args[3], 1);
+#else
+	count_alloc_object(object, ctx->args[4]);
+#endif
+	return end_counting(again, NOTED_ALLOC, object);
+}
+
+static __always_inline int count_tp_kmalloc(struct bpf_raw_tracepoint_args *ctx, int again)
+{
+	u64 object = ctx->args[1];
+
+	if (is_counted(again, NOTED_ALLOC, object))
+		return 0;
+	count_alloc_object(object, ctx->args[4]);
+	return end_counting(again, NOTED_ALLOC, object);
+}
+
+#ifdef USE_raw_tp_kmem_cache_alloc
+int raw_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmem_cache_alloc(ctx, FIRST);
+}
+
+int raw_tp_kmem_cache_alloc_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmem_cache_alloc(ctx, AGAIN);
+}
+#endif
+
+#ifdef USE_raw_tp_kmem_cache_alloc_node
+int raw_tp_kmem_cache_alloc_node(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmem_cache_alloc(ctx, FIRST);
+}
+
+int raw_tp_kmem_cache_alloc_node_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmem_cache_alloc(ctx, AGAIN);
+}
+#endif
+
+#ifdef USE_raw_tp_kmalloc
+int raw_tp_kmalloc(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmalloc(ctx, FIRST);
+}
+
+int raw_tp_kmalloc_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmalloc(ctx, AGAIN);
+}
+#endif
+
+#ifdef USE_raw_tp_kmalloc_node
+int raw_tp_kmalloc_node(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmalloc(ctx, FIRST);
+}
+
+int raw_tp_kmalloc_node_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmalloc(ctx, AGAIN);
+}
+#endif
+
+/* kmem_cache_alloc(cache, gfp), kmem_cache_alloc_lru(cache, lru, gfp) and their like, at return: the object, or NULL. */
+static __always_inline int count_returned(unsigned long long *ctx, int gfp_at, int return_at, int again)
+{
+	u64 object = ctx[return_at];
+
+	if (is_counted(again, NOTED_ALLOC, object))
+		return 0;
+	if (object)
+		count_alloc(KMW_SCALAR(ctx[0]), ctx[gfp_at], 1);
+	return end_counting(again, NOTED_ALLOC, object);
+}
+
+#ifdef USE_fexit_kmem_cache_alloc
+int fexit_kmem_cache_alloc(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc, RETURN_AT_kmem_cache_alloc, FIRST);
+}
+
+int fexit_kmem_cache_alloc_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc, RETURN_AT_kmem_cache_alloc, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit_kmem_cache_alloc_lru
+int fexit_kmem_cache_alloc_lru(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_lru, RETURN_AT_kmem_cache_alloc_lru, FIRST);
+}
+
+int fexit_kmem_cache_alloc_lru_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_lru, RETURN_AT_kmem_cache_alloc_lru, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit_kmem_cache_alloc_node
+int fexit_kmem_cache_alloc_node(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node, RETURN_AT_kmem_cache_alloc_node, FIRST);
+}
+
+int fexit_kmem_cache_alloc_node_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node, RETURN_AT_kmem_cache_alloc_node, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit___kmem_cache_alloc_node
+int fexit___kmem_cache_alloc_node(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT___kmem_cache_alloc_node, RETURN_AT___kmem_cache_alloc_node, FIRST);
+}
+
+int fexit___kmem_cache_alloc_node_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT___kmem_cache_alloc_node, RETURN_AT___kmem_cache_alloc_node, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit_kmem_cache_alloc_trace
+int fexit_kmem_cache_alloc_trace(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_trace, RETURN_AT_kmem_cache_alloc_trace, FIRST);
+}
+
+int fexit_kmem_cache_alloc_trace_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_trace, RETURN_AT_kmem_cache_alloc_trace, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit_kmem_cache_alloc_node_trace
+int fexit_kmem_cache_alloc_node_trace(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node_trace, RETURN_AT_kmem_cache_alloc_node_trace, FIRST);
+}
+
+int fexit_kmem_cache_alloc_node_trace_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node_trace, RETURN_AT_kmem_cache_alloc_node_trace, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit_kmalloc_trace
+int fexit_kmalloc_trace(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmalloc_trace, RETURN_AT_kmalloc_trace, FIRST);
+}
+
+int fexit_kmalloc_trace_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmalloc_trace, RETURN_AT_kmalloc_trace, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit_kmalloc_node_trace
+int fexit_kmalloc_node_trace(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmalloc_node_trace, RETURN_AT_kmalloc_node_trace, FIRST);
+}
+
+int fexit_kmalloc_node_trace_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT_kmalloc_node_trace, RETURN_AT_kmalloc_node_trace, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit___kmalloc_cache
+int fexit___kmalloc_cache(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT___kmalloc_cache, RETURN_AT___kmalloc_cache, FIRST);
+}
+
+int fexit___kmalloc_cache_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT___kmalloc_cache, RETURN_AT___kmalloc_cache, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit___kmalloc_cache_node
+int fexit___kmalloc_cache_node(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT___kmalloc_cache_node, RETURN_AT___kmalloc_cache_node, FIRST);
+}
+
+int fexit___kmalloc_cache_node_again(unsigned long long *ctx)
+{
+	return count_returned(ctx, GFP_AT___kmalloc_cache_node, RETURN_AT___kmalloc_cache_node, AGAIN);
+}
+#endif
+
+/* __kmalloc(size, gfp), and __kmalloc_node(size, buckets, gfp, node) of kernels that have buckets (by v6.12), at return. */
+static __always_inline int count_returned_kmalloc(unsigned long long *ctx, int gfp_at, int return_at, int again)
+{
+	u64 object = ctx[return_at];
+
+	if (is_counted(again, NOTED_ALLOC, object))
+		return 0;
+	count_alloc_object(object, ctx[gfp_at]);
+	return end_counting(again, NOTED_ALLOC, object);
+}
+
+#ifdef USE_fexit___kmalloc
+int fexit___kmalloc(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc, RETURN_AT___kmalloc, FIRST);
+}
+
+int fexit___kmalloc_again(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc, RETURN_AT___kmalloc, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit___kmalloc_node
+int fexit___kmalloc_node(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node, RETURN_AT___kmalloc_node, FIRST);
+}
+
+int fexit___kmalloc_node_again(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node, RETURN_AT___kmalloc_node, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit___kmalloc_track_caller
+int fexit___kmalloc_track_caller(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_track_caller, RETURN_AT___kmalloc_track_caller, FIRST);
+}
+
+int fexit___kmalloc_track_caller_again(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_track_caller, RETURN_AT___kmalloc_track_caller, AGAIN);
+}
+#endif
+
+#ifdef USE_fexit___kmalloc_node_track_caller
+int fexit___kmalloc_node_track_caller(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node_track_caller, RETURN_AT___kmalloc_node_track_caller, FIRST);
+}
+
+int fexit___kmalloc_node_track_caller_again(unsigned long long *ctx)
+{
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node_track_caller, RETURN_AT___kmalloc_node_track_caller, AGAIN);
+}
+#endif
+
+/* At entry, where a failure cannot be told from success. */
+#ifdef USE_kprobe_kmem_cache_alloc
+int kprobe_kmem_cache_alloc(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_alloc);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmem_cache_alloc), 1);
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_alloc_lru
+int kprobe_kmem_cache_alloc_lru(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_alloc_lru);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmem_cache_alloc_lru), 1);
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_alloc_node
+int kprobe_kmem_cache_alloc_node(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_alloc_node);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmem_cache_alloc_node), 1);
+}
+#endif
+
+#ifdef USE_kprobe___kmem_cache_alloc_node
+int kprobe___kmem_cache_alloc_node(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___kmem_cache_alloc_node);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT___kmem_cache_alloc_node), 1);
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_alloc_trace
+int kprobe_kmem_cache_alloc_trace(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_alloc_trace);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmem_cache_alloc_trace), 1);
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_alloc_node_trace
+int kprobe_kmem_cache_alloc_node_trace(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_alloc_node_trace);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmem_cache_alloc_node_trace), 1);
+}
+#endif
+
+#ifdef USE_kprobe_kmalloc_trace
+int kprobe_kmalloc_trace(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmalloc_trace);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmalloc_trace), 1);
+}
+#endif
+
+#ifdef USE_kprobe_kmalloc_node_trace
+int kprobe_kmalloc_node_trace(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmalloc_node_trace);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT_kmalloc_node_trace), 1);
+}
+#endif
+
+#ifdef USE_kprobe___kmalloc_cache
+int kprobe___kmalloc_cache(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___kmalloc_cache);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT___kmalloc_cache), 1);
+}
+#endif
+
+#ifdef USE_kprobe___kmalloc_cache_node
+int kprobe___kmalloc_cache_node(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___kmalloc_cache_node);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_GFP(ctx, GFP_AT___kmalloc_cache_node), 1);
+}
+#endif
+
+/* Signal alloc-bulk: kmem_cache_alloc_bulk(cache, gfp, size, objects) returns size, or 0 and has allocated nothing. */
+#ifdef USE_fexit_kmem_cache_alloc_bulk
+int fexit_kmem_cache_alloc_bulk(unsigned long long *ctx)
+{
+	if ((u32)ctx[RETURN_AT_kmem_cache_alloc_bulk])
+		count_alloc(KMW_SCALAR(ctx[0]), ctx[1], ctx[2]);
+	return 0;
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_alloc_bulk
+int kprobe_kmem_cache_alloc_bulk(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_alloc_bulk);
+	return count_alloc(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+}
+#endif
+
+/*
+ * Programs of signal free.
+ *
+ * kmem:kmem_cache_free(call_site, object, cache) since v6.1.
+ */
+static __always_inline int count_tp_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx, int again)
+{
+	u64 object = ctx->args[1];
+
+	if (is_counted(again, NOTED_FREE, object))
+		return 0;
+	count_free_of(object, ctx->args[2]);
+	return end_counting(again, NOTED_FREE, object);
+}
+
+#ifdef USE_raw_tp_kmem_cache_free
+int raw_tp_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmem_cache_free(ctx, FIRST);
+}
+
+int raw_tp_kmem_cache_free_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_tp_kmem_cache_free(ctx, AGAIN);
+}
+#endif
+
+static __always_inline int count_freed(u64 object, int again)
+{
+	if (is_counted(again, NOTED_FREE, object))
+		return 0;
+	count_free(object);
+	return end_counting(again, NOTED_FREE, object);
+}
+
+/* kmem:kfree(call_site, object) */
+#ifdef USE_raw_tp_kfree
+int raw_tp_kfree(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_freed(ctx->args[1], FIRST);
+}
+
+int raw_tp_kfree_again(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_freed(ctx->args[1], AGAIN);
+}
+#endif
+
+/* kmem_cache_free(cache, object) */
+#ifdef USE_fentry_kmem_cache_free
+int fentry_kmem_cache_free(unsigned long long *ctx)
+{
+	return count_freed(ctx[1], FIRST);
+}
+
+int fentry_kmem_cache_free_again(unsigned long long *ctx)
+{
+	return count_freed(ctx[1], AGAIN);
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_free
+int kprobe_kmem_cache_free(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_free);
+	return count_free(PT_REGS_PARM2(ctx));
+}
+#endif
+
+/* kfree(object) */
+#ifdef USE_fentry_kfree
+int fentry_kfree(unsigned long long *ctx)
+{
+	return count_freed(KMW_COPY_ARG0(ctx), FIRST);
+}
+
+int fentry_kfree_again(unsigned long long *ctx)
+{
+	return count_freed(KMW_COPY_ARG0(ctx), AGAIN);
+}
+#endif
+
+#ifdef USE_kprobe_kfree
+int kprobe_kfree(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kfree);
+	return count_free(PT_REGS_PARM1(ctx));
+}
+#endif
 
 /*
  * The kernel's own batches have at most a page of pointers. Counted in the hash only: with a slot, each object would take
@@ -212,5 +647,45 @@ static __always_inline int count_free_bulk(u64 size, u64 objects)
 static __always_inline int count_free_sheaf(u64 sheaf)
 {
 	return count_free_bulk(KMW_READ(u32, sheaf, slab_sheaf__size), sheaf + OFF_slab_sheaf__objects);
+}
+#endif
+
+/* Signal free-bulk: kmem_cache_free_bulk(cache or NULL, size, objects). */
+#ifdef USE_fentry_kmem_cache_free_bulk
+int fentry_kmem_cache_free_bulk(unsigned long long *ctx)
+{
+	return count_free_bulk(ctx[1], ctx[2]);
+}
+#endif
+
+#ifdef USE_kprobe_kmem_cache_free_bulk
+int kprobe_kmem_cache_free_bulk(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_kmem_cache_free_bulk);
+	return count_free_bulk(PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+}
+#endif
+
+/* rcu:rcu_invoke_kfree_bulk_callback(rcu name, number, objects) */
+#ifdef USE_raw_tp_rcu_invoke_kfree_bulk_callback
+int raw_tp_rcu_invoke_kfree_bulk_callback(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_free_bulk(ctx->args[1], ctx->args[2]);
+}
+#endif
+
+/* __rcu_free_sheaf_prepare(cache, sheaf): objects that kfree_rcu() was given lose their owners, after a grace period. */
+#ifdef USE_fentry___rcu_free_sheaf_prepare
+int fentry___rcu_free_sheaf_prepare(unsigned long long *ctx)
+{
+	return count_free_sheaf(KMW_SCALAR(ctx[1]));
+}
+#endif
+
+#ifdef USE_kprobe___rcu_free_sheaf_prepare
+int kprobe___rcu_free_sheaf_prepare(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___rcu_free_sheaf_prepare);
+	return count_free_sheaf(PT_REGS_PARM2(ctx));
 }
 #endif

@@ -34,8 +34,63 @@ static __always_inline int count_charge(u64 memcg, s64 pages)
 }
 
 /* memcg:mod_memcg_state, __mod_memcg_state(): memcg, item, change. MEMCG_KMEM counts pages. */
-#define BODY_memcg_state(memcg, item, change, a3, a4) ((int)(item) == MEMCG_KMEM ? count_charge(memcg, (s32)(change)) : 0)
+#ifdef MEMCG_KMEM
+static __always_inline int count_change(u64 memcg, u64 item, u64 change)
+{
+	return (int)item == MEMCG_KMEM ? count_charge(memcg, (s32)change) : 0;
+}
+#endif
+
+#ifdef USE_raw_tp_mod_memcg_state
+int raw_tp_mod_memcg_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	return count_change(ctx->args[0], ctx->args[1], ctx->args[2]);
+}
+#endif
+
+#ifdef USE_fentry___mod_memcg_state
+int fentry___mod_memcg_state(unsigned long long *ctx)
+{
+	return count_change(ctx[0], ctx[1], ctx[2]);
+}
+#endif
+
+#ifdef USE_kprobe___mod_memcg_state
+int kprobe___mod_memcg_state(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___mod_memcg_state);
+	return count_change(PT_REGS_PARM1(ctx), PT_REGS_PARM2(ctx), PT_REGS_PARM3(ctx));
+}
+#endif
+
 /* __memcg_kmem_charge(memcg, gfp, pages) at return: 0, or it was refused. */
-#define BODY_kmem_charge(memcg, gfp, pages, a3, error) ((int)(error) ? 0 : count_charge(memcg, (u32)(pages)))
+#ifdef USE_fexit___memcg_kmem_charge
+int fexit___memcg_kmem_charge(unsigned long long *ctx)
+{
+	return (int)ctx[RETURN_AT___memcg_kmem_charge] ? 0 : count_charge(ctx[0], (u32)ctx[2]);
+}
+#endif
+
+#ifdef USE_kprobe___memcg_kmem_charge
+int kprobe___memcg_kmem_charge(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___memcg_kmem_charge);
+	return (int)PT_REGS_PARM5(ctx) ? 0 : count_charge(PT_REGS_PARM1(ctx), (u32)PT_REGS_PARM3(ctx));
+}
+#endif
+
 /* __memcg_kmem_uncharge(memcg, pages) */
-#define BODY_kmem_uncharge(memcg, pages, a2, a3, a4) count_charge(memcg, -(s64)(u32)(pages))
+#ifdef USE_fentry___memcg_kmem_uncharge
+int fentry___memcg_kmem_uncharge(unsigned long long *ctx)
+{
+	return count_charge(ctx[0], -(s64)(u32)ctx[1]);
+}
+#endif
+
+#ifdef USE_kprobe___memcg_kmem_uncharge
+int kprobe___memcg_kmem_uncharge(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___memcg_kmem_uncharge);
+	return count_charge(PT_REGS_PARM1(ctx), -(s64)(u32)PT_REGS_PARM2(ctx));
+}
+#endif

@@ -11,8 +11,9 @@
  * The programs of one function do not run inside themselves, so what only the entry writes needs no atomic operation.
  */
 
-#define TIMED_CHECK 3 /* index in `timed_calls.of`; before it the functions that allocate */
-#define TIMED 4
+/* Index in `timed_calls.of`: the functions that allocate, then the check. */
+enum timed_function { TIMED_KMEM_CACHE_ALLOC, TIMED_KMEM_CACHE_ALLOC_LRU, TIMED_KMEM_CACHE_ALLOC_NODE, TIMED_CHECK, TIMED };
+
 #define TIMED_DEPTH 8192 /* bytes of stack between an allocation and its check: less, and no other stack is as near */
 #define TIMED_SHIFT 16   /* bytes that a kprobe at the return may find the stack elsewhere */
 #define LATENCY_BUCKETS 40
@@ -129,23 +130,114 @@ static __always_inline int timed_return(int which, u64 context)
 }
 
 /* The context of fentry and fexit is one place on the stack for both; that of a kprobe has the stack pointer. */
-#define KMW_TIMED_FENTRY(target, which)                                                                                \
-	int kmw_le_##target(unsigned long long *ctx)                                                                   \
-	{                                                                                                              \
-		return timed_entry(which, (u64)ctx);                                                                   \
-	}
-#define KMW_TIMED_FEXIT(target, which)                                                                                 \
-	int kmw_lr_##target(unsigned long long *ctx)                                                                   \
-	{                                                                                                              \
-		return timed_return(which, (u64)ctx);                                                                  \
-	}
-#define KMW_TIMED_KPROBE(target, which)                                                                                \
-	int kmw_le_##target(struct pt_regs *ctx)                                                                       \
-	{                                                                                                              \
-		return timed_entry(which, PT_REGS_SP(ctx));                                                            \
-	}
-#define KMW_TIMED_KRETPROBE(target, which)                                                                             \
-	int kmw_lr_##target(struct pt_regs *ctx)                                                                       \
-	{                                                                                                              \
-		return timed_return(which, PT_REGS_SP(ctx));                                                           \
-	}
+#ifdef USE_fentry_timed_kmem_cache_alloc
+int fentry_timed_kmem_cache_alloc(unsigned long long *ctx)
+{
+	return timed_entry(TIMED_KMEM_CACHE_ALLOC, (u64)ctx);
+}
+#endif
+
+#ifdef USE_fexit_timed_kmem_cache_alloc
+int fexit_timed_kmem_cache_alloc(unsigned long long *ctx)
+{
+	return timed_return(TIMED_KMEM_CACHE_ALLOC, (u64)ctx);
+}
+#endif
+
+#ifdef USE_kprobe_timed_kmem_cache_alloc
+int kprobe_timed_kmem_cache_alloc(struct pt_regs *ctx)
+{
+	return timed_entry(TIMED_KMEM_CACHE_ALLOC, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_kretprobe_timed_kmem_cache_alloc
+int kretprobe_timed_kmem_cache_alloc(struct pt_regs *ctx)
+{
+	return timed_return(TIMED_KMEM_CACHE_ALLOC, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_fentry_timed_kmem_cache_alloc_lru
+int fentry_timed_kmem_cache_alloc_lru(unsigned long long *ctx)
+{
+	return timed_entry(TIMED_KMEM_CACHE_ALLOC_LRU, (u64)ctx);
+}
+#endif
+
+#ifdef USE_fexit_timed_kmem_cache_alloc_lru
+int fexit_timed_kmem_cache_alloc_lru(unsigned long long *ctx)
+{
+	return timed_return(TIMED_KMEM_CACHE_ALLOC_LRU, (u64)ctx);
+}
+#endif
+
+#ifdef USE_kprobe_timed_kmem_cache_alloc_lru
+int kprobe_timed_kmem_cache_alloc_lru(struct pt_regs *ctx)
+{
+	return timed_entry(TIMED_KMEM_CACHE_ALLOC_LRU, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_kretprobe_timed_kmem_cache_alloc_lru
+int kretprobe_timed_kmem_cache_alloc_lru(struct pt_regs *ctx)
+{
+	return timed_return(TIMED_KMEM_CACHE_ALLOC_LRU, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_fentry_timed_kmem_cache_alloc_node
+int fentry_timed_kmem_cache_alloc_node(unsigned long long *ctx)
+{
+	return timed_entry(TIMED_KMEM_CACHE_ALLOC_NODE, (u64)ctx);
+}
+#endif
+
+#ifdef USE_fexit_timed_kmem_cache_alloc_node
+int fexit_timed_kmem_cache_alloc_node(unsigned long long *ctx)
+{
+	return timed_return(TIMED_KMEM_CACHE_ALLOC_NODE, (u64)ctx);
+}
+#endif
+
+#ifdef USE_kprobe_timed_kmem_cache_alloc_node
+int kprobe_timed_kmem_cache_alloc_node(struct pt_regs *ctx)
+{
+	return timed_entry(TIMED_KMEM_CACHE_ALLOC_NODE, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_kretprobe_timed_kmem_cache_alloc_node
+int kretprobe_timed_kmem_cache_alloc_node(struct pt_regs *ctx)
+{
+	return timed_return(TIMED_KMEM_CACHE_ALLOC_NODE, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_fentry_timed___memcg_kmem_recharge_slab
+int fentry_timed___memcg_kmem_recharge_slab(unsigned long long *ctx)
+{
+	return timed_entry(TIMED_CHECK, (u64)ctx);
+}
+#endif
+
+#ifdef USE_fexit_timed___memcg_kmem_recharge_slab
+int fexit_timed___memcg_kmem_recharge_slab(unsigned long long *ctx)
+{
+	return timed_return(TIMED_CHECK, (u64)ctx);
+}
+#endif
+
+#ifdef USE_kprobe_timed___memcg_kmem_recharge_slab
+int kprobe_timed___memcg_kmem_recharge_slab(struct pt_regs *ctx)
+{
+	return timed_entry(TIMED_CHECK, PT_REGS_SP(ctx));
+}
+#endif
+
+#ifdef USE_kretprobe_timed___memcg_kmem_recharge_slab
+int kretprobe_timed___memcg_kmem_recharge_slab(struct pt_regs *ctx)
+{
+	return timed_return(TIMED_CHECK, PT_REGS_SP(ctx));
+}
+#endif

@@ -36,9 +36,60 @@ static __always_inline int send_end(u32 kind, u64 cgroup, u64 parent_css)
 #define CSS_PARENT(css) KMW_READ(u64, css, cgroup_subsys_state__parent)
 
 /* mem_cgroup_css_online(css), _offline, _released */
-#define BODY_css_online(css, a1, a2, a3, a4) send_online(CSS_CGROUP(css), CSS_PARENT(css))
-#define BODY_css_offline(css, a1, a2, a3, a4) send_end(EVENT_OFFLINE, CSS_CGROUP(css), CSS_PARENT(css))
-#define BODY_css_released(css, a1, a2, a3, a4) send_end(EVENT_RELEASED, CSS_CGROUP(css), CSS_PARENT(css))
+static __always_inline int send_css_online(u64 css)
+{
+	return send_online(CSS_CGROUP(css), CSS_PARENT(css));
+}
+
+static __always_inline int send_css_end(u32 kind, u64 css)
+{
+	return send_end(kind, CSS_CGROUP(css), CSS_PARENT(css));
+}
+
+#ifdef USE_fentry_mem_cgroup_css_online
+int fentry_mem_cgroup_css_online(unsigned long long *ctx)
+{
+	return send_css_online(ctx[0]);
+}
+#endif
+
+#ifdef USE_kprobe_mem_cgroup_css_online
+int kprobe_mem_cgroup_css_online(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_mem_cgroup_css_online);
+	return send_css_online(PT_REGS_PARM1(ctx));
+}
+#endif
+
+#ifdef USE_fentry_mem_cgroup_css_offline
+int fentry_mem_cgroup_css_offline(unsigned long long *ctx)
+{
+	return send_css_end(EVENT_OFFLINE, ctx[0]);
+}
+#endif
+
+#ifdef USE_kprobe_mem_cgroup_css_offline
+int kprobe_mem_cgroup_css_offline(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_mem_cgroup_css_offline);
+	return send_css_end(EVENT_OFFLINE, PT_REGS_PARM1(ctx));
+}
+#endif
+
+#ifdef USE_fentry_mem_cgroup_css_released
+int fentry_mem_cgroup_css_released(unsigned long long *ctx)
+{
+	return send_css_end(EVENT_RELEASED, ctx[0]);
+}
+#endif
+
+#ifdef USE_kprobe_mem_cgroup_css_released
+int kprobe_mem_cgroup_css_released(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_mem_cgroup_css_released);
+	return send_css_end(EVENT_RELEASED, PT_REGS_PARM1(ctx));
+}
+#endif
 
 /*
  * cgroup:cgroup_mkdir, _rmdir, _release tell of every hierarchy; the memory controller's has MEMORY_HIERARCHY_ID. On
@@ -59,9 +110,32 @@ static __always_inline int cgroup_has_memory(u64 cgroup)
 	return css != 0;
 }
 
-#define BODY_cgroup_mkdir(cgroup, path, a2, a3, a4)                                                                    \
-	(in_memory_hierarchy(cgroup) && cgroup_has_memory(cgroup) ? send_online(cgroup, CGROUP_PARENT(cgroup)) : 0)
-#define BODY_cgroup_rmdir(cgroup, path, a2, a3, a4)                                                                    \
-	(in_memory_hierarchy(cgroup) ? send_end(EVENT_OFFLINE, cgroup, CGROUP_PARENT(cgroup)) : 0)
-#define BODY_cgroup_release(cgroup, path, a2, a3, a4)                                                                  \
-	(in_memory_hierarchy(cgroup) ? send_end(EVENT_RELEASED, cgroup, CGROUP_PARENT(cgroup)) : 0)
+#ifdef USE_raw_tp_cgroup_mkdir
+int raw_tp_cgroup_mkdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 cgroup = ctx->args[0];
+
+	if (in_memory_hierarchy(cgroup) && cgroup_has_memory(cgroup))
+		send_online(cgroup, CGROUP_PARENT(cgroup));
+	return 0;
+}
+#endif
+
+static __always_inline int send_cgroup_end(u32 kind, u64 cgroup)
+{
+	return in_memory_hierarchy(cgroup) ? send_end(kind, cgroup, CGROUP_PARENT(cgroup)) : 0;
+}
+
+#ifdef USE_raw_tp_cgroup_rmdir
+int raw_tp_cgroup_rmdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	return send_cgroup_end(EVENT_OFFLINE, ctx->args[0]);
+}
+#endif
+
+#ifdef USE_raw_tp_cgroup_release
+int raw_tp_cgroup_release(struct bpf_raw_tracepoint_args *ctx)
+{
+	return send_cgroup_end(EVENT_RELEASED, ctx->args[0]);
+}
+#endif

@@ -15,7 +15,7 @@ BPF_F_TABLE("array", int, struct peek_buffer, peek_out, 1, BPF_F_MMAPABLE);
 
 /* Copies args[1] bytes (at most PEEK_BYTES) of kernel memory at args[0] into peek_out; 0, or the error of the read.
  * Address 0 stands for a pointer to the task that asks. */
-int kmw_tp_peek(struct bpf_raw_tracepoint_args *ctx)
+int test_run_peek(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0;
 	struct peek_buffer *out = peek_out.lookup(&zero);
@@ -45,7 +45,7 @@ BPF_F_TABLE("array", int, struct peek_address, peek_in, PEEK_PARTS, BPF_F_MMAPAB
 BPF_F_TABLE("array", int, struct peek_part, peek_parts, PEEK_PARTS, BPF_F_MMAPABLE);
 
 /* Copies args[1] bytes (at most PEEK_PART_BYTES) from each of the first args[0] addresses of peek_in to peek_parts. */
-int kmw_tp_peek_many(struct bpf_raw_tracepoint_args *ctx)
+int test_run_peek_many(struct bpf_raw_tracepoint_args *ctx)
 {
 	u64 number = ctx->args[0], bytes = ctx->args[1];
 	struct peek_address *in;
@@ -214,7 +214,7 @@ static __always_inline int still_there(struct walk_state *at)
  * Reports up to WALK_BATCH memcgs from where `walk` stands. Runs under rcu_read_lock(), so within one run no css is
  * freed; between runs the one we stand on may be.
  */
-int kmw_tp_walk(struct bpf_raw_tracepoint_args *ctx)
+int test_run_walk(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0, i;
 	struct walk_state *at = walk.lookup(&zero);

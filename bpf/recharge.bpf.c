@@ -289,11 +289,64 @@ static __always_inline int recharge_return(u64 object, int error)
 }
 
 /* __memcg_kmem_recharge_slab(object, gfp), at entry and at return: 0 or -ENOMEM. */
-#define BODY_recharge_entry(object, gfp, a2, a3, a4) recharge_entry(object, 0)
-#define BODY_recharge_return(object, gfp, a2, a3, error) recharge_return(object, (int)(error))
+#ifdef USE_fentry___memcg_kmem_recharge_slab
+int fentry___memcg_kmem_recharge_slab(unsigned long long *ctx)
+{
+	return recharge_entry(ctx[0], 0);
+}
+#endif
+
+#ifdef USE_fexit___memcg_kmem_recharge_slab
+int fexit___memcg_kmem_recharge_slab(unsigned long long *ctx)
+{
+	return recharge_return(ctx[0], (int)ctx[RETURN_AT___memcg_kmem_recharge_slab]);
+}
+#endif
+
 /* With kprobes, at the return the arguments are gone. */
-#define BODY_recharge_kprobe(object, gfp, a2, a3, a4) recharge_entry(object, 1)
-#define BODY_recharge_kretprobe(a0, a1, a2, a3, error) recharge_return(0, (int)(error))
+#ifdef USE_kprobe___memcg_kmem_recharge_slab
+int kprobe___memcg_kmem_recharge_slab(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe___memcg_kmem_recharge_slab);
+	return recharge_entry(PT_REGS_PARM1(ctx), 1);
+}
+#endif
+
+#ifdef USE_kretprobe___memcg_kmem_recharge_slab
+int kretprobe___memcg_kmem_recharge_slab(struct pt_regs *ctx)
+{
+	count_run(RUN_kretprobe___memcg_kmem_recharge_slab);
+	return recharge_return(0, (int)PT_REGS_RC(ctx));
+}
+#endif
+
 /* memcg_charge_kmem(memcg, gfp, pages), memcg_uncharge_kmem(memcg, pages) */
-#define BODY_recharge_charge(memcg, gfp, pages, a3, a4) recharge_charge(memcg, pages)
-#define BODY_recharge_uncharge(memcg, pages, a2, a3, a4) recharge_uncharge(memcg)
+#ifdef USE_fentry_memcg_charge_kmem
+int fentry_memcg_charge_kmem(unsigned long long *ctx)
+{
+	return recharge_charge(ctx[0], ctx[2]);
+}
+#endif
+
+#ifdef USE_kprobe_memcg_charge_kmem
+int kprobe_memcg_charge_kmem(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_memcg_charge_kmem);
+	return recharge_charge(PT_REGS_PARM1(ctx), PT_REGS_PARM3(ctx));
+}
+#endif
+
+#ifdef USE_fentry_memcg_uncharge_kmem
+int fentry_memcg_uncharge_kmem(unsigned long long *ctx)
+{
+	return recharge_uncharge(ctx[0]);
+}
+#endif
+
+#ifdef USE_kprobe_memcg_uncharge_kmem
+int kprobe_memcg_uncharge_kmem(struct pt_regs *ctx)
+{
+	count_run(RUN_kprobe_memcg_uncharge_kmem);
+	return recharge_uncharge(PT_REGS_PARM1(ctx));
+}
+#endif

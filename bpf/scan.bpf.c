@@ -127,7 +127,7 @@ static __always_inline int scan_step(struct scan_state *at, struct scan_chunk *c
 }
 
 /* Goes on from where `scan` stands. Runs under rcu_read_lock(), so within one run no memcg is freed. */
-int kmw_tp_scan(struct bpf_raw_tracepoint_args *ctx)
+int test_run_scan(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0, i;
 	struct scan_state *at = scan.lookup(&zero);

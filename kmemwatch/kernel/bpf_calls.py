@@ -14,6 +14,8 @@ from kmemwatch.kernel import libbpf
 PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 17, 26
 ATTACH_FENTRY, ATTACH_FEXIT = 24, 25
 INSTRUCTION_BYTES = 8
+_VERIFIER_LOG_BYTES = 4 << 20
+"""Kernels before v6.4 refuse the program with ENOSPC when the log is longer, and keep its beginning."""
 
 _KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
 _PERF_EVENT_OPEN = {"x86_64": 298, "s390x": 331, "ppc64le": 319}
@@ -72,17 +74,42 @@ def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: 
 
 
 def load_program(kind: int, name: str, code: bytes, attach_type: int = 0, function_id: int = 0) -> int:
-    """Descriptor of a verified program. `function_id`: of fentry and fexit, see `Btf.function_id`."""
+    """Descriptor of a verified program. `function_id`: of fentry and fexit, see `Btf.function_id`.
+
+    Raises OSError with the verifier's reason, if it gave one.
+    """
     size = ctypes.sizeof(libbpf.ProgLoadOpts)
     opts = libbpf.ProgLoadOpts(sz=size, expected_attach_type=attach_type, attach_btf_id=function_id)
-    count = len(code) // INSTRUCTION_BYTES
-    return _check(libbpf.library().bpf_prog_load(kind, name.encode(), b"GPL", code, count, ctypes.byref(opts)))
+    arguments = kind, name.encode(), b"GPL", code, len(code) // INSTRUCTION_BYTES, ctypes.byref(opts)
+    answer = int(libbpf.library().bpf_prog_load(*arguments))
+    if answer >= 0:
+        return answer
+    # Once more, with room for the verifier's words, which cost time that a program which is taken need not spend.
+    log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
+    opts.log_level, opts.log_size, opts.log_buf = 1, len(log), ctypes.addressof(log)
+    again = int(libbpf.library().bpf_prog_load(*arguments))
+    if again >= 0:
+        return again
+    raise OSError(-answer, telling_line(log.value.decode("utf-8", "replace")) or libbpf.error_text(answer))
 
 
-def attach_tracepoint(program_fd: int, name: str | None) -> int:
-    """Descriptor that keeps a program attached to raw tracepoint `name`; None: to where fentry was loaded for."""
-    name_bytes = None if name is None else name.encode()
-    return _check(libbpf.library().bpf_raw_tracepoint_open(name_bytes, program_fd))
+def telling_line(text: str) -> str | None:
+    """Of what the compiler or the verifier wrote: its first error, or its last word."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if "error:" in line]
+    if errors:
+        return errors[0]
+    told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
+    return told[-1] if told else None
+
+
+def attach(program_fd: int, kind: str, target: str) -> int:
+    """Descriptor that keeps a program attached. `kind`: of `plan.Hook`, but TEST_RUN."""
+    if kind in ("kprobe", "kretprobe"):
+        return attach_kprobe(program_fd, target, kind == "kretprobe")
+    # Programs of fentry and fexit know from their load on where they belong.
+    name = target.encode() if kind == "raw_tp" else None
+    return _check(libbpf.library().bpf_raw_tracepoint_open(name, program_fd))
 
 
 def attach_kprobe(program_fd: int, function: str, at_return: bool = False) -> int:

@@ -118,11 +118,6 @@ class Defines:
     values: Mapping[str, int]
     """Macro -> value."""
 
-    def cflags(self) -> list[str]:
-        """For the compiler."""
-        # A number that fits no signed one would be a warning.
-        return [f"-D{name}={value}{'ULL' if value >> 63 > 0 else ''}" for name, value in sorted(self.values.items())]
-
     def lacking(self, source: str) -> str | None:
         """Why `source` cannot be compiled for this kernel; None when it can."""
         for name in _REQUIRED[source]:
@@ -155,6 +150,8 @@ def defines(facts: Facts) -> Defines:
     values |= _per_cpu(facts.possible_cpus or facts.cpus)
     if facts.current_task_btf:
         values["HAVE_CURRENT_TASK_BTF"] = 1
+    if facts.tracepoint_args.get("kmem_cache_alloc", ())[2:3] == ("kmem_cache *",):
+        values["HAVE_CACHE_IN_TP_ALLOC"] = 1
     if "kmem_cache__memcg_params__root_cache" in facts.offsets:
         values["CHILD_CACHES"] = 1
     if "kfence_metadata" in facts.sizes and _near(facts.offsets, "slab__objects", "slab__obj_exts"):

@@ -23,23 +23,41 @@ KINDS = (RAW_TP, FENTRY, KPROBE)
 
 @dataclass(frozen=True, slots=True)
 class Hook:
+    """Where a program of bpf/ is attached."""
+
     kind: str
     """RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, or TEST_RUN: attached to nothing, run by user space."""
     target: str
-    """Tracepoint or function."""
-    body: str
-    """``BODY_<body>`` in bpf/; for TEST_RUN the program is ``kmw_tp_<body>``."""
-    nargs: int = 0
-    """FEXIT: number of arguments, which the return value follows."""
-    timed: int | None = None
-    """Of a function that is timed (bpf/latency.bpf.c): its place in the map ``timed``; all programs have one body."""
+    """Tracepoint or function, as this kernel calls it; for TEST_RUN the name of the program."""
+    gfp_at: int | None = None
+    """Of an allocator: index of the argument that has the flags."""
+    return_at: int | None = None
+    """FEXIT: index of the return value, which follows the arguments."""
+    twice: bool = False
+    """There is a second program, `program` and ``_again``: it counts what the first was skipped for."""
+    timed: bool = False
+    """The program takes the time (bpf/latency.bpf.c) and counts no calls."""
 
     @property
-    def noted(self) -> int | None:
-        """``enum noted`` of a body that can be told to have run, so that a second program makes up for skipped runs."""
-        if self.kind not in (RAW_TP, FENTRY, FEXIT):
-            return None
-        return 0 if self.body in _NOTED_ALLOC else 1 if self.body in _NOTED_FREE else None
+    def name(self) -> str:
+        """What bpf/ calls the target: without ``_noprof``, which functions got in v6.10."""
+        return self.target.removesuffix("_noprof")
+
+    @property
+    def program(self) -> str:
+        """The function of bpf/ that is attached."""
+        return f"{self.kind}_{'timed_' if self.timed else ''}{self.name}"
+
+    @property
+    def counts_runs(self) -> bool:
+        """The program counts its runs (map ``runs``). What is timed is a sample anyway."""
+        return self.kind in (KPROBE, KRETPROBE) and not self.timed
+
+    @property
+    def macros(self) -> dict[str, int]:
+        """What bpf/ is compiled with for this hook, see bpf/hooks.h."""
+        places = {f"GFP_AT_{self.name}": self.gfp_at, f"RETURN_AT_{self.name}": self.return_at}
+        return {f"USE_{self.program}": 1} | {name: at for name, at in places.items() if at is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +79,7 @@ class Candidate:
 class Signal:
     name: str
     source: str
-    """File in bpf/ that has the bodies."""
+    """File in bpf/ that has the programs."""
     candidates: tuple[Candidate, ...]
     """Best first; empty when this kernel cannot give the signal."""
     skipped: tuple[str, ...]
@@ -81,6 +99,21 @@ class Plan:
     def hooks(self) -> tuple[Hook, ...]:
         """Those of all candidates."""
         return tuple(hook for signal in self.signals for option in signal.candidates for hook in option.hooks)
+
+    @property
+    def macros(self) -> dict[str, int]:
+        """Everything that bpf/ is compiled with. ``RUN_*``: index of a program in the map ``runs``."""
+        values = dict(self.defines.values)
+        for hook in self.hooks:
+            values |= hook.macros
+        counting = list(dict.fromkeys(hook.program for hook in self.hooks if hook.counts_runs))
+        values |= {f"RUN_{program}": number for number, program in enumerate(counting)}
+        return values | ({"RUNS": len(counting)} if counting else {})
+
+    def cflags(self) -> list[str]:
+        """For the compiler."""
+        # A number that fits no signed one would be a warning.
+        return [f"-D{name}={value}{'ULL' if value >> 63 > 0 else ''}" for name, value in sorted(self.macros.items())]
 
 
 def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Plan:
@@ -152,7 +185,7 @@ class _Chooser:
         # Linux kernel commit 2d146aa3aa84 ("mm: memcontrol: switch to rstat") (in v5.13) made a struct of them.
         lags = "memcg_vmstats__state" not in self._facts.offsets
         limits = "statistics lag by up to 32 pages a CPU, as memory.stat does" if lags else None
-        yield Candidate(tuple(Hook(TEST_RUN, name, name) for name in ("walk", "peek", "peek_many")), limits)
+        yield Candidate(tuple(Hook(TEST_RUN, name) for name in ("walk", "peek", "peek_many")), limits)
 
     def alloc(self) -> Iterator[Candidate | str]:
         yield self._try(RAW_TP, self._alloc_tracepoints)
@@ -160,13 +193,13 @@ class _Chooser:
         yield self._try(KPROBE, partial(self._alloc_functions, KPROBE))
 
     def alloc_bulk(self) -> Iterator[Candidate | str]:
-        for kind, body in ((FEXIT, "alloc_bulk_return"), (KPROBE, "alloc_bulk")):
-            yield self._try(kind, partial(self._functions, kind, ("kmem_cache_alloc_bulk", body)))
+        for kind in (FEXIT, KPROBE):
+            yield self._try(kind, partial(self._functions, kind, "kmem_cache_alloc_bulk"))
 
     def free(self) -> Iterator[Candidate | str]:
         yield self._try(RAW_TP, self._free_tracepoints)
-        both = ("kmem_cache_free", "free_entry"), ("kfree", "kfree_entry")
-        yield self._try(FENTRY, partial(self._functions, FENTRY, *both))
+        both = ("kmem_cache_free", "kfree")
+        yield self._try(FENTRY, partial(self._functions, FENTRY, *both, twice=True))
         limits = "frees in an interrupt that hits while a probe is being handled are missed, and counted as lost"
         yield self._try(KPROBE, partial(self._functions, KPROBE, *both, limits=limits))
 
@@ -178,9 +211,9 @@ class _Chooser:
 
     def charge(self) -> Iterator[Candidate | str]:
         if "MEMCG_KMEM" in self._defines.values:
-            yield self._try(RAW_TP, partial(self._tracepoints, ("mod_memcg_state", "memcg_state")))
+            yield self._try(RAW_TP, partial(self._tracepoints, "mod_memcg_state"))
             for kind in (FENTRY, KPROBE):
-                yield self._try(kind, partial(self._functions, kind, ("__mod_memcg_state", "memcg_state")))
+                yield self._try(kind, partial(self._functions, kind, "__mod_memcg_state"))
             return
         # Before Linux kernel commit a8c49af3be5f ("memcg: add per-memcg total kernel memory stat") (in v5.18).
         yield "enum memcg_stat_item has no MEMCG_KMEM: kernel memory is not one statistic here"
@@ -188,35 +221,31 @@ class _Chooser:
         yield self._try(KPROBE, partial(self._kmem_charge, KPROBE, KPROBE))
 
     def lifecycle(self) -> Iterator[Candidate | str]:
-        functions = [(f"mem_cgroup_{event}", event) for event in ("css_online", "css_offline", "css_released")]
+        functions = [f"mem_cgroup_css_{event}" for event in ("online", "offline", "released")]
         for kind in (FENTRY, KPROBE):
             yield self._try(kind, partial(self._functions, kind, *functions))
-        tracepoints = [(event, event) for event in ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")]
+        tracepoints = ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")
         limits = "tells rmdir, which is shortly before a memcg goes offline; enabling the controller later is not seen"
         yield self._try(RAW_TP, partial(self._tracepoints, *tracepoints, limits=limits))
 
     def caches(self) -> Iterator[Candidate | str]:
-        released = ("slab_kmem_cache_release", "cache_released")
         for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
-            created = (at_return, "memcg_create_kmem_cache", "child_created")
-            yield self._try(entry, partial(self._mixed, created, (entry, *released)))
+            created = (at_return, "memcg_create_kmem_cache")
+            yield self._try(entry, partial(self._mixed, created, (entry, "slab_kmem_cache_release")))
 
     def ids(self) -> Iterator[Candidate | str]:
         for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
-            given = (at_return, "memcg_alloc_cache_id", "id_given")
-            yield self._try(entry, partial(self._mixed, given, (entry, "memcg_free_cache_id", "id_freed")))
+            given = (at_return, "memcg_alloc_cache_id")
+            yield self._try(entry, partial(self._mixed, given, (entry, "memcg_free_cache_id")))
 
     def recharge(self) -> Iterator[Candidate | str]:
-        for entry, at_return, bodies in (
-            (FENTRY, FEXIT, ("recharge_entry", "recharge_return")),
-            (KPROBE, KRETPROBE, ("recharge_kprobe", "recharge_kretprobe")),
-        ):
+        for entry, at_return in ((FENTRY, FEXIT), (KPROBE, KRETPROBE)):
             hooks = (
-                (entry, "memcg_charge_kmem", "recharge_charge"),
-                (entry, "memcg_uncharge_kmem", "recharge_uncharge"),
+                (entry, "memcg_charge_kmem"),
+                (entry, "memcg_uncharge_kmem"),
                 # Last what begins, so that it is followed to its end from the first one on.
-                (at_return, RECHARGE_FUNCTION, bodies[1]),
-                (entry, RECHARGE_FUNCTION, bodies[0]),
+                (at_return, RECHARGE_FUNCTION),
+                (entry, RECHARGE_FUNCTION),
             )
             yield self._try(entry, partial(self._mixed, *hooks))
 
@@ -226,7 +255,7 @@ class _Chooser:
 
     def slabs(self) -> Iterator[Candidate | str]:
         unread = "/proc/kcore cannot be read: where in the kernel's addresses the memory is, is not known"
-        yield unread if self._facts.kcore is False else Candidate((Hook(TEST_RUN, "scan", "scan"),))
+        yield unread if self._facts.kcore is False else Candidate((Hook(TEST_RUN, "scan"),))
 
     # Their parts
 
@@ -240,7 +269,7 @@ class _Chooser:
                     # (in v6.1) left one event for both.
                     continue
                 raise _Reason(f"no tracepoint {name}")
-            hooks.append(Hook(RAW_TP, name, "alloc_cache_tp" if args[2:3] == ("kmem_cache *",) else "alloc_object_tp"))
+            hooks.append(Hook(RAW_TP, name, twice=True))
         return Candidate(tuple(hooks))
 
     def _alloc_functions(self, kind: str) -> Candidate:
@@ -254,7 +283,7 @@ class _Chooser:
         if kind == FENTRY:
             for name in self._existing(_KMALLOC_SIZE_FUNCTIONS):
                 args = self._facts.function_args.get(name, ())
-                hooks.append(Hook(FEXIT, name, f"kmalloc_return{_place_of_gfp(args)}", len(args)))
+                hooks.append(Hook(FEXIT, name, _gfp_at(args), len(args), twice=True))
             return Candidate(tuple(hooks))
         return Candidate(tuple(hooks), "kmalloc of a size that is not known at compile time is not seen")
 
@@ -262,30 +291,30 @@ class _Chooser:
         """A hook on a function whose first argument is the cache; at return where that can still see the arguments."""
         args = self._facts.function_args.get(function, ("kmem_cache *", "gfp_t"))
         if kind == FENTRY:
-            return Hook(FEXIT, function, f"alloc_return{_place_of_gfp(args)}", len(args))
-        return Hook(kind, function, f"alloc_gfp{_place_of_gfp(args)}")
+            return Hook(FEXIT, function, _gfp_at(args), len(args), twice=True)
+        return Hook(kind, function, _gfp_at(args))
 
     def _free_tracepoints(self) -> Candidate:
         if self._facts.tracepoint_args.get("kmem_cache_free", ())[2:3] != ("kmem_cache *",):
             # Until Linux kernel commit 3544de8ee6e4 ("mm, tracing: record slab name for kmem_cache_free()") and what
             # followed it in v6.1, the event came after the free, when the owner of the object is already gone.
             raise _Reason("tracepoint kmem_cache_free comes after the object has lost its owner")
-        return self._tracepoints(("kmem_cache_free", "free_cache_tp"), ("kfree", "free_tp"))
+        return self._tracepoints("kmem_cache_free", "kfree", twice=True)
 
     def _free_bulk_functions(self, kind: str) -> Candidate:
-        bulk = ("kmem_cache_free_bulk", "free_bulk")
+        bulk = "kmem_cache_free_bulk"
         if not self._has_sheaves:
             return self._functions(kind, bulk)
         # A sheaf of what kfree_rcu() is given is emptied by this function and no other, by v7.2 for nearly all caches.
         if _SHEAF_FUNCTION in self._known:
-            return self._functions(kind, bulk, (_SHEAF_FUNCTION, "free_sheaf"))
+            return self._functions(kind, bulk, _SHEAF_FUNCTION)
         return self._functions(kind, bulk, limits=f"no function {_SHEAF_FUNCTION}: {_UNSEEN_SHEAVES}")
 
     def _free_bulk_tracepoint(self) -> Candidate:
         limits = "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen"
         if self._has_sheaves:
             limits = f"{limits}; {_UNSEEN_SHEAVES}"
-        return self._tracepoints(("rcu_invoke_kfree_bulk_callback", "free_bulk_tp"), limits=limits)
+        return self._tracepoints("rcu_invoke_kfree_bulk_callback", limits=limits)
 
     @property
     def _has_sheaves(self) -> bool:
@@ -295,36 +324,31 @@ class _Chooser:
     def _kmem_charge(self, charge_kind: str, uncharge_kind: str) -> Candidate:
         return Candidate(
             (
-                self._hook(charge_kind, "__memcg_kmem_charge", "kmem_charge"),
-                self._hook(uncharge_kind, "__memcg_kmem_uncharge", "kmem_uncharge"),
+                self._hook(charge_kind, "__memcg_kmem_charge"),
+                self._hook(uncharge_kind, "__memcg_kmem_uncharge"),
             )
         )
 
     def _timed(self, entry: str, at_return: str) -> Candidate:
-        functions = dict(enumerate(self._existing(_CACHE_FUNCTIONS)))
+        functions = self._existing(_CACHE_FUNCTIONS)
         if not functions:
             raise _Reason("no function kmem_cache_alloc, or /proc/kallsyms cannot be read")
-        functions |= dict.fromkeys([TIMED_CHECK] if RECHARGE_FUNCTION in self._known else [], RECHARGE_FUNCTION)
+        functions += [RECHARGE_FUNCTION] if RECHARGE_FUNCTION in self._known else []
         # The return first, so that none is missed of those that have been noted at their entry.
-        hooks = ((at_return, "timed_return"), (entry, "timed_entry"))
-        return Candidate(
-            tuple(Hook(kind, name, body, timed=at) for at, name in functions.items() for kind, body in hooks)
-        )
+        return Candidate(tuple(Hook(kind, name, timed=True) for name in functions for kind in (at_return, entry)))
 
-    def _mixed(self, *hooks: tuple[str, str, str]) -> Candidate:
-        """A candidate of (kind, function, body) triples."""
-        return Candidate(tuple(self._hook(kind, function, body) for kind, function, body in hooks))
+    def _mixed(self, *hooks: tuple[str, str]) -> Candidate:
+        """A candidate of (kind, function) pairs."""
+        return Candidate(tuple(self._hook(kind, function) for kind, function in hooks))
 
-    def _functions(self, kind: str, *hooks: tuple[str, str], limits: str | None = None) -> Candidate:
-        """A candidate of (function, body) pairs."""
-        return Candidate(tuple(self._hook(kind, function, body) for function, body in hooks), limits)
+    def _functions(self, kind: str, *functions: str, twice: bool = False, limits: str | None = None) -> Candidate:
+        return Candidate(tuple(self._hook(kind, function, twice) for function in functions), limits)
 
-    def _tracepoints(self, *hooks: tuple[str, str], limits: str | None = None) -> Candidate:
-        """A candidate of (tracepoint, body) pairs."""
-        for name, _ in hooks:
+    def _tracepoints(self, *names: str, twice: bool = False, limits: str | None = None) -> Candidate:
+        for name in names:
             if name not in self._facts.tracepoint_args:
                 raise _Reason(f"no tracepoint {name}")
-        return Candidate(tuple(Hook(RAW_TP, name, body) for name, body in hooks), limits)
+        return Candidate(tuple(Hook(RAW_TP, name, twice=twice) for name in names), limits)
 
     def _try(self, kind: str, make: Callable[[], Candidate]) -> Candidate | str:
         refusal = self._refusal(kind)
@@ -344,11 +368,12 @@ class _Chooser:
             return self._facts.fentry_why
         return None
 
-    def _hook(self, kind: str, function: str, body: str) -> Hook:
+    def _hook(self, kind: str, function: str, twice: bool = False) -> Hook:
         names = self._existing((function,))
         if not names:
             raise _Reason(f"no function {function}")
-        return Hook(kind, names[0], body, len(self._facts.function_args.get(names[0], ())))
+        arguments = len(self._facts.function_args.get(names[0], ()))
+        return Hook(kind, names[0], return_at=arguments if kind == FEXIT else None, twice=twice)
 
     def _existing(self, functions: Sequence[str]) -> list[str]:
         """Those that this kernel has under this name or, since v6.10, with ``_noprof``."""
@@ -364,13 +389,11 @@ class _Chooser:
         return self._facts.function_args if self._facts.symbols is None else self._facts.symbols
 
 
-def _place_of_gfp(args: Sequence[str]) -> int:
-    """Which argument of an allocator the flags are, 0 being the first."""
+def _gfp_at(args: Sequence[str]) -> int:
+    """Index of the argument of an allocator that has the flags."""
     return 2 if args[2:3] == ("gfp_t",) else 1
 
 
-TIMED_CHECK = 3
-"""Place of the recharge check in the map ``timed``; those of _CACHE_FUNCTIONS come before it."""
 RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
 
 _SHEAF_FUNCTION = "__rcu_free_sheaf_prepare"
@@ -388,10 +411,6 @@ _WITHOUT_CHILD_CACHES = {
     "slabs": "a slab has objects of any memcg on this kernel, and is charged to none as a whole",
 }
 
-_NOTED_ALLOC = frozenset(
-    {"alloc_cache_tp", "alloc_object_tp", "alloc_return1", "alloc_return2", "kmalloc_return1", "kmalloc_return2"}
-)
-_NOTED_FREE = frozenset({"free_tp", "free_cache_tp", "free_entry", "kfree_entry"})
 _CACHE_FUNCTIONS = ("kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node")
 _KMALLOC_CACHE_FUNCTIONS = (
     "kmem_cache_alloc_trace",

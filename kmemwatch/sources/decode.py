@@ -39,8 +39,8 @@ RECHARGE_FROM = ("none", "online", "dying")
 """``enum recharge_from``, in `model.RechargePair.from_state`'s words."""
 TIMED_CALL = struct.Struct("=7Q")
 """``struct timed_call``: calls, dropped, place, and what is of use to the programs only."""
-TIMED = 4
-"""Functions in ``struct timed_calls``; `plan.TIMED_CHECK` is the last."""
+TIMED, TIMED_CHECK = 4, 3
+"""Functions in ``struct timed_calls``, and the index of the recharge check; ``enum timed_function``."""
 LATENCY_BUCKETS = 40
 LATENCY_VALUE = struct.Struct(f"={2 + LATENCY_BUCKETS}Q")
 """``struct latency_value``: samples, their nanoseconds, samples in each bucket."""

@@ -115,7 +115,7 @@ def start(image: Mapping[str, Any]) -> Started:
         _set_page_base(manifest, maps)
         programs = [_keep(made, _load(program, maps)) for program in image["programs"]]
         links = [
-            _keep(made, _attach(program, fd))
+            _keep(made, bpf_calls.attach(fd, program["kind"], program["target"]))
             for program, fd in zip(image["programs"], programs, strict=True)
             if program["kind"] != "test_run"
         ]
@@ -146,9 +146,3 @@ def _load(program: Mapping[str, Any], maps: Sequence[int]) -> int:
     kind, attach_type = bpf_calls.LOADS[program["kind"]]
     code = translate(binascii.a2b_base64(program["code"]), dict(enumerate(maps)))
     return bpf_calls.load_program(kind, program["name"], code, attach_type, program["function_id"])
-
-
-def _attach(program: Mapping[str, Any], fd: int) -> int:
-    if program["kind"] in ("kprobe", "kretprobe"):
-        return bpf_calls.attach_kprobe(fd, program["target"], program["kind"] == "kretprobe")
-    return bpf_calls.attach_tracepoint(fd, program["target"] if program["kind"] == "raw_tp" else None)

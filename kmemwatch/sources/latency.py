@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kmemwatch.kernel.defines import LATENCY_ONE_IN
-from kmemwatch.kernel.plan import TIMED_CHECK
 from kmemwatch.model import Latency, LatencyHistogram
 from kmemwatch.sources import decode
 
@@ -32,7 +31,7 @@ def latency(timed: bytes, sums: Sequence[Sequence[int]], has_check: bool) -> Lat
     counted: dict[str, list[int]] = {"allocation": [0, 0], **({"recharge_check": [0, 0]} if has_check else {})}
     for functions in calls(timed):
         for place, function in enumerate(functions):
-            what = "recharge_check" if place == TIMED_CHECK else "allocation"
+            what = "recharge_check" if place == decode.TIMED_CHECK else "allocation"
             if what in counted:
                 counted[what][0] += function.calls
                 counted[what][1] += function.dropped

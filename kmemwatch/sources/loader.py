@@ -25,8 +25,6 @@ from kmemwatch.sources.peek import Peek
 from kmemwatch.sources.stderr import StderrCapture
 
 _PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges", "runs", "timed", "latency")
-_COUNT_RUNS = {plan.KPROBE: "kmw_kp_", plan.KRETPROBE: "kmw_kr_"}
-"""Kinds whose programs count their runs -> prefix of their names, see bpf/hooks.h."""
 _HEADERS = {
     "pairs.h": {"alloc.bpf.c"},
     "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
@@ -77,6 +75,10 @@ def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
         cgroupfs.join_root(hierarchy)
     early.join()
     bcc, include = _bcc()
+    if not bpf_calls.available():
+        raise UnsupportedError(
+            "libbpf: older than 1.0: it cannot load programs", hint="install a newer one: apt-get install libbpf1"
+        )
     refused: dict[str, list[str]] = {}
     while True:
         # Only the best candidates are compiled, which halves the time to the first screen; when the kernel refuses one,
@@ -115,47 +117,7 @@ def source_text(chosen: Plan) -> str:
     sources = dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
     names += [header for header, users in _HEADERS.items() if users & sources.keys()]
     names += sources
-    parts = [_runs(chosen), *(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names)]
-    stubs = {_stub(hook) for hook in chosen.hooks}
-    return "\n".join([*parts, '#line 1 "hooks of this kernel"', *sorted(stubs - {""})])
-
-
-def _runs(chosen: Plan) -> str:
-    """``enum runs``: a number for every program of a kprobe, for bpf/hooks.h."""
-    numbered = dict.fromkeys(_function_of(hook) for hook in chosen.hooks if _counts_runs(hook))
-    if not numbered:
-        return ""
-    names = ", ".join(name.replace("kmw_", "RUN_", 1) for name in numbered)
-    return f"#define COUNT_RUNS\nenum runs {{ {names}, RUNS }};"
-
-
-def _counts_runs(hook: Hook) -> bool:
-    """What is timed is a sample anyway."""
-    return hook.kind in _COUNT_RUNS and hook.timed is None
-
-
-def _function_of(hook: Hook) -> str:
-    """Of a kprobe or kretprobe: what hooks.h calls its program."""
-    return f"{_COUNT_RUNS[hook.kind]}{hook.target}"
-
-
-def _stub(hook: Hook) -> str:
-    if hook.kind == plan.TEST_RUN:
-        return ""
-    if hook.timed is not None:
-        return f"KMW_TIMED_{hook.kind.upper()}({hook.target}, {hook.timed})"
-    nargs = f", {hook.nargs}" if hook.kind == plan.FEXIT else ""
-    macro = f"KMW_{hook.kind.upper()}"
-    if hook.kind == plan.FENTRY and hook.body == "kfree_entry":
-        macro += "_COPY"  # its argument is const void *, which fentry refuses to load
-    if _is_pair(hook):
-        return f"{macro}_PAIR({hook.target}, {hook.body}{nargs}, {hook.noted})"
-    return f"{macro}({hook.target}, {hook.body}{nargs})"
-
-
-def _is_pair(hook: Hook) -> bool:
-    """Two programs for this hook. bcc attaches one function to one target only, so libbpf has to do the second."""
-    return hook.noted is not None and bpf_calls.available()
+    return "\n".join(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names)
 
 
 class _Attempt:
@@ -196,9 +158,8 @@ class _Attempt:
 
     def undo(self) -> None:
         """Detach, and free the compiler's memory and the maps."""
-        for fd in self._links:
+        for fd in (*self._links, *(program.fd for program in self._programs.values())):
             os.close(fd)
-        self._bpf.kprobe_fds.clear()  # closed by now; bcc would close them again, and raise
         self._bpf.cleanup()
 
     def _compile(self, bcc: Any, include: Path) -> Any:
@@ -213,7 +174,7 @@ class _Attempt:
 
         try:
             with self._stderr:
-                return Module(text=source_text(self._plan).encode(), cflags=self._plan.defines.cflags())
+                return Module(text=source_text(self._plan).encode(), cflags=self._plan.cflags())
         except Exception as error:  # bcc raises bare Exception
             self._refuse_shortage(error)
             raise UnsupportedError(
@@ -232,8 +193,8 @@ class _Attempt:
         names += ["page_base"] if _HEADERS["slab.h"] & sources else []
         names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
         # Of no use to the parent but as a part of what it keeps for the next start.
-        names += ["noted", "recovered"] if any(map(_is_pair, self._plan.hooks)) else []
-        names += ["runs"] if any(map(_counts_runs, self._plan.hooks)) else []
+        names += ["noted", "recovered"] if any(hook.twice for hook in self._plan.hooks) else []
+        names += ["runs"] if any(hook.counts_runs for hook in self._plan.hooks) else []
         names += ["timed", "latency"] if "latency.bpf.c" in sources else []
         names += ["charges"] if "charge.bpf.c" in sources else []
         # `recharging` and what goes with it are of no use to the parent either.
@@ -263,96 +224,38 @@ class _Attempt:
         candidate = signal.candidates[0]
         for hook in candidate.hooks:
             try:
-                with self._stderr:
-                    self._attach_programs(signal.name, hook)
-            except Exception as error:  # bcc raises bare Exception
-                self._refuse_shortage(error)
-                reason = self._stderr.reason() or str(error)
-                raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {reason}") from error
+                self._attach_programs(signal.name, hook)
+            except OSError as error:
+                shortages.refuse(error, _CANNOT, bpf=True)
+                raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {error.strerror}") from error
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
 
     def _attach_programs(self, signal: str, hook: Hook) -> None:
-        if hook.timed is not None:
-            self._attach_timed(signal, hook)
-            return
+        name = f"{signal}/{hook.kind}:{hook.target}"
+        if hook.kind == plan.TEST_RUN:
+            name = hook.target
+        elif hook.timed:
+            at_entry = hook.kind in (plan.FENTRY, plan.KPROBE)
+            name = f"{signal}/{'entry' if at_entry else 'return'}:{hook.target}"
+        programs = [(name, hook.program)]
+        programs += [(f"{signal}/again:{hook.target}", f"{hook.program}_again")] if hook.twice else []
         # The kernel runs the programs of a tracepoint in the order in which they came, those of fentry the other way.
-        before = _is_pair(hook) and hook.kind != plan.RAW_TP
-        if before:
-            self._attach_again(signal, hook)
-        function, links = self._attach_hook(hook)
-        name = hook.target if hook.kind == plan.TEST_RUN else f"{signal}/{hook.kind}:{hook.target}"
-        self._keep(name, hook, self._bpf.funcs[function].fd, self._bpf.dump_func(function), links)
-        if _is_pair(hook) and not before:
-            self._attach_again(signal, hook)
+        for name, function in programs if hook.kind == plan.RAW_TP else reversed(programs):
+            self._attach_program(name, hook, function)
 
-    def _attach_again(self, signal: str, hook: Hook) -> None:
-        """The second program of a hook, which counts what the first was skipped for."""
-        code = self._bpf.dump_func(b"kmw_ag_" + hook.target.encode())
-        kind, attach_type = bpf_calls.LOADS[hook.kind]
-        program = bpf_calls.load_program(kind, f"kmw_ag_{hook.target}"[:15], code, attach_type, self._function_id(hook))
-        link = bpf_calls.attach_tracepoint(program, hook.target if hook.kind == plan.RAW_TP else None)
-        self._keep(f"{signal}/again:{hook.target}", hook, program, code, [link])
-
-    def _attach_timed(self, signal: str, hook: Hook) -> None:
-        """As `_attach_again`: the function may have another program of ours already."""
-        if not bpf_calls.available():
-            raise KmemwatchError("this release of libbpf cannot attach a second program to a function")
-        at_entry = hook.kind in (plan.FENTRY, plan.KPROBE)
-        function = f"{'kmw_le_' if at_entry else 'kmw_lr_'}{hook.target}"
+    def _attach_program(self, name: str, hook: Hook, function: str) -> None:
         code = self._bpf.dump_func(function.encode())
         kind, attach_type = bpf_calls.LOADS[hook.kind]
-        traced = 0 if hook.kind in _COUNT_RUNS else self._function_id(hook)
-        program = bpf_calls.load_program(kind, function[:15], code, attach_type, traced)
-        if hook.kind in _COUNT_RUNS:
-            link = bpf_calls.attach_kprobe(program, hook.target, not at_entry)
-        else:
-            link = bpf_calls.attach_tracepoint(program, None)
-        self._keep(f"{signal}/{'entry' if at_entry else 'return'}:{hook.target}", hook, program, code, [link])
-
-    def _keep(self, name: str, hook: Hook, program: int, code: bytes, links: list[int]) -> None:
+        traced = self._function_id(hook) if hook.kind in (plan.FENTRY, plan.FEXIT) else 0
+        program = bpf_calls.load_program(kind, f"kmw_{hook.name}"[:15], code, attach_type, traced)
         self._programs[name] = LoadedProgram(name, hook.kind, hook.target, program, code)
-        self._links += links
+        if hook.kind != plan.TEST_RUN:
+            self._links.append(bpf_calls.attach(program, hook.kind, hook.target))
 
     def _function_id(self, hook: Hook) -> int:
-        if hook.kind == plan.RAW_TP:
-            return 0
         if self._btf is None:
             self._btf = Btf()
         return self._btf.function_id(hook.target) or 0
-
-    def _attach_hook(self, hook: Hook) -> tuple[bytes, list[int]]:
-        """(function of the C code, descriptors that keep it attached)."""
-        bpf, target = self._bpf, hook.target.encode()
-        if hook.kind == plan.TEST_RUN:
-            name = b"kmw_tp_" + hook.body.encode()
-            bpf.load_func(name, bpf.RAW_TRACEPOINT)
-            return name, []
-        if hook.kind == plan.RAW_TP:
-            name = b"kmw_tp_" + target
-            bpf.load_func(name, bpf.RAW_TRACEPOINT)
-            bpf.attach_raw_tracepoint(target, name)
-            return name, [bpf.raw_tracepoint_fds.pop(target)]
-        if hook.kind in (plan.KPROBE, plan.KRETPROBE):
-            name = _function_of(hook).encode()
-            bpf.load_func(name, bpf.KPROBE)
-            attach = bpf.attach_kprobe if hook.kind == plan.KPROBE else bpf.attach_kretprobe
-            attach(event=target, fn_name=name)
-            return name, [fd for fds in bpf.kprobe_fds.values() for fd in _values(fds) if fd not in self._links]
-        name = self._function(b"kfunc__" if hook.kind == plan.FENTRY else b"kretfunc__", target)
-        attach = bpf.attach_kfunc if hook.kind == plan.FENTRY else bpf.attach_kretfunc
-        attach(name)
-        fds = bpf.kfunc_entry_fds if hook.kind == plan.FENTRY else bpf.kfunc_exit_fds
-        return name, [fds.pop(name)]
-
-    def _function(self, prefix: bytes, target: bytes) -> bytes:
-        """The name that bcc's macro gave: newer releases of bcc put the module between the two."""
-        for name in (prefix + target, prefix + b"vmlinux__" + target):
-            try:
-                self._bpf.dump_func(name)
-            except Exception:  # noqa: BLE001 - bcc raises bare Exception: "Unknown program"
-                continue
-            return name
-        raise KmemwatchError(f"bpf/hooks.h: no program for {target.decode()}")
 
     def _learn(self) -> dict[str, Any]:
         """Where struct pages and caches are, and the order of statistics; what cannot be learned stays None."""
@@ -371,11 +274,6 @@ class _Attempt:
             MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
         peek.close()
         return learned
-
-
-def _values(fds: Any) -> list[int]:
-    """bcc keeps one descriptor per program since 0.21, and one per event before."""
-    return list(fds.values()) if isinstance(fds, dict) else [fds]
 
 
 def _join(*reasons: str | None) -> str | None:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the compiler and the verifier write, for the reason of a failure."""
+"""What the compiler writes, for the reason of a failure."""
 
 from __future__ import annotations
 
 import os
 import sys
 
+from kmemwatch.kernel import bpf_calls
+
 
 class StderrCapture:
-    """Catches what the compiler and the verifier write to descriptor 2, for the reason of a failure."""
+    """Catches what the compiler writes to descriptor 2, for the reason of a failure."""
 
     def __init__(self) -> None:
         # In memory: a container may have no directory that can be written to.
@@ -33,10 +35,5 @@ class StderrCapture:
         return self._file.read().decode("utf-8", "replace")
 
     def reason(self) -> str | None:
-        """The most telling line: the first error of the compiler, or the verifier's last word."""
-        lines = [line.strip() for line in self.text().splitlines() if line.strip()]
-        errors = [line for line in lines if "error:" in line]
-        if errors:
-            return errors[0]
-        told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
-        return told[-1] if told else None
+        """The most telling line."""
+        return bpf_calls.telling_line(self.text())

@@ -27,7 +27,7 @@ def lengths(name: str) -> dict[str, int]:
         def _trace_autoload(self) -> None:
             pass
 
-    module = Module(text=loader.source_text(chosen).encode(), cflags=chosen.defines.cflags())
+    module = Module(text=loader.source_text(chosen).encode(), cflags=chosen.cflags())
     try:
         library = bcc.lib
         functions = [

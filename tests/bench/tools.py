@@ -64,7 +64,7 @@ def _empty() -> Iterator[Names]:
         for tracepoint in TRACEPOINTS:
             program = bpf_calls.load_program(bpf_calls.PROG_RAW_TRACEPOINT, "kmw_empty", _RETURN_0)
             stack.callback(os.close, program)
-            stack.callback(os.close, bpf_calls.attach_tracepoint(program, tracepoint))
+            stack.callback(os.close, bpf_calls.attach(program, "raw_tp", tracepoint))
             names[program_id(program)] = tracepoint
         yield names
 

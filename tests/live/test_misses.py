@@ -240,7 +240,7 @@ def test_every_free_is_a_hit_or_a_miss(
     truth = closing(doing_nothing())
     misses = KprobeMisses(peek, facts, links)
     with run_counts(), workload(None) as work:
-        closing(bpf_calls.attach_tracepoint(truth, "kmem_cache_free"))
+        closing(bpf_calls.attach(truth, "raw_tp", "kmem_cache_free"))
         before = calls_at_rest(truth, misses)
         for _ in range(10):
             work.do(f"files {number} {tmpfs}")

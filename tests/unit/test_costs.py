@@ -30,7 +30,7 @@ def measured() -> results.Results:
             }
         },
         "native": {},
-        "code": {"debian-6.1": {"kmw_tp_kmalloc": 50}},
+        "code": {"debian-6.1": {"raw_tp_kmalloc": 50}},
         "compiler": "bcc 0.26.0",
     }
 
@@ -42,7 +42,7 @@ def changed(**figures: float) -> results.Results:
     guest["programs"]["empty"]["kmalloc"]["instructions"] = figures.get("empty", 45.0)
     guest["operations"]["kmemwatch"]["eventfd"] = figures.get("operation", 1200.0)
     guest["jobs"]["kmemwatch"]["exec"] = figures.get("job", 1.1e6)
-    new["code"]["debian-6.1"]["kmw_tp_kmalloc"] = figures.get("code", 50)
+    new["code"]["debian-6.1"]["raw_tp_kmalloc"] = figures.get("code", 50)
     return new  # type: ignore[no-any-return]
 
 
@@ -64,7 +64,7 @@ def test_no_program_has_grown(facts: str, monkeypatch: pytest.MonkeyPatch) -> No
         ({"program": 111.0}, "6.1, cgroup v2: alloc/raw_tp:kmalloc: 111, 11 % more than 100"),
         ({"operation": 1222.0}, "6.1, cgroup v2: eventfd: 222, 11 % more than 200"),
         ({"job": 1.2e6}, "6.1, cgroup v2: exec: 200000, 100 % more than 100000"),
-        ({"code": 56}, "debian-6.1, instructions as compiled: kmw_tp_kmalloc: 56, 12 % more than 50"),
+        ({"code": 56}, "debian-6.1, instructions as compiled: raw_tp_kmalloc: 56, 12 % more than 50"),
     ],
 )
 def test_growth_is_found(figures: dict[str, float], said: str) -> None:

@@ -13,7 +13,6 @@ from kmemwatch.compare.claims_cost import CHECK, WITH, WITHOUT, Times, across, c
 from kmemwatch.compare.side import Side
 from kmemwatch.compare.verdict import HOLDS, UNTOLD
 from kmemwatch.kernel.defines import LATENCY_ONE_IN
-from kmemwatch.kernel.plan import TIMED_CHECK
 from kmemwatch.model import LATENCY_KINDS, Latency, LatencyHistogram
 from kmemwatch.sources import decode
 from kmemwatch.sources.latency import calls, latency
@@ -33,7 +32,7 @@ def sums_of(kinds: int = 3) -> list[list[int]]:
 
 def test_the_kinds_are_the_same_everywhere() -> None:
     assert decode.LATENCY_KINDS == LATENCY_KINDS
-    assert TIMED_CHECK == decode.TIMED - 1
+    assert decode.TIMED_CHECK == decode.TIMED - 1
     assert LATENCY_ONE_IN & (LATENCY_ONE_IN - 1) == 0
 
 

@@ -18,7 +18,7 @@ from kmemwatch.kernel import era
 from kmemwatch.kernel import facts as facts_module
 from kmemwatch.kernel.defines import defines
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import FENTRY, FEXIT, KINDS, KPROBE, KRETPROBE, TIMED_CHECK, Plan, Signal, plan
+from kmemwatch.kernel.plan import FENTRY, FEXIT, KINDS, KPROBE, KRETPROBE, Plan, Signal, plan
 from tests.unit.fake_source import FACTS_DIR, recorded_facts
 
 RECORDED = tuple(sorted(path.stem for path in FACTS_DIR.glob("*.json")))
@@ -115,9 +115,11 @@ def test_debian_6_12_and_7_2(name: str) -> None:
     assert found["alloc"][0] == ALLOC_TP
     assert found["alloc"][1].startswith("fexit:kmem_cache_alloc_noprof+kmem_cache_alloc_lru_noprof+")
     assert "+__kmalloc_noprof" in found["alloc"][1]
-    bodies = {hook.target: hook.body for hook in signal(chosen, "alloc").candidates[1].hooks}
-    assert bodies["__kmalloc_noprof"] == "kmalloc_return1"
-    assert bodies["__kmalloc_node_noprof"] == bodies["__kmalloc_node_track_caller_noprof"] == "kmalloc_return2"
+    hooks = {hook.target: hook for hook in signal(chosen, "alloc").candidates[1].hooks}
+    assert {hook.kind for hook in hooks.values()} == {FEXIT}
+    kmalloc = {"USE_fexit___kmalloc": 1, "GFP_AT___kmalloc": 1, "RETURN_AT___kmalloc": 2}
+    assert hooks["__kmalloc_noprof"].macros == kmalloc
+    assert hooks["__kmalloc_node_noprof"].gfp_at == hooks["__kmalloc_node_track_caller_noprof"].gfp_at == 2
     assert found["alloc-bulk"] == ("fexit:kmem_cache_alloc_bulk_noprof", "kprobe:kmem_cache_alloc_bulk_noprof")
     assert found["free"] == (FREE_TP, *FREE_FUNCTIONS)
     assert found["lifecycle"] == LIFE
@@ -127,8 +129,8 @@ def test_debian_6_12_and_7_2(name: str) -> None:
 
 def test_what_is_allocated_in_bulk_is_counted_at_return_where_that_sees_failures() -> None:
     fexit, kprobe = signal(plan(recorded_facts("debian-7.2")), "alloc-bulk").candidates
-    assert [(hook.body, hook.nargs) for hook in fexit.hooks] == [("alloc_bulk_return", 4)]
-    assert [hook.body for hook in kprobe.hooks] == ["alloc_bulk"]
+    assert [(hook.program, hook.return_at) for hook in fexit.hooks] == [("fexit_kmem_cache_alloc_bulk", 4)]
+    assert [hook.program for hook in kprobe.hooks] == ["kprobe_kmem_cache_alloc_bulk"]
 
 
 SHEAF = "__rcu_free_sheaf_prepare"
@@ -138,7 +140,8 @@ def test_sheaves_of_kfree_rcu_are_followed_where_there_are_any() -> None:
     facts = recorded_facts("debian-7.2")
     found = signal(plan(facts), "free-bulk")
     assert [option.name for option in found.candidates] == [f"{name}+{SHEAF}" for name in FREE_BULK]
-    assert [hook.body for hook in found.candidates[0].hooks] == ["free_bulk", "free_sheaf"]
+    programs = ["kprobe_kmem_cache_free_bulk", f"kprobe_{SHEAF}"]
+    assert [hook.program for hook in found.candidates[0].hooks] == programs
     assert [option.limits for option in found.candidates] == [None, None]
     assert signal(plan(recorded_facts("debian-6.12")), "free-bulk").candidates[0].limits is None
 
@@ -158,9 +161,10 @@ def test_sheaves_that_cannot_be_followed_are_said() -> None:
 def test_debian_5_10_has_no_cache_in_its_tracepoints() -> None:
     chosen = plan(recorded_facts("debian-5.10"))
     alloc = signal(chosen, "alloc")
-    assert {hook.target: hook.body for hook in alloc.candidates[0].hooks} == dict.fromkeys(
-        ("kmem_cache_alloc", "kmem_cache_alloc_node", "kmalloc", "kmalloc_node"), "alloc_object_tp"
-    )
+    tracepoints = ("kmem_cache_alloc", "kmem_cache_alloc_node", "kmalloc", "kmalloc_node")
+    assert tuple(hook.target for hook in alloc.candidates[0].hooks) == tracepoints
+    assert "HAVE_CACHE_IN_TP_ALLOC" not in chosen.macros
+    assert plan(recorded_facts("debian-6.1")).macros["HAVE_CACHE_IN_TP_ALLOC"] == 1
     free = signal(chosen, "free")
     assert tuple(option.name for option in free.candidates) == FREE_FUNCTIONS
     assert free.skipped == ("raw_tp: tracepoint kmem_cache_free comes after the object has lost its owner",)
@@ -330,7 +334,7 @@ def test_macros_follow_the_layout() -> None:
     assert old["OBJ_EXT_BYTES"] == 8
     assert old["VMSTATS_POINTER"] == 1
     assert old["MEMCG_KMEM"] == recorded_facts("debian-6.1").enums["memcg_stat_item"]["MEMCG_KMEM"]
-    assert f"-DMEMCG_KMEM={old['MEMCG_KMEM']}" in defines(recorded_facts("debian-6.1")).cflags()
+    assert f"-DMEMCG_KMEM={old['MEMCG_KMEM']}" in plan(recorded_facts("debian-6.1")).cflags()
 
 
 def test_a_statistic_more_than_the_programs_hold() -> None:
@@ -418,10 +422,10 @@ def test_latency_is_a_signal_only_when_asked_for(name: str) -> None:
         return
     kinds = [[hook.kind for hook in option.hooks] for option in found.candidates]
     assert [set(each) for each in kinds] == [{FENTRY, FEXIT}, {KPROBE, KRETPROBE}]
-    timed = {hook.timed: hook.target for hook in found.candidates[0].hooks}
+    timed = {hook.program: hook.target for hook in found.candidates[0].hooks}
     suffix = "_noprof" if name in ("debian-6.12", "debian-7.2") else ""
-    assert timed[0] == f"kmem_cache_alloc{suffix}"
-    assert timed.get(TIMED_CHECK) == ("__memcg_kmem_recharge_slab" if name == "lab-patched" else None)
+    assert timed["fexit_timed_kmem_cache_alloc"] == f"kmem_cache_alloc{suffix}"
+    assert ("fentry_timed___memcg_kmem_recharge_slab" in timed) is (name == "lab-patched")
     assert not plan(facts, ("fentry", "kprobe"), latency=True).signals[order.index("latency")].candidates
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.kernel.plan import RECHARGE_FUNCTION, TIMED_CHECK
+from kmemwatch.kernel.plan import RECHARGE_FUNCTION
 from kmemwatch.live import LiveFeed, LiveOptions, open_live
 from kmemwatch.model import Latency
+from kmemwatch.sources import decode
 from kmemwatch.sources.bpf_source import BpfSource
 from kmemwatch.sources.handover import Child
 from kmemwatch.sources.latency import Calls, calls
@@ -54,7 +55,7 @@ def timed(feed: LiveFeed) -> tuple[Latency, list[list[Calls]], dict[str, int]]:
 def accounts(feed: LiveFeed, allocations: bool) -> dict[str, int]:
     """The same sums, counted in different ways: all are equal once nothing happens between the readings."""
     latency, cpus, runs = timed(feed)
-    places = range(TIMED_CHECK) if allocations else (TIMED_CHECK,)
+    places = range(decode.TIMED_CHECK) if allocations else (decode.TIMED_CHECK,)
     what = "allocation" if allocations else "recharge_check"
     functions = [cpu[place] for cpu in cpus for place in places]
     names = {name for name in runs if name.startswith("kmem_cache_alloc")} if allocations else {RECHARGE_FUNCTION}
