@@ -7,9 +7,11 @@ Nothing is loaded, so this needs no such kernel; bcc makes the maps while it com
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from tests.unit.test_plan import RECORDED
 
 pytestmark = pytest.mark.needs("root", "bcc", "BTF")
 
+BPF = Path(__file__).parents[2] / "bpf"
 WAYS: dict[str, tuple[str, ...]] = {"best": (), "fentry": ("raw_tp",), "kprobe": ("raw_tp", "fentry")}
 ATOMIC_OPCODES = (0xC3, 0xDB)
 """BPF_STX | BPF_ATOMIC of 4 and 8 bytes; before v5.12 only with an immediate of 0, which adds."""
@@ -85,3 +88,34 @@ def test_nothing_is_compiled_for_latency_unless_asked_for(name: str, way: str) -
     texts = [loader.source_text(loader.best_only(chosen, {})) for chosen in (plain, timed)]
     assert [("latency.bpf.c" in text) for text in texts] == [False, True]
     assert [found for found in timed.signals if found.name != "latency"] == list(plain.signals)
+
+
+DECLARATION = re.compile(r"^int ((?:raw_tp|fentry|fexit|kprobe|kretprobe|test_run)_\w+)\(", re.MULTILINE)
+
+
+def written_programs() -> dict[str, str]:
+    """Program -> the file of bpf/ that it is in."""
+    found: dict[str, str] = {}
+    for path in sorted(BPF.glob("*.bpf.c")):
+        found |= dict.fromkeys(DECLARATION.findall(path.read_text()), path.name)
+    return found
+
+
+def test_every_program_of_the_plan_is_a_function_of_its_file() -> None:
+    planned: dict[str, str] = {}
+    for name in RECORDED:
+        for way in WAYS.values():
+            chosen = plan_module.plan(recorded_facts(name), way, latency=True)
+            for signal in chosen.signals:
+                hooks = [hook for option in signal.candidates for hook in option.hooks]
+                planned |= {program: signal.source for hook in hooks for program in program_names(hook)}
+    assert planned == {name: file for name, file in written_programs().items() if name in planned}
+
+
+def test_the_list_of_programs_is_that_of_the_files() -> None:
+    rows = re.findall(r"^\| `(\w+\.bpf\.c)` \| `(\w+)` \| (.*) \|$", (BPF / "README.md").read_text(), re.MULTILINE)
+    listed: dict[str, str] = {}
+    for file, kind, hooks in rows:
+        for name, twice in re.findall(r"`(\w+)`( \u00d72)?", hooks):
+            listed |= {f"{kind}_{name}{again}": file for again in ("", "_again")[: 2 if twice else 1]}
+    assert listed == written_programs()
