@@ -71,11 +71,12 @@ int fexit___memcg_kmem_charge(unsigned long long *ctx)
 }
 #endif
 
+/* At entry, where it is not known whether it will be refused. */
 #ifdef USE_kprobe___memcg_kmem_charge
 int kprobe___memcg_kmem_charge(struct pt_regs *ctx)
 {
 	count_run(RUN_kprobe___memcg_kmem_charge);
-	return (int)PT_REGS_PARM5(ctx) ? 0 : count_charge(PT_REGS_PARM1(ctx), (u32)PT_REGS_PARM3(ctx));
+	return count_charge(PT_REGS_PARM1(ctx), (u32)PT_REGS_PARM3(ctx));
 }
 #endif
 

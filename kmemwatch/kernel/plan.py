@@ -326,7 +326,8 @@ class _Chooser:
             (
                 self._hook(charge_kind, "__memcg_kmem_charge"),
                 self._hook(uncharge_kind, "__memcg_kmem_uncharge"),
-            )
+            ),
+            None if charge_kind == FEXIT else "charges that the kernel refuses are counted as well",
         )
 
     def _timed(self, entry: str, at_return: str) -> Candidate:

@@ -174,6 +174,10 @@ def test_debian_5_10_has_no_cache_in_its_tracepoints() -> None:
         "fexit:__memcg_kmem_charge,fentry:__memcg_kmem_uncharge",
         "kprobe:__memcg_kmem_charge+__memcg_kmem_uncharge",
     )
+    assert [option.limits for option in charge.candidates] == [
+        None,
+        "charges that the kernel refuses are counted as well",
+    ]
     assert names(chosen)["lifecycle"] == LIFE
 
 
