@@ -119,20 +119,24 @@ def has_no_older_objects(cgroup: Cgroup, snapshot: Snapshot) -> bool:
 def top_live_caches(snapshot: Snapshot) -> dict[int, tuple[str | None, bool]]:
     """cgroup id -> (cache that has most of its live bytes, known), for those with pairs: None when nothing is alive.
 
-    As soon as one of the caches that it is charged for is unknown, the largest is, too.
+    As soon as one of the caches that it is charged for is unknown, the largest is, too. So it is where no cache is
+    known of a memcg that may have objects from before the counts.
     """
     knows, found = _knows_live(snapshot), dict[int, tuple[str | None, bool]]()
     most: dict[int, int] = {}
+    told = {c.id for c in snapshot.cgroups if has_no_older_objects(c, snapshot)}
     for pair in snapshot.pairs:
         id_, live = pair.cgroup_id, pair.live_bytes
         name, known = found.get(id_, (None, knows))
         if live is None:
             found[id_] = (None, False) if pair.frees_total is not None else (name, known)
-        elif known and live > most.get(id_, 0):
+            continue
+        told.add(id_)
+        if known and live > most.get(id_, 0):
             found[id_], most[id_] = (pair.cache, True), live
         else:
             found[id_] = name, known
-    return found
+    return {id_: (name, known and id_ in told) for id_, (name, known) in found.items()}
 
 
 def _knows_live(snapshot: Snapshot) -> bool:

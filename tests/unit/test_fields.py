@@ -202,6 +202,22 @@ def test_the_cache_that_holds_most_is_not_the_one_that_is_allocated_from_most() 
     assert told(rows.cgroup_row(Frame(recharging), young))[0] == "?"
 
 
+def test_what_is_charged_to_nobody_does_not_prove_that_nothing_is_held() -> None:
+    """The root allocates buffers that nobody is charged for, and has inherited what the dead below it left."""
+    shown = fakes.sample()
+    uncharged = Pair("names_cache", "n", 1, 100, 100 * 4096, None, None)
+    live = Pair("dentry", "d", 1, 100, 100 * 192, 0, 0)
+    fields = {f.title: f for f in VIEWS[0].columns}
+
+    def told(*pairs: Pair) -> str:
+        with_pairs = replace(shown, pairs=pairs)
+        return fields["TOP CACHE"].text(rows.cgroup_row(Frame(with_pairs), with_pairs.cgroups[0]))
+
+    assert (shown.cgroups[0].path, shown.cgroups[0].online_at_ns) == ("/", None)
+    assert told(uncharged) == "?"
+    assert told(uncharged, live) == "-", "live bytes are only told where all of them are known"
+
+
 def test_no_more_children_are_named_than_there_is_room_for() -> None:
     parent = replace(fakes.sample().cgroups[-2], id=10, pins={}, references=5000, dying_children=5000)
     others = tuple(replace(parent, id=11 + n, path=f"/p/c\x1b{n}", parent_id=10, dying_children=0) for n in range(5000))
