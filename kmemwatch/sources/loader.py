@@ -74,7 +74,7 @@ def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
         # Maps are charged to whoever makes them; the root memcg is charged nothing, and nobody is watched for it.
         cgroupfs.join_root(hierarchy)
     early.join()
-    bcc, include = _bcc()
+    bcc, include = find_bcc()
     if not bpf_calls.available():
         raise UnsupportedError(
             "libbpf: older than 1.0: it cannot load programs", hint="install a newer one: apt-get install libbpf1"
@@ -120,6 +120,21 @@ def source_text(chosen: Plan) -> str:
     return "\n".join(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names)
 
 
+def compiled(chosen: Plan, bcc: Any, include: Path) -> Any:
+    """bcc's module of all programs of the plan; none is loaded or attached. Leaves BCC_KERNEL_SOURCE behind, and raises
+    what bcc does: bare Exception."""
+    # bcc compiles against our few headers only: no kernel headers have to be installed.
+    os.environ["BCC_KERNEL_SOURCE"] = str(include)
+
+    class Module(bcc.BPF):  # type: ignore[misc]
+        """bcc would attach by name as soon as it has compiled; we attach by plan."""
+
+        def _trace_autoload(self) -> None:
+            pass
+
+    return Module(text=source_text(chosen).encode(), cflags=chosen.cflags())
+
+
 class _Attempt:
     """One compilation, and the attachment of all that is in it."""
 
@@ -163,18 +178,9 @@ class _Attempt:
         self._bpf.cleanup()
 
     def _compile(self, bcc: Any, include: Path) -> Any:
-        # bcc compiles against our few headers only: no kernel headers have to be installed.
-        os.environ["BCC_KERNEL_SOURCE"] = str(include)
-
-        class Module(bcc.BPF):  # type: ignore[misc]
-            """bcc would attach by name as soon as it has compiled; we attach by plan."""
-
-            def _trace_autoload(self) -> None:
-                pass
-
         try:
             with self._stderr:
-                return Module(text=source_text(self._plan).encode(), cflags=self._plan.cflags())
+                return compiled(self._plan, bcc, include)
         except Exception as error:  # bcc raises bare Exception
             self._refuse_shortage(error)
             raise UnsupportedError(
@@ -287,7 +293,7 @@ def _import_early() -> None:
         pass
 
 
-def _bcc() -> tuple[Any, Path]:
+def find_bcc() -> tuple[Any, Path]:
     """(the module, the directory with our headers)."""
     try:
         import bcc

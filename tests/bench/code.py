@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-from typing import Any
-
 from kmemwatch.kernel import plan
 from kmemwatch.sources import loader
 from tests.unit.fake_source import recorded_facts
@@ -19,15 +16,8 @@ def lengths(name: str) -> dict[str, int]:
     """Program -> BPF instructions, of what kmemwatch would attach to the kernel of recorded facts. Needs root and bcc,
     and leaves BCC_KERNEL_SOURCE behind."""
     chosen = loader.best_only(plan.plan(recorded_facts(name)), {})
-    bcc, include = loader._bcc()
-    os.environ["BCC_KERNEL_SOURCE"] = str(include)
-    base: Any = bcc.BPF
-
-    class Module(base):  # type: ignore[misc]
-        def _trace_autoload(self) -> None:
-            pass
-
-    module = Module(text=loader.source_text(chosen).encode(), cflags=chosen.cflags())
+    bcc, include = loader.find_bcc()
+    module = loader.compiled(chosen, bcc, include)
     try:
         library = bcc.lib
         functions = [
@@ -40,4 +30,4 @@ def lengths(name: str) -> dict[str, int]:
 
 def compiler() -> str:
     """What decides on the code besides the source."""
-    return f"bcc {loader._bcc()[0].__version__}"
+    return f"bcc {loader.find_bcc()[0].__version__}"

@@ -37,15 +37,7 @@ def _keep_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def compiled(chosen: Plan) -> Any:
     """bcc's module of the best candidates; nothing of it is loaded or attached."""
-    bcc, include = loader._bcc()
-    os.environ["BCC_KERNEL_SOURCE"] = str(include)
-    base: Any = bcc.BPF
-
-    class Module(base):  # type: ignore[misc]
-        def _trace_autoload(self) -> None:
-            pass
-
-    return Module(text=loader.source_text(chosen).encode(), cflags=chosen.cflags())
+    return loader.compiled(chosen, *loader.find_bcc())
 
 
 def program_names(hook: Hook) -> list[str]:
