@@ -16,13 +16,14 @@ Rules that hold for every value:
 
 from __future__ import annotations
 
-from kmemwatch.codec.decode import event_from_dict, parse_json, snapshot_from_dict, snapshot_from_json
+from kmemwatch.codec.decode import event_from_dict, host_from_dict, parse_json, snapshot_from_dict, snapshot_from_json
 from kmemwatch.codec.encode import dump_json, event_to_dict, snapshot_to_dict, snapshot_to_json
 
 __all__ = [
     "dump_json",
     "event_from_dict",
     "event_to_dict",
+    "host_from_dict",
     "parse_json",
     "snapshot_from_dict",
     "snapshot_from_json",

@@ -130,6 +130,11 @@ def event_from_dict(data: object) -> Event:
     )
 
 
+def host_from_dict(data: object) -> Host:
+    """Inverse of the "host" in `snapshot_to_dict`. Raises UsageError that names the field."""
+    return _host(Reader(data, "host"))
+
+
 def _host(host: Reader) -> Host:
     return Host(
         hostname=host.text("hostname"),

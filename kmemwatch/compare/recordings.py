@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 from importlib import resources
-from typing import Any
 
 from kmemwatch.compare.side import RECORDING, Side
 from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import UsageError
 from kmemwatch.model import Event
-from kmemwatch.recording import EVENT, SNAPSHOT, RecordingReader
+from kmemwatch.recording import EVENT, SNAPSHOT, Header, RecordingReader
 from kmemwatch.replay import DEMO, DEMO_FILE
 
 
@@ -26,27 +25,28 @@ def read_recording(label: str, path: str) -> Side:
         if watching.latest is None:
             raise UsageError(reader.cut or f"{path}: there is no snapshot in this recording", "record again")
         return watching.side(
-            label, RECORDING, path, kmemwatch=header.get("kmemwatch"), events=events, cut=reader.cut
+            label, RECORDING, path, kmemwatch=header and header.kmemwatch, events=events, cut=reader.cut
         )  # fmt: skip
 
 
-def _read(reader: RecordingReader) -> tuple[Watching, dict[str, Any], int]:
+def _read(reader: RecordingReader) -> tuple[Watching, Header | None, int]:
     """(what was watched, the first header, number of events)."""
-    watching, first, count = Watching(), dict[str, Any](), 0
+    watching, count = Watching(), 0
     events: list[Event] = []
-    header: dict[str, Any] | None = None
+    first: Header | None = None
+    header: Header | None = None
     while (record := reader.next()) is not None:
         if record.type == SNAPSHOT:
             watching.add(reader.parse(record.snapshot), events)
             count += len(events)
             events = []
             if header is not None:
-                watching.header(header.get("host") or {})
+                watching.header(header.host)
                 header = None
         elif record.type == EVENT:
             events.append(reader.parse(record.event))
         else:
-            header = reader.parse(record.data)
+            header = reader.parse(record.header)
             first = first or header
     watching.add_events(events)
     return watching, first, count + len(events)

@@ -13,7 +13,7 @@ from kmemwatch.compare import figures
 from kmemwatch.compare.figures import Growth
 from kmemwatch.compare.lives import Lives, Owners
 from kmemwatch.compare.side import Run, Sample, Side, Track
-from kmemwatch.model import Event, Snapshot
+from kmemwatch.model import Event, Host, Snapshot
 from kmemwatch.rates import same_run
 from kmemwatch.units import NS_PER_S, printable, rfc3339
 
@@ -81,14 +81,12 @@ class Watching:
             self._lives.take_event(event, jumped)
             self._owners.take(event)
 
-    def header(self, host: Mapping[str, Any]) -> None:
+    def header(self, host: Host) -> None:
         """The host that a recording says its next snapshots are from; call it after one of them was added."""
         last = self._last
-        if last is not None and host != {
-            "hostname": printable(last.host.hostname), "kernel": printable(last.host.kernel),
-            "arch": printable(last.host.arch), "boot_id": last.host.boot_id,
-        }:  # fmt: skip
-            self._contradict(f"its header is of host {host.get('hostname')}, its snapshots are of {last.host.hostname}")
+        if last is not None and host != last.host:
+            said, shown = printable(host.hostname), printable(last.host.hostname)
+            self._contradict(f"its header is of host {said}, its snapshots are of {shown}")
 
     def _start_run(self, *, later: bool) -> None:
         self._runs.append([])

@@ -7,8 +7,8 @@ is a gzip member of its own: zcat reads it, and a file that was cut off loses it
 
 from __future__ import annotations
 
-from kmemwatch.recording.format import EVENT, HEADER, SNAPSHOT, Record
+from kmemwatch.recording.format import EVENT, HEADER, SNAPSHOT, Header, Record
 from kmemwatch.recording.reader import RecordingReader
 from kmemwatch.recording.writer import RecordingWriter
 
-__all__ = ["EVENT", "HEADER", "SNAPSHOT", "Record", "RecordingReader", "RecordingWriter"]
+__all__ = ["EVENT", "HEADER", "SNAPSHOT", "Header", "Record", "RecordingReader", "RecordingWriter"]

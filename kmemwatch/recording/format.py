@@ -16,12 +16,21 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kmemwatch import __version__
-from kmemwatch.codec import dump_json, event_from_dict, event_to_dict, parse_json, snapshot_from_dict, snapshot_to_dict
+from kmemwatch.codec import (
+    dump_json,
+    event_from_dict,
+    event_to_dict,
+    host_from_dict,
+    parse_json,
+    snapshot_from_dict,
+    snapshot_to_dict,
+)
+from kmemwatch.codec.reader import Reader
 from kmemwatch.errors import UsageError
-from kmemwatch.model import Event, Snapshot
+from kmemwatch.model import Event, Host, Snapshot
 
 FORMAT_VERSION = 1
 MAGIC = b'{"format":"kmemwatch-recording","version":'
@@ -34,6 +43,14 @@ _START = re.compile(rb'(?:\{"format":"kmemwatch-recording","version":\d+,|\{)"se
 _END = re.compile(rb',"crc32":"([0-9a-f]{8})"\}\n')
 _END_BYTES = len(b',"crc32":"00000000"}\n')
 _VERSION = re.compile(re.escape(MAGIC) + rb"(\d{1,9}),")
+
+
+class Header(NamedTuple):
+    """Who recorded what follows, and where."""
+
+    kmemwatch: str | None
+    """Release."""
+    host: Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +71,11 @@ class Record:
     def event(self) -> Event:
         """Of an EVENT record. Raises UsageError that names the malformed field."""
         return event_from_dict(self.data().get("event"))
+
+    def header(self) -> Header:
+        """Of a HEADER record. Raises UsageError that names the malformed field."""
+        data = self.data()
+        return Header(Reader(data, "").opt_text("kmemwatch"), host_from_dict(data.get("host")))
 
     def data(self) -> dict[str, Any]:
         """The whole line. Raises UsageError when it is not a JSON object."""

@@ -43,7 +43,7 @@ class _Old:
     """Complete records, those behind `whole_bytes` included."""
     lines_after_whole: int
     packed: bool
-    hosts: tuple[tuple[object, object], ...]
+    hosts: tuple[tuple[str, str | None], ...]
     """(hostname, boot_id) of each header."""
     last: bytes
     """The last complete record."""
@@ -76,11 +76,10 @@ class RecordingWriter:
 
     def begin(self, first: Snapshot) -> None:
         """Write the header of a run of which `first` is the first snapshot; `first` itself is not written."""
-        boot_id = None if first.host.boot_id is None else printable(first.host.boot_id)
         for hostname, boot in self._old.hosts if self._old is not None else ():
-            if hostname != printable(first.host.hostname):
-                raise UsageError(f"{self.path}: recording of another host, {hostname}", _NEW_FILE_HINT)
-            if boot != boot_id:
+            if hostname != first.host.hostname:
+                raise UsageError(f"{self.path}: recording of another host, {printable(hostname)}", _NEW_FILE_HINT)
+            if boot != first.host.boot_id:
                 raise UsageError(f"{self.path}: recorded before this host was booted", _NEW_FILE_HINT)
         if self._fd < 0:
             self._fd = _create(self.path, self._place)
@@ -122,15 +121,14 @@ class RecordingWriter:
         size = os.fstat(self._fd).st_size
         if size == 0:
             return
-        hosts: list[tuple[object, object]] = []
+        hosts: list[tuple[str, str | None]] = []
         last = b""
         with RecordingReader(self.path, descriptor=os.dup(self._fd)) as reader:
             while record := reader.next():
                 last = record.line
                 if record.type == HEADER:
-                    host = reader.parse(record.data).get("host")
-                    host = host if isinstance(host, dict) else {}
-                    hosts.append((host.get("hostname"), host.get("boot_id")))
+                    host = reader.parse(record.header).host
+                    hosts.append((host.hostname, host.boot_id))
             if reader.cut is None:
                 whole_bytes, after = size, 0
             else:

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import json
+import re
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
 
+from kmemwatch.codec import dump_json
 from kmemwatch.compare import figures
 from kmemwatch.compare.daemons import DaemonWatch, run_all
 from kmemwatch.compare.recordings import read_recording
@@ -18,6 +22,7 @@ from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.fields import COUNTER, METRICS
 from kmemwatch.model import Cache, Event, Host, Snapshot
+from kmemwatch.recording import RecordingWriter
 from tests.unit import fakes
 from tests.unit.compare_sides import BOOT, S, life, recording, snapshot
 from tests.unit.fakes import IDS, FakeFeed
@@ -145,6 +150,30 @@ def test_a_header_of_another_host_cannot_be(tmp_path: Path) -> None:
     lines = [path.read_bytes().splitlines(keepends=True)[0], other.read_bytes().splitlines(keepends=True)[1]]
     path.write_bytes(b"".join(lines))
     assert "its header is of host hostA, its snapshots are of hostB" in read(path).contradictions
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("host", 7, "host: expected an object, got 7"),
+        ("host", "B", "host: expected an object, got 'B'"),
+        ("host", {}, "host.hostname: missing, expected a string"),
+        ("kmemwatch", ["0.1"], "kmemwatch: expected a string, got ['0.1']"),
+    ],
+)
+def test_a_header_of_something_else_is_one_line(tmp_path: Path, field: str, value: object, said: str) -> None:
+    path = tmp_path / "a.kmw"
+    recording(path, [snapshot(0)])
+    header, rest = path.read_bytes().split(b"\n", 1)
+    changed = {key: old for key, old in json.loads(header).items() if key != "crc32"} | {field: value}
+    body = dump_json(changed).encode()[:-1]
+    path.write_bytes(body + b',"crc32":"%08x"}\n' % zlib.crc32(body) + rest)
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match=re.escape(f"{path}:1: {said}")):
+        read(path)
+    with pytest.raises(UsageError, match=re.escape(f"{path}:1: {said}")):
+        RecordingWriter(str(path))
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["a.kmw", "a.kmw.gz"])
