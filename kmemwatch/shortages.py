@@ -11,14 +11,17 @@ import errno
 import os
 import re
 import resource
+from pathlib import Path
 from typing import NamedTuple
 
 from kmemwatch.errors import ShortageError
 
 _LOCKED_MEMORY = -1
 """Stands for EPERM where the kernel counts BPF maps as locked memory: there it means that the limit is reached."""
-_COUNTS_ELSEWHERE = (5, 11)
-"""Linux kernel commit 5b0764b2d345 ("Merge branch 'bpf: switch to memcg-based memory accounting'") (in v5.11)."""
+_BTF = Path("/sys/kernel/btf/vmlinux")
+_CHARGES_MAPS = b"\0bpf_map_charge_"
+"""Functions that count maps as locked memory begin so. Linux kernel commit 5b0764b2d345 ("Merge branch 'bpf: switch
+to memcg-based memory accounting'") (in v5.11) took the last ones away."""
 
 
 class _Words(NamedTuple):
@@ -88,9 +91,12 @@ def _of_errno(number: int, bpf: bool) -> int | None:
 
 
 def _maps_are_locked_memory() -> bool:
-    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
-    old = release is not None and (int(release[1]), int(release[2])) < _COUNTS_ELSEWHERE
-    return old and resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] != resource.RLIM_INFINITY
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return False
+    try:
+        return _CHARGES_MAPS in _BTF.read_bytes()
+    except OSError:
+        return False
 
 
 def shortage(number: int, what: str | None = None) -> ShortageError:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 from operator import add
 
+from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.defines import MAX_CHILD_SLABS
 from kmemwatch.kernel.plan import RECHARGE_FUNCTION
@@ -104,7 +105,8 @@ class BpfSource:
                 maps=self._fill,
             )
         except OSError as error:
-            raise KmemwatchError(f"reading the BPF maps: {error}") from error
+            shortages.refuse(error, "reading the BPF maps")
+            raise KmemwatchError(f"reading the BPF maps: {error.strerror or error}") from error
 
     def _read_memcgs(self) -> list[MemcgRecord] | None:
         self._fill: tuple[MapFill, ...] = ()

@@ -21,7 +21,7 @@ from kmemwatch.errors import KmemwatchError, ShortageError
 from kmemwatch.exporter import sandbox
 from kmemwatch.kernel import btf, cgroupfs, facts, libbpf, symbols, trial
 from kmemwatch.kernel.plan import plan
-from kmemwatch.sources import attach, discover, handover, image, loader, maps, store
+from kmemwatch.sources import attach, bpf_source, discover, handover, image, loader, maps, store
 from kmemwatch.sources.misses import KprobeMisses
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_plan import LOCKED
@@ -212,6 +212,28 @@ def test_what_could_not_be_learned_for_want_of_something(monkeypatch: pytest.Mon
     monkeypatch.setattr(discover, "stats_index", lambda *args: None)
     with pytest.raises(ShortageError):
         made._learn()
+
+
+# While it reads
+
+
+def reading(number: int) -> Any:
+    source = object.__new__(bpf_source.BpfSource)
+    source._read_memcgs = failing(number)  # type: ignore[method-assign]
+    return source
+
+
+@shortages
+def test_what_cannot_be_read_any_more_for_want_of_something_is_in_plain_words(number: int) -> None:
+    with pytest.raises(ShortageError, match=r"^reading the BPF maps: [a-z]") as caught:
+        reading(number).read()
+    assert "Errno" not in str(caught.value)
+    assert caught.value.hint
+
+
+def test_what_the_kernel_refuses_to_read_is_told_without_a_number() -> None:
+    with pytest.raises(KmemwatchError, match=r"^reading the BPF maps: Operation not permitted$"):
+        reading(errno.EPERM).read()
 
 
 # What is kept

@@ -216,15 +216,18 @@ def test_other_errors_are_no_shortage(number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("release", "locked", "is_shortage"),
-    [("4.18.0-553.el8", 65536, True), ("5.10.0-44-amd64", 65536, True), ("5.10.0-44-amd64", -1, False),
-     ("5.11.0", 65536, False), ("6.1.0", 65536, False), ("odd", 65536, False)],
+    ("names", "locked", "is_shortage"),
+    [(b"\0bpf_map_charge_memlock\0", 65536, True), (b"\0bpf_map_charge_init\0", 65536, True),
+     (b"\0bpf_map_charge_init\0", -1, False), (b"\0bpf_map_area_alloc\0", 65536, False), (None, 65536, False)],
+    ids=["4.18", "5.10", "5.10 without a limit", "5.11", "no BTF"],
 )  # fmt: skip
-def test_a_map_that_is_not_permitted_on_an_old_kernel_is_one_that_cannot_be_locked(
-    monkeypatch: pytest.MonkeyPatch, release: str, locked: int, is_shortage: bool
+def test_a_map_that_is_not_permitted_on_a_kernel_that_counts_it_as_locked_is_one_that_cannot_be_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: bytes | None, locked: int, is_shortage: bool
 ) -> None:
-    uname = os.uname_result(("Linux", "vm", release, "", "x86_64"))
-    monkeypatch.setattr("os.uname", lambda: uname)
+    btf = tmp_path / "vmlinux"
+    if names is not None:
+        btf.write_bytes(names)
+    monkeypatch.setattr("kmemwatch.shortages._BTF", btf)
     monkeypatch.setattr("resource.getrlimit", lambda which: (locked, locked))
     error = PermissionError(errno.EPERM, "Operation not permitted")
     for told in (error, "could not open bpf map: lost, error: Operation not permitted"):
