@@ -15,6 +15,7 @@ import select
 import signal
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 _F_SETSIG = 10
@@ -70,6 +71,14 @@ class TiedProcess:
     def status(self) -> int | None:
         """As `Popen.poll`: None while it runs, a negative number for the signal that ended it."""
         return self._process.poll()
+
+    def is_stopped(self) -> bool:
+        """By SIGSTOP or the like."""
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text(errors="replace")
+        except OSError:  # it has ended
+            return False
+        return status.rpartition(")")[2].split()[:1] == ["T"]
 
     def wait(self, timeout_s: float) -> int | None:
         """The same, when it has ended or `timeout_s` is over."""

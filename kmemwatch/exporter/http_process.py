@@ -71,14 +71,30 @@ class HttpProcess:
         return self._process.pid
 
     def configure(self, settings: object) -> None:
-        """The first message: `worker.Settings`. Raises KmemwatchError when it ended."""
+        """The first message: `worker.Settings`. Raises KmemwatchError when it ended, or is stopped."""
+        # Settings with certificates may be more than the channel takes before the other end has begun to read.
+        rest = memoryview(wire.framed(settings))
         try:
-            wire.send(self._channel, settings)
+            while rest:
+                self._wait_while_it_begins(select.POLLOUT)
+                rest = rest[self._channel.send(rest, socket.MSG_DONTWAIT) :]
         except OSError as error:
             raise self._ended() from error
 
+    def _wait_while_it_begins(self, event: int) -> None:
+        """Until there is that event on the channel. Raises KmemwatchError if it does nothing; it gives no signs of life
+        yet, and may take long to give the first one, but not while it is stopped."""
+        poll, stopped, deadline_s = select.poll(), 0, time.monotonic() + _START_S
+        poll.register(self._channel, event)
+        while not poll.poll(_CHECK_S * 1000):
+            stopped = stopped + 1 if self._process.is_stopped() else 0
+            if stopped >= _SILENT_CHECKS or time.monotonic() > deadline_s:
+                self._is_hung = True
+                raise self._silence()
+
     def wait_ready(self) -> None:
         """Return when it serves. Raises its KmemwatchError when it cannot."""
+        self._wait_while_it_begins(select.POLLIN)
         try:
             answered = wire.receive_answer(self._channel)
         except BlockingIOError as error:

@@ -114,6 +114,12 @@ def _dumps(thing: object) -> bytes:
     return file.getvalue()
 
 
+def framed(message: object) -> bytes:
+    """What `send` sends."""
+    text = _dumps(message)
+    return _HEAD.pack(len(text)) + text
+
+
 def send(channel: socket.socket, message: object) -> None:
     """To the HTTP process. Raises OSError when it is gone."""
     text = _dumps(message)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -228,6 +228,24 @@ def test_an_http_process_that_hangs_ends_the_service() -> None:
         told = daemon.rest()
         assert time.monotonic() - began < 12, "ten seconds, and what a busy machine takes"
         assert told[:2] == ["kmemwatch: stopping", "kmemwatch: the process that serves HTTP does not answer"]
+        assert daemon.process.returncode == 1
+        assert is_gone(child)
+
+
+@pytest.mark.parametrize("users", [0, 6000], ids=["", "more settings than a socket holds"])
+def test_an_http_process_that_is_stopped_while_it_begins_ends_the_service(tmp_path: Path, users: int) -> None:
+    web = tmp_path / "web.yml"
+    hashed = "$2y$10$" + "a" * 53
+    web.write_text("basic_auth_users:\n" + "".join(f"  u{n}: {hashed}\n" for n in range(users)) if users else "{}")
+    with serve("--web.config.file", str(web)) as daemon:
+        child = 0
+        while not child:
+            with suppress(ValueError, OSError):  # it is not there yet
+                child = daemon.http if b"worker" in Path(f"/proc/{daemon.http}/cmdline").read_bytes() else 0
+        os.kill(child, signal.SIGSTOP)
+        began = time.monotonic()
+        assert daemon.rest()[:1] == ["kmemwatch: the process that serves HTTP does not answer"]
+        assert time.monotonic() - began < 12, "ten seconds, and what a busy machine takes"
         assert daemon.process.returncode == 1
         assert is_gone(child)
 
