@@ -24,6 +24,7 @@ IN_GUESTS = "tests/lab/guest"
 
 ONE_KERNEL = (
     f"{LIVE}/test_exit.py",
+    f"{LIVE}/test_lifelines.py",
     f"{LIVE}/test_namespaces.py",
     f"{LIVE}/test_walk.py",
     f"{LIVE}/test_cgroups.py::test_child",
