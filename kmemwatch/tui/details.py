@@ -21,7 +21,7 @@ from kmemwatch.render.select import Selection
 from kmemwatch.tui.table import RowTable
 from kmemwatch.units import UNKNOWN
 
-_TITLE_CELLS = 14
+TITLE_CELLS = 15
 
 
 def below(row: Any) -> View[Any] | None:
@@ -87,9 +87,9 @@ def facts(found: list[tuple[Field[Any], Any]], width: int) -> Text:
 
 
 def _fact(text: Text, field: Field[Any], row: Any, cells: int) -> None:
-    text.append(fit(field.title, _TITLE_CELLS) + " ", "dim")
+    text.append(fit(field.title, TITLE_CELLS) + " ", "dim")
     value = field_text(field, row)
-    text.append(fit(value, max(cells - _TITLE_CELLS - 2, 1), keep_tail="/" in value) + " ")
+    text.append(fit(value, max(cells - TITLE_CELLS - 2, 1), keep_tail="/" in value) + " ")
 
 
 class DetailsScreen(ModalScreen[None]):

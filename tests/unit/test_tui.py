@@ -12,10 +12,11 @@ from textual.widgets import Input
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.fields.rows import Frame
+from kmemwatch.fields.views import VIEWS
 from kmemwatch.model import DYING, RELEASED
 from kmemwatch.render.select import check_scope, select
 from kmemwatch.tui.app import TopApp
-from kmemwatch.tui.details import DetailsScreen
+from kmemwatch.tui.details import TITLE_CELLS, DetailsScreen
 from kmemwatch.tui.help import HelpScreen
 from kmemwatch.tui.poller import Ended, Failed, Poller, Refreshed, Update
 from tests.unit import fakes
@@ -276,9 +277,9 @@ def test_details_of_a_cgroup_have_its_caches_charges_and_pins(app: TopApp) -> No
         await person.press("z", "down", "enter")
         text = "\n".join(lines(app))
         for expected in (
-            "PINNED BY      shmem 10.0M, file 2.0M, slab 80.0K",
+            "PINNED BY       shmem 10.0M, file 2.0M, slab 80.0K",
             "CHARGED/s",
-            "MEMORY         12.0M (12,582,912)",
+            "MEMORY          12.0M (12,582,912)",
         ):
             assert expected in text
         await person.press("escape", "g", "enter")
@@ -544,3 +545,8 @@ def test_refreshes_at_any_moment_of_opening_closing_and_ending() -> None:
 
     drive(app, test)
     assert app.failure is None
+
+
+def test_details_cut_no_title() -> None:
+    """OWN UNCHARGED/s lost its end, and looked like the total."""
+    assert {field.title for view in VIEWS for field in view.fields if len(field.title) > TITLE_CELLS} == set()
