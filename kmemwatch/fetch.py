@@ -195,6 +195,10 @@ def _in_words(error: Exception | None) -> FetchError:
         return error
     if isinstance(error, urllib.error.URLError):
         return FetchError(_reason(error.reason), "cannot connect: ")
+    if isinstance(error, http.client.IncompleteRead):
+        return FetchError("the answer was cut off")
+    if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(error, OSError):
+        return FetchError(f"it does not speak HTTP: {_reason(error).strip()}")
     if isinstance(error, ValueError):  # a redirect to what is no URL, for example
         return FetchError(_reason(error), "an answer that cannot be understood: ")
     return FetchError(_reason(error), "broke off: ")

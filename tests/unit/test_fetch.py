@@ -191,6 +191,23 @@ def test_what_is_no_answer_is_one_line(answer: bytes) -> None:
         assert "passwd" not in str(caught.value) or "302" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "it does not speak HTTP: SSH-2.0-OpenSSH_9.2"),
+        (b"HTTP/9.9 200 OK\r\n\r\n", "it does not speak HTTP: HTTP/9.9"),
+        (b"\x1b[2J\r\n", "it does not speak HTTP: \x1b[2J"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\nffff\r\nx", "the answer was cut off"),
+        (OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", "the answer was cut off"),
+        (b"", "broke off: Remote end closed connection without response"),
+    ],
+)
+def test_what_is_no_answer_is_told_without_names_of_exceptions(answer: bytes, said: str) -> None:
+    with serving(lambda connection: connection.sendall(answer)) as url, pytest.raises(FetchError) as caught:
+        Fetcher(ANYBODY, 2, 2).get(url)
+    assert str(caught.value) == said
+
+
 def test_an_error_s_text_is_read_in_part_only() -> None:
     head = b"HTTP/1.1 400 Bad\r\nContent-Type: application/json\r\n\r\n"
     with serving(lambda connection: connection.sendall(head + b"x" * (1 << 20))) as url:
