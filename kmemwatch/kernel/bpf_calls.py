@@ -73,10 +73,14 @@ def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: 
     return _check(lib.bpf_map_create(kind, name.encode(), key_bytes, value_bytes, entries, ctypes.byref(opts)))
 
 
+class VerifierError(OSError):
+    """The verifier has looked at a program and refuses it: it will do so again."""
+
+
 def load_program(kind: int, name: str, code: bytes, attach_type: int = 0, function_id: int = 0) -> int:
     """Descriptor of a verified program. `function_id`: of fentry and fexit, see `Btf.function_id`.
 
-    Raises OSError with the verifier's reason, if it gave one.
+    Raises VerifierError with the verifier's reason if it gave one, else OSError.
     """
     size = ctypes.sizeof(libbpf.ProgLoadOpts)
     opts = libbpf.ProgLoadOpts(sz=size, expected_attach_type=attach_type, attach_btf_id=function_id)
@@ -90,7 +94,9 @@ def load_program(kind: int, name: str, code: bytes, attach_type: int = 0, functi
     again = int(libbpf.library().bpf_prog_load(*arguments))
     if again >= 0:
         return again
-    raise OSError(-answer, telling_line(log.value.decode("utf-8", "replace")) or libbpf.error_text(answer))
+    if reason := telling_line(log.value.decode("utf-8", "replace")):
+        raise VerifierError(-answer, reason)
+    raise OSError(-answer, libbpf.error_text(answer))
 
 
 def telling_line(text: str) -> str | None:

@@ -66,8 +66,8 @@ def take(loaded: Loaded, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises OSError when the kernel does not tell about its maps, ValueError and KeyError for unknown instructions.
     """
     told = loaded.manifest
-    # What was refused may be taken next time, and caches that were not found may be found.
-    if told.facts.shortage or told.learn_error or any(probe.fell_back for probe in told.probes):
+    # Caches that were not found may be found next time.
+    if told.facts.shortage or told.learn_error or loaded.may_do_better:
         return None
     if not bpf_calls.available() or _UNIX_MODULE.exists():
         return None

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import importlib
 import os
 import sys
@@ -54,6 +55,8 @@ class Loaded:
     manifest: Manifest
     programs: tuple[LoadedProgram, ...]
     links: tuple[int, ...]
+    may_do_better: bool = False
+    """Something was refused in a way that the next start need not meet: by a policy, or because it was busy."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -80,24 +83,28 @@ def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
             "libbpf: older than 1.0: it cannot load programs", hint="install a newer one: apt-get install libbpf1"
         )
     refused: dict[str, list[str]] = {}
+    may_do_better = False
     while True:
         # Only the best candidates are compiled, which halves the time to the first screen; when the kernel refuses one,
         # everything starts again without it.
         attempt = _Attempt(bcc, include, found, best_only(chosen, refused))
         try:
-            return attempt.run()
+            return replace(attempt.run(), may_do_better=may_do_better)
         except _Refused as refusal:
             attempt.undo()
+            may_do_better |= not refusal.final
             refused.setdefault(refusal.signal, []).append(refusal.why)
 
 
 class _Refused(Exception):
     """The kernel did not take the candidate of a signal."""
 
-    def __init__(self, signal: str, why: str) -> None:
+    def __init__(self, signal: str, why: str, final: bool) -> None:
         super().__init__(why)
         self.signal = signal
         self.why = why
+        self.final = final
+        """This kernel will always say so."""
 
 
 def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
@@ -233,7 +240,8 @@ class _Attempt:
                 self._attach_programs(signal.name, hook)
             except OSError as error:
                 shortages.refuse(error, _CANNOT, bpf=True)
-                raise _Refused(signal.name, f"{hook.kind}: {hook.target}: {error.strerror}") from error
+                why = f"{hook.kind}: {hook.target}: {error.strerror}"
+                raise _Refused(signal.name, why, _is_final(error)) from error
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
 
     def _attach_programs(self, signal: str, hook: Hook) -> None:
@@ -280,6 +288,13 @@ class _Attempt:
             MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
         peek.close()
         return learned
+
+
+def _is_final(error: OSError) -> bool:
+    """Whether a refusal is the kernel's own word. Files that are not there may be mounted, and what is not permitted,
+    also as EACCES, may be so by seccomp or a security module: that can change before the next boot."""
+    own_word = error.errno in (errno.EINVAL, errno.ENOENT) and error.filename is None
+    return own_word or isinstance(error, bpf_calls.VerifierError)
 
 
 def _join(*reasons: str | None) -> str | None:

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from kmemwatch.errors import KmemwatchError, ShortageError
 from kmemwatch.exporter import sandbox
-from kmemwatch.kernel import btf, cgroupfs, facts, libbpf, symbols, trial
+from kmemwatch.kernel import bpf_calls, btf, cgroupfs, facts, libbpf, symbols, trial
 from kmemwatch.kernel.plan import plan
 from kmemwatch.sources import attach, bpf_source, discover, handover, image, loader, maps, store
 from kmemwatch.sources.misses import KprobeMisses
@@ -37,6 +37,13 @@ def failing(number: int) -> Callable[..., Any]:
         raise OSError(number, os.strerror(number))
 
     return fail
+
+
+def throwing(error: Exception) -> Callable[..., Any]:
+    def throw(*args: Any, **options: Any) -> Any:
+        raise error
+
+    return throw
 
 
 @pytest.fixture
@@ -254,12 +261,57 @@ def test_only_a_complete_start_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert image.take(loaded(), {}) is not None
     refused = handover.ProbeResult("free", None, True, "raw_tp: kfree: Invalid argument")
     assert refused.status == "missing"
+    assert image.take(loaded(probes=(refused,)), {}) is not None
+    assert image.take(replace(loaded(probes=(refused,)), may_do_better=True), {}) is None
     for changes in (
-        {"probes": (refused,)},
         {"learn_error": "no way to a cache"},
         {"facts": replace(recorded_facts(), shortage=("out of memory", ""))},
     ):
         assert image.take(loaded(**changes), {}) is None
+
+
+REFUSALS = [
+    (OSError(errno.EINVAL, "Invalid argument"), True),
+    (OSError(errno.ENOENT, "No such file or directory"), True),
+    (bpf_calls.VerifierError(errno.EACCES, "R1 invalid mem access 'scalar'"), True),
+    (bpf_calls.VerifierError(errno.EPERM, "R0 leaks addr as return value"), True),
+    (OSError(errno.EACCES, "Permission denied"), False),
+    (OSError(errno.EPERM, "Operation not permitted"), False),
+    (OSError(errno.EBUSY, "Device or resource busy"), False),
+    (OSError(errno.ENODEV, "No such device"), False),
+    (FileNotFoundError(errno.ENOENT, "No such file or directory", "/sys/bus/event_source/devices/kprobe/type"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "final"), REFUSALS, ids=lambda value: str(value))
+def test_a_refusal_is_final_where_it_is_the_kernel_s_own_word(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, final: bool
+) -> None:
+    attempts: list[Any] = []
+    made = attempt(None)
+
+    class Attempt:
+        def __init__(self, *args: Any) -> None:
+            attempts.append(self)
+
+        def run(self) -> loader.Loaded:
+            if len(attempts) < 3:
+                # The first is always final: what came later must not be forgotten, nor the other way round.
+                fails = [OSError(errno.EINVAL, "x"), error]
+                made._attach_programs = throwing(fails[len(attempts) - 1])
+                made._attach_signal(first_signal())
+            return cast(loader.Loaded, loaded())
+
+        def undo(self) -> None:
+            pass
+
+    monkeypatch.setattr(loader, "_Attempt", Attempt)
+    monkeypatch.setattr(loader, "find_bcc", lambda: (None, Path("/")))
+    monkeypatch.setattr(facts, "gather", recorded_facts)
+    monkeypatch.setattr(cgroupfs, "find_memory", lambda: None)
+    monkeypatch.setattr(bpf_calls, "available", lambda: True)
+    assert loader.load(()).may_do_better is not final
+    assert len(attempts) == 3
 
 
 def test_a_signal_whose_every_way_was_refused_is_told_as_such() -> None:
