@@ -10,16 +10,23 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import select
 import signal
+import socket
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _F_SETSIG = 10
 """Not in Python's `fcntl`; the same number on all architectures that we know."""
+LOOK_S = 0.9
+SILENT_LOOKS = 8
+"""Looks, at least LOOK_S apart, without a sign of life in between, after which a process counts as hung. They are
+counted, and not the time: when the whole host slept, or both processes were stopped, nobody hangs."""
 _REAP_S = 5.0
 """What the kernel may take to free the memory and the BPF programs of a process that was killed."""
 
@@ -72,7 +79,18 @@ class TiedProcess:
         """As `Popen.poll`: None while it runs, a negative number for the signal that ended it."""
         return self._process.poll()
 
-    def is_stopped(self) -> bool:
+    def speaks(self, channel: socket.socket, event: int = select.POLLIN, limit_s: float = math.inf) -> bool:
+        """Wait for that event of `select.poll` on a channel to it; False when it was stopped meanwhile for SILENT_LOOKS
+        looks in a row, or `limit_s` is over."""
+        poll, stopped, deadline_s = select.poll(), 0, time.monotonic() + limit_s
+        poll.register(channel, event)
+        while not poll.poll(LOOK_S * 1000):
+            stopped = stopped + 1 if self._is_stopped() else 0
+            if stopped >= SILENT_LOOKS or time.monotonic() > deadline_s:
+                return False
+        return True
+
+    def _is_stopped(self) -> bool:
         """By SIGSTOP or the like."""
         try:
             status = Path(f"/proc/{self.pid}/stat").read_text(errors="replace")

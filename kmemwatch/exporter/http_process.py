@@ -19,17 +19,15 @@ from collections.abc import Sequence
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter import wire
 from kmemwatch.exporter.frames import Frame
-from kmemwatch.lifeline import TiedProcess
+from kmemwatch.lifeline import LOOK_S, SILENT_LOOKS, TiedProcess
 from kmemwatch.sources.handover import CHILD_DIRECTORY, child_environ
 
 _MODULE = "kmemwatch.exporter.worker"
 _STOP_S = 3.0
 _START_S = 60.0
 """For an answer of it. In an emulated machine Python needs half a minute to begin."""
-_CHECK_S = 0.9
-_SILENT_CHECKS = 8
-"""Checks, at least _CHECK_S apart, without a sign of life in between, after which it counts as hung. They are counted,
-and not the time: when the whole host slept, or both processes were stopped, nobody hangs."""
+_PIPE_BYTES = 1 << 16
+"""All that may wait in a pipe."""
 KEPT_VARIABLES = (
     "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "OPENSSL_CONF", "PYTHONHOME", "PYTHONPATH", "SSL_CERT_DIR", "SSL_CERT_FILE",
     "TZ", "TZDIR",
@@ -84,13 +82,9 @@ class HttpProcess:
     def _wait_while_it_begins(self, event: int) -> None:
         """Until there is that event on the channel. Raises KmemwatchError if it does nothing; it gives no signs of life
         yet, and may take long to give the first one, but not while it is stopped."""
-        poll, stopped, deadline_s = select.poll(), 0, time.monotonic() + _START_S
-        poll.register(self._channel, event)
-        while not poll.poll(_CHECK_S * 1000):
-            stopped = stopped + 1 if self._process.is_stopped() else 0
-            if stopped >= _SILENT_CHECKS or time.monotonic() > deadline_s:
-                self._is_hung = True
-                raise self._silence()
+        if not self._process.speaks(self._channel, event, _START_S):
+            self._is_hung = True
+            raise self._silence()
 
     def wait_ready(self) -> None:
         """Return when it serves. Raises its KmemwatchError when it cannot."""
@@ -129,21 +123,20 @@ class HttpProcess:
         """Raise KmemwatchError when it has ended, or does nothing any more. To be called about once a second."""
         if self._process.status() is not None:
             raise self._ended()
-        if time.monotonic() < self._checked_s + _CHECK_S:
+        if time.monotonic() < self._checked_s + LOOK_S:
             return
         self._checked_s = time.monotonic()
         self._silent = 0 if self._has_beaten() else self._silent + 1
-        if self._silent >= _SILENT_CHECKS:
+        if self._silent >= SILENT_LOOKS:
             self._is_hung = True
             raise self._silence()
 
     def _has_beaten(self) -> bool:
         """Whether its server went round since the last time, see `server.Server`."""
-        beaten = False
+        # Once: who writes without an end must not keep us here.
         with contextlib.suppress(BlockingIOError):
-            while os.read(self._beats, 4096):
-                beaten = True
-        return beaten
+            return bool(os.read(self._beats, _PIPE_BYTES))
+        return False
 
     def stop(self) -> None:
         """Let it finish its answers, and end it, whatever it does; harmless when called twice."""

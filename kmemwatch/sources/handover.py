@@ -184,11 +184,21 @@ class Child:
     def _receive_exactly(self, size: int) -> bytes:
         parts = bytearray()
         while len(parts) < size:
+            self._wait_for_more()
             part = self._channel.recv(size - len(parts))
             if not part:
                 raise self._ended()
             parts += part
         return bytes(parts)
+
+    def _wait_for_more(self) -> None:
+        """Compiling may take as long as it likes, being stopped may not."""
+        if not self._process.speaks(self._channel):
+            raise self._silence()
+
+    @staticmethod
+    def _silence() -> KmemwatchError:
+        return KmemwatchError("the process that attaches the probes does not answer", "is it stopped?")
 
     def _ended(self) -> KmemwatchError:
         """Why, by its last words."""
@@ -209,12 +219,16 @@ class Child:
     def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
         descriptors: list[int] = []
         while len(descriptors) < answer["descriptors"]:
-            data, fds, flags, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
-            descriptors += fds
-            if data and not flags & socket.MSG_CTRUNC:
-                continue
+            speaks = self._process.speaks(self._channel)
+            if speaks:
+                data, fds, flags, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
+                descriptors += fds
+                if data and not flags & socket.MSG_CTRUNC:
+                    continue
             for fd in descriptors:  # else what is half handed over would stay attached
                 os.close(fd)
+            if not speaks:
+                raise self._silence()
             if data:  # the kernel leaves out the descriptors that this process may not have
                 raise shortages.shortage(errno.EMFILE, "the probes cannot be taken over")
             raise ShortageError("the process that attaches the probes ended while it handed them over", _OUT_OF_MEMORY)

@@ -26,7 +26,7 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter import wire
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Frame, Latest, ProgramRuns, ReaderState
-from kmemwatch.exporter.http_process import KEPT_VARIABLES
+from kmemwatch.exporter.http_process import KEPT_VARIABLES, HttpProcess
 from kmemwatch.model import Snapshot
 from tests.unit import fakes, strategies
 from tests.unit.certificates import Authority
@@ -248,6 +248,16 @@ def test_an_http_process_that_is_stopped_while_it_begins_ends_the_service(tmp_pa
         assert time.monotonic() - began < 12, "ten seconds, and what a busy machine takes"
         assert daemon.process.returncode == 1
         assert is_gone(child)
+
+
+def test_signs_of_life_without_an_end_keep_nobody_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from a process that somebody has taken over."""
+    http_process = HttpProcess.__new__(HttpProcess)
+    http_process._beats = 0
+    reads = iter([b".", b".", AssertionError])
+    monkeypatch.setattr("kmemwatch.exporter.http_process.os.read", lambda fd, size: next(reads))
+    assert http_process._has_beaten()
+    assert next(reads) == b"."
 
 
 def test_both_may_be_stopped_for_long() -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,33 @@ handover.send(channel, manifest(1, 0), list(pipes(450)))
     with pytest.raises(KmemwatchError, match="ended while it handed them over"):
         run_child(code).wait()
     assert open_descriptors() == before, "descriptors stay, and with them what is attached"
+
+
+STOP = "os.kill(os.getpid(), 19)"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        STOP,
+        f"channel.sendall(bytes(4)); {STOP}",
+        f"socket.send_fds = lambda *_: {STOP}\nhandover.send(channel, manifest(1, 0), list(pipes(1)))",
+    ],
+    ids=["at once", "in the answer", "before the descriptors"],
+)
+def test_a_child_that_is_stopped(run_child: Any, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmemwatch.lifeline.LOOK_S", 0.1)
+    before, began = open_descriptors(), time.monotonic()
+    with pytest.raises(KmemwatchError, match="does not answer"):
+        run_child(code).wait()
+    assert time.monotonic() - began < 10
+    assert open_descriptors() == before
+
+
+def test_a_child_that_is_slow_is_waited_for(run_child: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmemwatch.lifeline.LOOK_S", 0.01)
+    with pytest.raises(KmemwatchError, match="ended: exit status 0"):
+        run_child("time.sleep(1)").wait()
 
 
 def test_close_ends_a_child_that_is_busy(run_child: Any) -> None:
