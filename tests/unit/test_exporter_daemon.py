@@ -69,9 +69,10 @@ def is_gone(pid: int) -> bool:
     for _ in range(300):
         try:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+            threads = list(Path(f"/proc/{pid}/task").iterdir())
         except (FileNotFoundError, ProcessLookupError):
             return True
-        if state == "Z":
+        if state == "Z" and len(threads) <= 1:  # others may still hold its sockets
             return True
         time.sleep(0.01)
     return False
