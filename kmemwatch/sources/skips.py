@@ -34,7 +34,8 @@ class Skips:
         elif kprobes and peek is not None:
             self._misses = KprobeMisses(peek, handed.manifest.facts, kprobes)
             self.why = self._misses.why or self._why_not_run()
-        self._start = self._totals()
+        self._start = self._most_skipped()
+        self._told = dict.fromkeys(self._start, 0)
         self._start_not_run = self._least_not_run()
         self._told_not_run = dict.fromkeys(self._start_not_run, 0)
 
@@ -44,9 +45,9 @@ class Skips:
         Runs that the kernel skipped because an interrupt hit while the program ran, less those that the second program
         of the hook made up for; what kprobes missed, and what they saw without their programs being run.
         """
-        skipped: dict[str, int | None] = {
-            signal: max(0, count - self._start.get(signal, 0)) for signal, count in self._totals().items()
-        }
+        for signal, count in self._totals().items():
+            self._told[signal] = max(self._told.get(signal, 0), count - self._start.get(signal, 0))
+        skipped: dict[str, int | None] = dict(self._told)
         for name, count in (self.not_run() or {}).items():
             skipped[_signal(name)] = (skipped.get(_signal(name)) or 0) + count
         if self.why is not None:
@@ -63,8 +64,17 @@ class Skips:
             self._told_not_run[name] = max(self._told_not_run[name], count - self._start_not_run[name])
         return dict(self._told_not_run)
 
+    def _most_skipped(self) -> dict[str, int]:
+        """What was skipped before the start: as in `_totals`, the most of several looks is closest."""
+        looks = [self._totals() for _ in range(_START_TRIES)]
+        return {signal: max(look.get(signal, 0) for look in looks) for signal in looks[0]}
+
     def _totals(self) -> dict[str, int]:
-        """All but what `not_run` has."""
+        """All but what `not_run` has.
+
+        What is recovered is read last: with what came in between, so that each look may tell too little, and a later
+        one less than an earlier one. A counter must not fall, as what reads it takes that for a new start.
+        """
         skipped: dict[str, int] = {}
         for name, fd in self._programs.items():
             # Kprobes say so since v6.7 only, and `not_run` says the same.

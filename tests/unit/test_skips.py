@@ -89,6 +89,26 @@ def test_what_was_skipped_before_the_start_is_not_told(monkeypatch: pytest.Monke
     assert found.not_run() == {FREE: 11, KFREE: 0}
 
 
+def test_what_is_lost_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second programs make up for between two looks at the counters is taken off too early."""
+    kernel = Kernel(())
+    kernel.recursion = {0: 7}
+    found = skips_of(kernel, monkeypatch, ALLOC)
+    told = []
+    for skipped, recovered in ((37, 0), (37, 1), (37, 0), (40, 2), (41, 2), (41, 50)):
+        kernel.recursion[0], kernel.recovered = 7 + skipped, recovered
+        told.append(found.read()["alloc"])
+    assert told == [37, 37, 37, 38, 39, 39]
+
+
+def test_what_is_made_up_for_at_the_start_is_not_told_as_lost_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = Kernel(())
+    kernel.recursion, looks = {0: 100}, iter((30, 25, 27, 26, 26))
+    readers = {"recovered": SimpleNamespace(sums=lambda _: (b"", [(next(looks, 25),), (0,)]))}
+    monkeypatch.setattr(kernel, "readers", lambda: readers)
+    assert skips_of(kernel, monkeypatch, ALLOC).read() == {"alloc": 0}
+
+
 def test_recursion_of_kprobes_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Since v6.7 the kernel counts some of it as well."""
     kernel = Kernel((FREE,))
