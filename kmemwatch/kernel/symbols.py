@@ -31,3 +31,13 @@ def addresses(names: Iterable[str], path: Path = KALLSYMS) -> Mapping[str, int] 
         if line[start:] in wanted:
             found.setdefault(wanted[line[start:]], int(line[: start - 3], 16))
     return found
+
+
+def are_there(path: Path = KALLSYMS) -> bool:
+    """Whether the file has anything in it; a container may see another one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) != b""
+    except OSError as error:
+        shortages.refuse(error, str(path))
+        return False

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from operator import add
 
 from kmemwatch import shortages
-from kmemwatch.errors import KmemwatchError
+from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel import libbpf
+from kmemwatch.kernel.facts import POSSIBLE_CPUS
 
 _BATCH = 2048
 """Entries per system call. More than any hash bucket has, else the kernel answers ENOSPC; few enough that the buffer
@@ -65,10 +66,16 @@ class _ProgInfo(ctypes.Structure):
 
 
 def possible_cpus() -> int:
-    """Number of copies that a per-CPU map has of each value. Raises OSError."""
+    """Number of copies that a per-CPU map has of each value. Raises OSError for a shortage, else UnsupportedError."""
     number = int(libbpf.library().libbpf_num_possible_cpus())
     if number < 0:
-        raise OSError(-number, f"possible CPUs: {libbpf.error_text(number)}")
+        error = OSError(-number, f"possible CPUs: {libbpf.error_text(number)}")
+        if shortages.number_of(error) is not None:
+            raise error
+        raise UnsupportedError(
+            f"{POSSIBLE_CPUS}: cannot be read as a list of CPUs: {libbpf.error_text(number)}",
+            hint="a container needs /sys of the host",
+        )
     return number
 
 

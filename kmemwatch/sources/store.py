@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from kmemwatch import __version__, shortages
-from kmemwatch.kernel import cgroupfs
+from kmemwatch.kernel import cgroupfs, symbols
 
 DIRECTORY = Path("/run/kmemwatch")
 """Gone after a reboot, like everything that the files speak of."""
@@ -62,6 +62,7 @@ def key(without: tuple[str, ...], sources: tuple[Path, ...] = _SOURCES, latency:
         "latency": latency,
         "host": host,
         "tracefs": [os.path.isdir(path) for path in _EVENTS],  # noqa: PTH112 - says no where Path.is_dir raises
+        "symbols": symbols.are_there(),
         "capabilities": _capabilities(),
         "hierarchy": None if hierarchy is None else list(astuple(hierarchy)),
         "sources": {str(path): mark for directory in sources for path, mark in _marks(directory)},

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import pytest
 
-from kmemwatch.errors import KmemwatchError, ShortageError
+from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
 from kmemwatch.exporter import sandbox
 from kmemwatch.kernel import bpf_calls, btf, cgroupfs, facts, libbpf, symbols, trial
 from kmemwatch.kernel.plan import plan
@@ -137,6 +137,16 @@ def test_a_library_that_cannot_be_loaded_for_want_of_something(monkeypatch: pyte
 def test_the_number_of_cpus(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     monkeypatch.setattr(libbpf, "library", lambda: SimpleNamespace(libbpf_num_possible_cpus=lambda: -number))
     with pytest.raises(OSError, match=os.strerror(number)):
+        maps.possible_cpus()
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOENT])
+def test_a_number_of_cpus_that_cannot_be_told(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(libbpf, "library", lambda: SimpleNamespace(libbpf_num_possible_cpus=lambda: -number))
+    monkeypatch.setattr(libbpf, "error_text", os.strerror)
+    with pytest.raises(
+        UnsupportedError, match=r"^/sys/devices/system/cpu/possible: cannot be read as a list of CPUs: "
+    ):
         maps.possible_cpus()
 
 
@@ -418,6 +428,7 @@ def channel() -> Iterator[tuple[int, socket.socket]]:
 def received(ours: socket.socket) -> KmemwatchError:
     child: Any = object.__new__(handover.Child)
     child._channel = ours
+    child._process = SimpleNamespace(speaks=lambda channel: True)
     child.close = lambda: None
     with pytest.raises(KmemwatchError) as caught:
         handover.Child.wait(child)
@@ -452,6 +463,7 @@ from types import SimpleNamespace
 from kmemwatch.sources import handover
 child = object.__new__(handover.Child)
 child._channel = socket.socket(fileno=int(sys.argv[1]))
+child._process = SimpleNamespace(speaks=lambda channel: True)
 before = os.listdir("/proc/self/fd")
 resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + 5, len(before) + 5))
 try:

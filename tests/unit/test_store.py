@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.kernel import cgroupfs
+from kmemwatch.kernel import cgroupfs, symbols
 from kmemwatch.sources import store
 
 KEY: dict[str, Any] = {"without": [], "latency": False, "host": {"boot_id": "a"}}
@@ -180,7 +180,9 @@ def test_the_key_covers_what_is_compiled_and_what_decides() -> None:
     assert {"alloc.bpf.c", "compat.h", "ptrace.h", "plan.py", "btf.py", "loader.py", "discover.py"} <= named
 
 
-@pytest.mark.parametrize("part", ["version", "without", "latency", "host", "tracefs", "capabilities", "hierarchy"])
+@pytest.mark.parametrize(
+    "part", ["version", "without", "latency", "host", "tracefs", "symbols", "capabilities", "hierarchy"]
+)
 def test_the_key_changes_with_the_host(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     before = store.key(())
     assert part in before
@@ -190,6 +192,7 @@ def test_the_key_changes_with_the_host(monkeypatch: pytest.MonkeyPatch, part: st
         "latency": lambda: None,
         "host": lambda: monkeypatch.setattr(store, "_text", lambda path: "another"),
         "tracefs": lambda: monkeypatch.setattr(store, "_EVENTS", ("/dev",)),
+        "symbols": lambda: monkeypatch.setattr(symbols.are_there, "__defaults__", (Path(os.devnull),)),
         "capabilities": lambda: monkeypatch.setattr(store, "_capabilities", lambda: "CapEff: 0"),
         "hierarchy": lambda: monkeypatch.setattr(
             cgroupfs, "find_memory", lambda: cgroupfs.Hierarchy(2, 0, "/elsewhere")
