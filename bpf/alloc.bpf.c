@@ -30,7 +30,7 @@ static __always_inline int count_alloc_object(u64 object, u64 gfp_flags)
 	int error = find_cache(object, &cache);
 
 	if (error >= 2)
-		count_lost(LOST_NO_CACHE, 1);
+		count_lost(LOST_CACHE_UNREADABLE, 1);
 	return error ? 0 : count_alloc(root_cache(cache), gfp_flags, 1);
 }
 
@@ -41,7 +41,7 @@ static __always_inline int count_free_in(u64 object, struct slab_of *slab, int e
 
 	if (error) {
 		if (error >= 2)
-			count_lost(LOST_NO_CACHE, 1);
+			count_lost(LOST_CACHE_UNREADABLE, 1);
 		return 0;
 	}
 	css = object_memcg(object, slab);
@@ -81,10 +81,10 @@ struct notes {
 	u64 unused[7];   /* so that no two CPUs have a line in common */
 };
 
-/* One for allocations, one for frees. Order is shared with decode.py. */
+/* One for allocations, one for frees. */
 enum noted { NOTED_ALLOC, NOTED_FREE, NOTED };
 
-BPF_ARRAY(noted, struct notes, ALL_NOTES); /* NOTED for each CPU; not a per-CPU array for the reason that slots are none */
+BPF_ARRAY(noted, struct notes, POSSIBLE_CPUS * NOTED); /* NOTED for each CPU; not a per-CPU array for the reason that slots are none */
 BPF_PERCPU_ARRAY(recovered, u64, NOTED); /* events that the second program counted */
 
 static __always_inline struct notes *notes_of(u32 which)
@@ -633,13 +633,13 @@ static __always_inline int count_free_bulk(u64 size, u64 objects)
 		bpf_probe_read_kernel(&object, sizeof(object), (void *)(objects + i * 8));
 		error = find_slab(object, &slab);
 		if (error >= 2)
-			count_lost(LOST_NO_CACHE, 1);
+			count_lost(LOST_CACHE_UNREADABLE, 1);
 		if (!error) {
 			css = object_memcg(object, &slab);
 			count_in_hash(root_cache(slab.cache), css ? css_cgroup_id(css) : 0, PAIR_FREED_OBJECTS, 1);
 		}
 	}
-	count_lost(LOST_NO_CACHE, size - i);
+	count_lost(LOST_CACHE_UNREADABLE, size - i);
 	return 0;
 }
 

@@ -15,12 +15,12 @@ static __always_inline int count_charge(u64 memcg, s64 pages)
 	u64 uncharged = -pages;
 
 	if (!cgroup_id) {
-		count_lost(LOST_NO_CGROUP, 1);
+		count_lost(LOST_CGROUP_UNREADABLE, 1);
 		return 0;
 	}
 	value = charges.lookup_or_try_init(&cgroup_id, &zero);
 	if (!value) {
-		count_lost(LOST_CHARGES_FULL, 1);
+		count_lost(LOST_CHARGE_MAP_FULL, 1);
 		return 0;
 	}
 	if (pages > 0) {

@@ -34,7 +34,7 @@ struct timed_calls {
 
 BPF_PERCPU_ARRAY(timed, struct timed_calls, 1);
 
-enum latency_kind { LATENCY_WITHOUT_CHECK, LATENCY_WITH_CHECK, LATENCY_CHECK, LATENCY_KINDS };
+enum latency_kind { LATENCY_ALLOCATION_WITHOUT_CHECK, LATENCY_ALLOCATION_WITH_CHECK, LATENCY_RECHARGE_CHECK, LATENCY_KINDS };
 
 struct latency_value {
 	u64 samples;
@@ -123,7 +123,7 @@ static __always_inline int timed_return(int which, u64 context)
 	start_ns = *(volatile u64 *)&call->start_ns;
 	if (!is_near(*(volatile u64 *)&call->place, place))
 		return 0;
-	kind = which == TIMED_CHECK ? LATENCY_CHECK : call->checked ? LATENCY_WITH_CHECK : LATENCY_WITHOUT_CHECK;
+	kind = which == TIMED_CHECK ? LATENCY_RECHARGE_CHECK : call->checked ? LATENCY_ALLOCATION_WITH_CHECK : LATENCY_ALLOCATION_WITHOUT_CHECK;
 	*(volatile u64 *)&call->place = 0;
 	count_latency(kind, bpf_ktime_get_ns() - start_ns);
 	return 0;

@@ -1,18 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What all programs share. kmemwatch/sources/decode.py has the same structs and checks their sizes when it attaches.
+ * What all programs share. Python reads the structs, enums and numbers from these files (kmemwatch/sources/layouts.py).
  * Every member has its unit. Counters only grow while the programs are attached.
  */
 
-/* Ways in which something that happened is not counted; index of `lost`. decode.py has the same order. */
+/* Ways in which something that happened is not counted; index of `lost`, and in small letters the reason in metrics. */
 enum lost_reason {
-	LOST_RINGBUF_FULL,  /* lifecycle events that found the ring buffer full */
-	LOST_PAIRS_FULL,    /* objects whose (cache, cgroup) pair found the map full */
-	LOST_CHARGES_FULL,  /* charges and uncharges whose cgroup found the map full */
-	LOST_NO_CGROUP,     /* objects, charges and lifecycle events whose memcg could not be read */
-	LOST_NO_CACHE,      /* objects whose slab could not be read */
-	LOST_RECHARGES_FULL, /* recharges whose (cache, from, to) found the map full */
-	LOST_RECHARGING,    /* recharge checks that were to be followed to their end, and could not be */
+	LOST_RINGBUF_FULL,        /* lifecycle events that found the ring buffer full */
+	LOST_PAIR_MAP_FULL,       /* objects whose (cache, cgroup) pair found the map full */
+	LOST_CHARGE_MAP_FULL,     /* charges and uncharges whose cgroup found the map full */
+	LOST_CGROUP_UNREADABLE,   /* objects, charges and lifecycle events whose memcg could not be read */
+	LOST_CACHE_UNREADABLE,    /* objects whose slab could not be read */
+	LOST_RECHARGE_MAP_FULL,   /* recharges whose (cache, from, to) found the map full */
+	LOST_RECHARGE_UNFOLLOWED, /* recharge checks that were to be followed to their end, and could not be */
 	LOST_REASONS,
 };
 
@@ -26,7 +26,7 @@ static __always_inline void count_lost(int reason, u64 times)
 		__sync_fetch_and_add(count, times);
 }
 
-/* Events. Rare, so streamed. decode.py has the same kinds. */
+/* Events. Rare, so streamed. In small letters the kind of an event in `kmemwatch events`. */
 enum event_kind {
 	EVENT_ONLINE = 1,
 	EVENT_OFFLINE,

@@ -7,7 +7,6 @@
 /* Whom objects are freed for that nobody was charged for: instead of a serial number, and of a cgroup id. */
 #define NOBODY (~0ULL)
 
-/* Order is shared with sources/slots.py and decode.py. */
 enum pair_count {
 	PAIR_OBJECTS,         /* allocated without __GFP_ACCOUNT */
 	PAIR_ACCOUNT_OBJECTS, /* allocated with it */
@@ -26,7 +25,7 @@ struct pair_value {
 
 BPF_PERCPU_HASH(pairs, struct pair_key, struct pair_value, MAX_PAIRS);
 
-/* One line of the CPU's cache. sources/slots.py has the same. */
+/* One line of the CPU's cache. */
 struct slot {
 	u64 cache;     /* address of the struct kmem_cache of a root cache; 0: the slot is free. Written last. */
 	u64 owner;     /* serial number of the css of the memcg, which no other ever gets; NOBODY */
@@ -55,7 +54,7 @@ static __always_inline void count_in_hash(u64 cache, u64 cgroup_id, u64 which, u
 	if (value)
 		add_to_pair(value, which, objects);
 	else
-		count_lost(LOST_PAIRS_FULL, objects);
+		count_lost(LOST_PAIR_MAP_FULL, objects);
 }
 
 /* Where the first of the SLOT_PLACES is that a pair can have on this CPU; the others are beside it. */
@@ -107,7 +106,7 @@ static __always_inline void count_pair(u64 cache, u64 css, u64 owner, u64 which,
 	}
 	cgroup_id = owner == NOBODY ? NOBODY : css_cgroup_id(css);
 	if (!cgroup_id)
-		count_lost(LOST_NO_CGROUP, objects);
+		count_lost(LOST_CGROUP_UNREADABLE, objects);
 	else if (slot && claim_slot(slot, cache, owner, cgroup_id))
 		add_to_pair(&slot->value, which, objects);
 	else

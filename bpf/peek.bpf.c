@@ -72,7 +72,7 @@ int test_run_peek_many(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
-/* One memcg as it is in the tree of css. What this kernel lacks stays 0, and decode.py knows it from the macros. */
+/* One memcg as it is in the tree of css. What this kernel lacks stays 0. */
 struct memcg_record {
 	u64 css;           /* address; the css is the first member of struct mem_cgroup */
 	u64 parent_css;    /* address; 0 for the root */

@@ -94,7 +94,7 @@ static __always_inline struct frame *push_frame(u64 object, u64 cache, u64 old)
 	if (!frames) {
 		zeros = no_frames.lookup(&zero);
 		if (!zeros || recharging.insert(&task, zeros)) {
-			count_lost(LOST_RECHARGING, 1);
+			count_lost(LOST_RECHARGE_UNFOLLOWED, 1);
 			return 0;
 		}
 		if (tasks)
@@ -105,7 +105,7 @@ static __always_inline struct frame *push_frame(u64 object, u64 cache, u64 old)
 	}
 	if (frames->depth >= FRAMES) {
 		/* Ends that were missed have piled up: the frames are somebody else's. */
-		count_lost(LOST_RECHARGING, FRAMES);
+		count_lost(LOST_RECHARGE_UNFOLLOWED, FRAMES);
 		frames->depth = 0;
 	}
 	frame = &frames->frame[frames->depth & (FRAMES - 1)];
@@ -155,7 +155,7 @@ static __always_inline int recharge_entry(u64 object, int follow_all)
 	if (frames && top_of(frames)->object == LATE)
 		pop_frame(frames, task, tasks);
 	if (find_slab(object, &slab)) {
-		count_lost(LOST_RECHARGING, 1);
+		count_lost(LOST_RECHARGE_UNFOLLOWED, 1);
 		return 0;
 	}
 	if (slab.memcg != current_memcg() || (follow_all && own_frames(&task, &tasks)))
@@ -225,7 +225,7 @@ static __always_inline void count_move(struct frame *frame)
 		value = recharges.lookup(&key);
 	}
 	if (!value) {
-		count_lost(LOST_RECHARGES_FULL, 1);
+		count_lost(LOST_RECHARGE_MAP_FULL, 1);
 		return;
 	}
 	__sync_fetch_and_add(&value->recharges, 1);
@@ -261,7 +261,7 @@ static __always_inline void end_frame(struct frame *frame, int error)
 	} else if (!frame->to_uncharged && (frame->old_uncharged || !frame->old)) {
 		count_move(frame);
 	} else {
-		count_lost(LOST_RECHARGING, 1);
+		count_lost(LOST_RECHARGE_UNFOLLOWED, 1);
 	}
 }
 
@@ -280,7 +280,7 @@ static __always_inline int recharge_return(u64 object, int error)
 			return 0; /* a nested call that was not worth following */
 		end_frame(frame, error);
 	} else if (!object || find_cache(object, &frame->cache)) {
-		count_lost(LOST_RECHARGING, 1);
+		count_lost(LOST_RECHARGE_UNFOLLOWED, 1);
 	} else {
 		end_frame(frame, error);
 	}

@@ -20,8 +20,6 @@ SLOTS_BYTES = 16 << 20
 """Of the slots of all CPUs at most: 4,096 each for up to 64 CPUs, 1,024 each for 256."""
 SLOT_HASH, OWNER_HASH = 0x9E3779B97F4A7C15, 0x9E3779B1
 """2 ** 64, and 2 ** 32, divided by the golden ratio: they spread addresses and serial numbers evenly."""
-NOTED = 2
-"""``enum noted`` in bpf/alloc.bpf.c."""
 MAX_CGROUPS = 65_536
 """Memcgs whose charges are counted at once; those of released ones are removed. Few hosts have more, as no more than
 65,535 can be online."""
@@ -47,7 +45,7 @@ WALK_STEPS = 96
 """Edges per run of the walk: a leaf takes three."""
 STATS_MAX = 64
 
-_LIMITS = {
+LIMITS = {
     "MAX_PAIRS": MAX_PAIRS,
     "SLOT_HASH": SLOT_HASH,
     "OWNER_HASH": OWNER_HASH,
@@ -132,7 +130,7 @@ class Defines:
 def defines(facts: Facts) -> Defines:
     """All macros that the facts give; what the kernel lacks is absent."""
     values = {f"OFF_{name}": offset for name, offset in facts.offsets.items()}
-    values |= _LIMITS | {"RING_PAGES": RING_BYTES // facts.page_bytes, "KMW_PAGE_BYTES": facts.page_bytes}
+    values |= LIMITS | {"RING_PAGES": RING_BYTES // facts.page_bytes, "KMW_PAGE_BYTES": facts.page_bytes}
     optional = {
         "MEMORY_CGRP_ID": facts.enums.get("cgroup_subsys_id", {}).get("memory_cgrp_id"),
         "MEMCG_KMEM": facts.enums.get("memcg_stat_item", {}).get("MEMCG_KMEM"),
@@ -172,7 +170,7 @@ def _near(offsets: Mapping[str, int], first: str, last: str) -> bool:
 def _per_cpu(cpus: int) -> dict[str, int]:
     """Sizes of arrays that have a part for each CPU."""
     bits = min(SLOT_BITS, (SLOTS_BYTES // SLOT_BYTES // cpus).bit_length() - 1)
-    return {"SLOT_BITS": bits, "ALL_SLOTS": cpus << bits, "ALL_NOTES": cpus * NOTED}
+    return {"SLOT_BITS": bits, "ALL_SLOTS": cpus << bits, "POSSIBLE_CPUS": cpus}
 
 
 def _compound_order(facts: Facts) -> int | None:

@@ -37,6 +37,8 @@ from kmemwatch.sources.scan import SlabScan
 from kmemwatch.sources.skips import Skips
 from kmemwatch.sources.slots import Slots, slot_windows
 
+if PairCounts._fields != decode.PAIR_COUNTS:
+    raise KmemwatchError(f"bpf/: enum pair_count is {', '.join(decode.PAIR_COUNTS)}")
 _as_counts: Callable[[tuple[int, ...]], PairCounts] = partial(tuple.__new__, PairCounts)
 """As `PairCounts._make`, in a third of the time: there may be 65,536."""
 
@@ -127,7 +129,7 @@ class BpfSource:
         if reader is None or self._slots is None:
             return None
         counts = self._slots.read()
-        keys, sums = reader.sums(3)
+        keys, sums = reader.sums(decode.PAIR_VALUE)
         self._fill += (MapFill("pairs", len(sums), reader.handle.max_entries),)
         for key, row in zip(decode.PAIR_KEY.iter_unpack(keys), sums, strict=True):
             before = counts.get(key)
@@ -138,7 +140,7 @@ class BpfSource:
         reader = self._readers.get("charges")
         if reader is None:
             return None
-        keys, sums = reader.sums(2)
+        keys, sums = reader.sums(decode.CHARGE_VALUE)
         self._fill += (MapFill("charges", len(sums), reader.handle.max_entries),)
         ids = (row[0] for row in struct.iter_unpack("=Q", keys))
         return dict(zip(ids, (ChargeCounts(*row) for row in sums), strict=True))
@@ -147,14 +149,14 @@ class BpfSource:
         reader = self._readers.get("recharges")
         if reader is None or not self.known.gives("recharge"):
             return None
-        _, counts = self._readers["recharge_counts"].sums(1)
-        keys, sums = reader.sums(2)
+        _, counts = self._readers["recharge_counts"].sums()
+        keys, sums = reader.sums(decode.RECHARGE_VALUE)
         self._fill += (MapFill("recharges", len(sums), reader.handle.max_entries),)
         moves = {}
         for (cache, from_id, to_id, state), row in zip(decode.RECHARGE_KEY.iter_unpack(keys), sums, strict=True):
             moves[RechargeKey(cache, from_id, to_id, decode.RECHARGE_FROM[state])] = (row[0], row[1])
-        checks, failures, lost_races = (row[0] for row in counts)
-        return RechargeCounts(checks, failures, lost_races, moves)
+        calls = dict(zip(decode.RECHARGE_COUNTS, (row[0] for row in counts), strict=True))
+        return RechargeCounts(**calls, moves=moves)
 
     def _read_child_slabs(self, memcgs: Sequence[MemcgRecord]) -> Mapping[int, Mapping[int, int]] | None:
         if self._scan is None:
@@ -168,11 +170,11 @@ class BpfSource:
         timed = self._readers["timed"].lookup(bytes(4)) if "timed" in self._readers else None
         if reader is None or timed is None or not self.known.gives("latency"):
             return None
-        _, sums = reader.sums(2 + decode.LATENCY_BUCKETS)
+        _, sums = reader.sums(decode.LATENCY_VALUE)
         return latency(timed, sums, f"latency/entry:{RECHARGE_FUNCTION}" in self._handed.programs)
 
     def _read_lost(self) -> dict[str, int | None]:
-        _, sums = self._readers["lost"].sums(1)
+        _, sums = self._readers["lost"].sums()
         lost: dict[str, int | None] = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
         lost.update({f"skipped_{signal}": count for signal, count in self._skips.read().items()})
         lost["undecodable"] = self._ring.decode_errors if self._ring else 0

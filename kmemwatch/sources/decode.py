@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the BPF programs write, as bytes: the same structs, in the same order, as in bpf/.
-
-`check_sizes` compares with the sizes that the compiler saw, so that the two can never drift apart unnoticed.
-"""
+"""What the BPF programs write, as bytes -> Python. Layouts and numbers are those of the C files, see `layouts`."""
 
 from __future__ import annotations
 
@@ -12,103 +9,62 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.kernel.defines import PEEK_PART_BYTES, STATS_MAX
+from kmemwatch.sources.layouts import layout, names, number, numbers, value_bytes
 
-PAIR_KEY = struct.Struct("=QQ")
-"""``struct pair_key``: cache address, cgroup id."""
-PAIR_VALUE = struct.Struct("=QQQ")
-"""``struct pair_value``: objects without and with __GFP_ACCOUNT, freed objects."""
-CHARGE_VALUE = struct.Struct("=QQ")
-"""``struct charge_value``: charged pages, uncharged pages."""
-LIFECYCLE_EVENT = struct.Struct("=QQQII16s")
-"""``struct lifecycle_event``."""
-NAME_BYTES = 256
-ONLINE_EVENT_BYTES = LIFECYCLE_EVENT.size + NAME_BYTES
+PAIR_VALUE = layout("pair_value", "count")
+PAIR_KEY = layout("pair_key", "cache", "cgroup_id")
+CHILD_SLAB_KEY = layout("child_slab_key", "cache", "cgroup_id")
+CHILD_SLAB_VALUE = layout("child_slab_value", "scan", "pages")
+CHARGE_VALUE = layout("charge_value", "charged_pages", "uncharged_pages")
+RECHARGE_VALUE = layout("recharge_value", "recharges", "pages")
+LATENCY_VALUE = layout("latency_value", "samples", "sum_ns", "buckets")
+RECHARGE_KEY = layout("recharge_key", "cache", "from_id", "to_id", "from_state")
+TIMED_CALL = layout("timed_call", "calls", "dropped", "place")
+SCAN_STATE = layout("scan_state", "page", "end", "scan", "full")
+WALK_STATE = layout("walk_state", "count", "done")
+
+LIFECYCLE_EVENT = layout("lifecycle_event", "at_ns", "cgroup_id", "parent_id", "kind", "pid", "comm")
+ONLINE_EVENT = layout("online_event", "name")
+SLAB_EVENT = layout("slab_event", "cache", "root_cache", "from_id", "pages", "kmemcg_id", "name")
+MEMCG_RECORD = layout(
+    "memcg_record",
+    "css", "parent_css", "serial_nr", "cgroup_id", "references", "memory_pages", "swap_pages", "kmem_pages",
+    "tcpmem_pages", "online", "kmemcg_id", "kmem_cache_id", "kmem_cache_id_held", "memcg_id", "name",
+)  # fmt: skip
+
+PAIR_COUNTS = names("pair_count", "PAIR_", "PAIR_COUNTS")
+"""Index of ``pair_value.count``."""
+LOST_REASONS = names("lost_reason", "LOST_", "LOST_REASONS")
+"""Index of the map ``lost``."""
+NOTED_SIGNALS = names("noted", "NOTED_", "NOTED")
+"""Index of the map ``recovered``."""
+RECHARGE_COUNTS = names("recharge_count", "RECHARGE_", "RECHARGE_COUNTS")
+"""Index of the map ``recharge_counts``."""
+RECHARGE_FROM = names("recharge_from", "FROM_")
+"""In `model.RechargePair.from_state`'s words."""
+LATENCY_KINDS = names("latency_kind", "LATENCY_", "LATENCY_KINDS")
+"""Index of the map ``latency``."""
+TIMED, TIMED_CHECK = number("TIMED"), number("TIMED_CHECK")
+"""Functions in ``struct timed_calls``, and the index of the recharge check."""
+LATENCY_BUCKETS = number("LATENCY_BUCKETS")
+PEEK_BYTES = number("PEEK_BYTES")
 CACHE_NAME_BYTES = 128
-"""That of a child cache has the name of its cgroup in it."""
-SLAB_EVENT = struct.Struct(f"=4QiI{CACHE_NAME_BYTES}s")
-"""``struct slab_event`` after its ``event``: cache, root cache, from id, pages, kmemcg_id, from online, name."""
-SLAB_EVENT_BYTES = LIFECYCLE_EVENT.size + SLAB_EVENT.size
-RECHARGE_KEY = struct.Struct("=4Q")
-"""``struct recharge_key``: cache address, from id, to id, ``enum recharge_from``."""
-RECHARGE_VALUE = struct.Struct("=QQ")
-"""``struct recharge_value``: recharges, pages."""
-RECHARGE_COUNTS = ("checks", "failures", "lost_races")
-"""Index of the map ``recharge_counts``; ``enum recharge_count`` in bpf/recharge.bpf.c."""
-RECHARGE_FROM = ("none", "online", "dying")
-"""``enum recharge_from``, in `model.RechargePair.from_state`'s words."""
-TIMED_CALL = struct.Struct("=7Q")
-"""``struct timed_call``: calls, dropped, place, and what is of use to the programs only."""
-TIMED, TIMED_CHECK = 4, 3
-"""Functions in ``struct timed_calls``, and the index of the recharge check; ``enum timed_function``."""
-LATENCY_BUCKETS = 40
-LATENCY_VALUE = struct.Struct(f"={2 + LATENCY_BUCKETS}Q")
-"""``struct latency_value``: samples, their nanoseconds, samples in each bucket."""
-LATENCY_KINDS = ("allocation_without_check", "allocation_with_check", "recharge_check")
-"""Index of the map ``latency``; ``enum latency_kind``."""
-CHILD_SLAB_KEY = struct.Struct("=QQ")
-"""``struct child_slab_key``: cache address, cgroup id."""
-CHILD_SLAB_VALUE = struct.Struct("=QQ")
-"""``struct child_slab_value``: number of the scan, pages."""
-SCAN_STATE = struct.Struct("=6Q")
-"""``struct scan_state``: page to go on at, end, number of the scan, slabs that found the map full, and its own."""
-MEMCG_HEAD = struct.Struct("=9QI4i4x")
-MEMCG_RECORD_BYTES = MEMCG_HEAD.size + 8 * STATS_MAX + NAME_BYTES
-WALK_STATE = struct.Struct("=6Q")
-PEEK_BYTES = 4096
+"""Of the names of caches, at most: that of a child cache has the name of its cgroup in it."""
 REFERENCES_COUNTED = 1 << 62
 """A percpu_ref has PERCPU_COUNT_BIAS, 2^63, in its count from its start until an RCU grace period after it was killed,
 when the counts of all CPUs have been added and the bias is taken off; so has a memcg that is just being removed. Before
 that the count may lie on either side of the bias; after it, it is far below this."""
 
-LOST_REASONS = (
-    "ringbuf_full",
-    "pair_map_full",
-    "charge_map_full",
-    "cgroup_unreadable",
-    "cache_unreadable",
-    "recharge_map_full",
-    "recharge_unfollowed",
-)
-"""Index of the map ``lost``; ``enum lost_reason`` in bpf/maps.h."""
-
-NOTED_SIGNALS = ("alloc", "free")
-"""Index of the map ``recovered``; ``enum noted`` in bpf/alloc.bpf.c."""
-
-LIFECYCLE_KINDS = {1: "online", 2: "offline", 3: "released"}
-SLAB_KINDS = {
-    4: "id_given",
-    5: "id_freed",
-    6: "cache_created",
-    7: "cache_destroyed",
-    8: "recharge",
-    9: "recharge_failed",
-}
-
-_LEAF_BYTES: Mapping[str, int] = {
-    "lost": 8,
-    "pairs": PAIR_VALUE.size,
-    "charges": CHARGE_VALUE.size,
-    "walk_out": MEMCG_RECORD_BYTES,
-    "walk": WALK_STATE.size,
-    "peek_out": PEEK_BYTES,
-    "peek_in": 8,
-    "peek_parts": PEEK_PART_BYTES,
-    "recovered": 8,
-    "runs": 8,
-    "recharge_counts": 8,
-    "recharges": RECHARGE_VALUE.size,
-    "timed": TIMED * TIMED_CALL.size,
-    "latency": LATENCY_VALUE.size,
-    "child_slabs": CHILD_SLAB_VALUE.size,
-    "scan": SCAN_STATE.size,
-}
+_EVENT_KINDS = {value: name for name, value in numbers("event_kind", "EVENT_").items()}
+LIFECYCLE_KINDS = {value: name for value, name in _EVENT_KINDS.items() if name in ("online", "offline", "released")}
+SLAB_KINDS = {value: name for value, name in _EVENT_KINDS.items() if value not in LIFECYCLE_KINDS}
 
 
 def check_sizes(leaf_bytes: Mapping[str, int]) -> None:
     """Compare with ``sizeof`` of each map's value as compiled. Raises KmemwatchError when one differs."""
+    ours = value_bytes()
     for name, size in leaf_bytes.items():
-        expected = _LEAF_BYTES.get(name, size)
+        expected = ours.get(name, size)
         if expected != size:
             raise KmemwatchError(f"bpf/: map {name} has values of {size} bytes, kmemwatch expects {expected}")
 
@@ -204,15 +160,15 @@ def text(raw: bytes) -> str:
 
 def event(raw: bytes) -> LifecycleEvent | SlabEvent:
     """Decode one record of the ring buffer. Raises ValueError when it has another size or kind than ours."""
-    return slab_event(raw) if len(raw) == SLAB_EVENT_BYTES else lifecycle_event(raw)
+    return slab_event(raw) if len(raw) == SLAB_EVENT.size else lifecycle_event(raw)
 
 
 def slab_event(raw: bytes) -> SlabEvent:
     """Decode a ``struct slab_event``. Raises ValueError for a kind that is not ours."""
-    at_ns, cgroup_id, _, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw)
+    at_ns, cgroup_id, _, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw, SLAB_EVENT.offset("event.at_ns"))
     if kind not in SLAB_KINDS:
         raise ValueError(f"slab event of kind {kind}")
-    cache, root, from_id, pages, kmemcg_id, _, name = SLAB_EVENT.unpack_from(raw, LIFECYCLE_EVENT.size)
+    cache, root, from_id, pages, kmemcg_id, name = SLAB_EVENT.unpack_from(raw)
     return SlabEvent(
         kind=SLAB_KINDS[kind],
         at_monotonic_ns=at_ns,
@@ -230,22 +186,22 @@ def slab_event(raw: bytes) -> SlabEvent:
 
 def lifecycle_event(raw: bytes) -> LifecycleEvent:
     """Decode one about a memcg. Raises ValueError when it has another size or kind than ours."""
-    if len(raw) not in (LIFECYCLE_EVENT.size, ONLINE_EVENT_BYTES):
+    if len(raw) not in (LIFECYCLE_EVENT.size, ONLINE_EVENT.size):
         raise ValueError(f"lifecycle event of {len(raw)} bytes")
-    at_ns, cgroup_id, parent_id, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw)
+    is_online = len(raw) == ONLINE_EVENT.size
+    at_ns, cgroup_id, parent_id, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(
+        raw, ONLINE_EVENT.offset("event.at_ns") if is_online else 0
+    )
     if kind not in LIFECYCLE_KINDS:
         raise ValueError(f"lifecycle event of kind {kind}")
-    name = text(raw[LIFECYCLE_EVENT.size :]) if len(raw) == ONLINE_EVENT_BYTES else None
+    name = text(ONLINE_EVENT.unpack_from(raw)[0]) if is_online else None
     return LifecycleEvent(LIFECYCLE_KINDS[kind], at_ns, cgroup_id, parent_id or None, pid, text(comm), name)
 
 
 def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
     """Decode one record of ``walk_out`` at `offset` bytes."""
-    fields = MEMCG_HEAD.unpack_from(raw, offset)
-    stats = struct.unpack_from(f"={stats_count}q", raw, offset + MEMCG_HEAD.size)
-    name_at = offset + MEMCG_HEAD.size + 8 * STATS_MAX
-    css, parent_css, serial_nr, cgroup_id, references, memory, swap, kmem, tcpmem, online = fields[:10]
-    kmemcg_id, kmem_cache_id, held, memcg_id = fields[10:]
+    (css, parent_css, serial_nr, cgroup_id, references, memory, swap, kmem, tcpmem,
+     online, kmemcg_id, kmem_cache_id, held, memcg_id, name) = MEMCG_RECORD.unpack_from(raw, offset)  # fmt: skip
     return MemcgRecord(
         css=css,
         parent_css=parent_css,
@@ -261,6 +217,6 @@ def memcg_record(raw: bytes, offset: int, stats_count: int) -> MemcgRecord:
         kmem_cache_id=kmem_cache_id,
         kmem_cache_id_held=bool(held),
         memcg_id=memcg_id,
-        stats=stats,
-        name=text(raw[name_at : name_at + NAME_BYTES]),
+        stats=struct.unpack_from(f"={stats_count}q", raw, offset + MEMCG_RECORD.offset("stats")),
+        name=text(name),
     )

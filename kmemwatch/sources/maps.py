@@ -16,6 +16,7 @@ from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel import libbpf
 from kmemwatch.kernel.facts import POSSIBLE_CPUS
+from kmemwatch.sources.layouts import Layout
 
 _BATCH = 2048
 """Entries per system call. More than any hash bucket has, else the kernel answers ENOSPC; few enough that the buffer
@@ -149,16 +150,18 @@ class MapReader:
         pairs = list(self._items_one_by_one())
         return b"".join(key for key, _ in pairs), b"".join(value for _, value in pairs), len(pairs)
 
-    def sums(self, columns: int) -> tuple[bytes, list[tuple[int, ...]]]:
-        """(all keys, one row of sums over CPUs for each): values are `columns` counters of 64 bits."""
+    def sums(self, value: Layout | None = None) -> tuple[bytes, list[tuple[int, ...]]]:
+        """(all keys, one row of sums over CPUs for each). `value`: of 64-bit counters; None: it is one counter."""
         keys, values, number = self.items()
         counters = memoryview(values).cast("Q")
-        width = columns * self.copies
+        words = 1 if value is None else value.size // 8
+        width = words * self.copies
         # Column by column, as a map may have 65,536 entries for each of many CPUs.
-        sums = [counters[column::width].tolist() for column in range(columns)]
-        for place in range(columns, width):
-            column = place % columns
-            sums[column] = list(map(add, sums[column], counters[place::width]))
+        columns = [0] if value is None else value.words
+        sums = [counters[column::width].tolist() for column in columns]
+        for copy in range(words, width, words):
+            for place, column in enumerate(columns):
+                sums[place] = list(map(add, sums[place], counters[copy + column :: width]))
         rows = list(zip(*sums, strict=True))
         assert len(rows) == number
         return keys, rows

@@ -84,12 +84,12 @@ class Peek:
         self._walk[: decode.WALK_STATE.size] = bytes(decode.WALK_STATE.size)
         while True:
             test_run(self._walk_fd)
-            *_, count, done = decode.WALK_STATE.unpack_from(self._walk)
+            count, done = decode.WALK_STATE.unpack_from(self._walk)
             if done == _WALK_LOST:
                 return None
-            raw = self._walk_out[: count * decode.MEMCG_RECORD_BYTES]
+            raw = self._walk_out[: count * decode.MEMCG_RECORD.size]
             records += [
-                decode.memcg_record(raw, index * decode.MEMCG_RECORD_BYTES, self._stats_count) for index in range(count)
+                decode.memcg_record(raw, index * decode.MEMCG_RECORD.size, self._stats_count) for index in range(count)
             ]
             if done == _WALK_DONE:
                 return records

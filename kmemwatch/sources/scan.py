@@ -101,13 +101,13 @@ class SlabScan:
         return (self._page_base + address // self._page_bytes * self._struct_bytes) % (1 << 64)
 
     def _set_state(self, page: int, end: int) -> None:
-        decode.SCAN_STATE.pack_into(self._state, 0, page, end, self._number, 0, 0, 0)
+        self._state[: decode.SCAN_STATE.size] = decode.SCAN_STATE.pack(page, end, self._number, 0)
 
     def _go_on(self, deadline_s: float) -> bool:
         """True when the scan is complete."""
         while time.monotonic() < deadline_s:
             test_run(self._program_fd)
-            page, end, _, full, _, _ = decode.SCAN_STATE.unpack_from(self._state)
+            page, end, _, full = decode.SCAN_STATE.unpack_from(self._state)
             if page < end:
                 continue
             self._full |= bool(full)

@@ -85,7 +85,7 @@ class Skips:
         for name, missed in ((self._misses.read() if self._misses is not None else None) or {}).items():
             skipped[_signal(name)] = skipped.get(_signal(name), 0) + missed
         if "recovered" in self._readers:
-            _, sums = self._readers["recovered"].sums(1)
+            _, sums = self._readers["recovered"].sums()
             for signal, (recovered,) in zip(decode.NOTED_SIGNALS, sums, strict=True):
                 if signal in skipped:
                     skipped[signal] -= recovered
@@ -102,7 +102,7 @@ class Skips:
         """Kprobe -> hits, less the runs of its program."""
         assert self._misses is not None
         hits = self._misses.hits() if hits_first else None
-        _, sums = self._readers["runs"].sums(1)
+        _, sums = self._readers["runs"].sums()
         hits = hits if hits_first else self._misses.hits()
         return {name: count - sums[self._numbers[name]][0] for name, count in (hits or {}).items()}
 

@@ -8,10 +8,11 @@ a reading apart, so that a program which is late is still counted, and that none
 from __future__ import annotations
 
 import mmap
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from kmemwatch.kernel.defines import SLOT_BYTES
+from kmemwatch.sources.layouts import layout
 from kmemwatch.sources.maps import MapHandle
 
 Pair = tuple[int, int]
@@ -23,9 +24,11 @@ Windows = Callable[[], Iterator[AbstractContextManager[memoryview]]]
 _Place = tuple[int, int]
 """(number of the window, index of the first word of a slot)."""
 
-WORDS = SLOT_BYTES // 8
-"""``struct slot`` of bpf/pairs.h: cache, owner, cgroup id, claims, three counts, unused."""
-CACHE, OWNER, COUNTS, UNUSED = 0, 1, 4, 7
+_SLOT = layout("slot", "value.count")
+WORDS = _SLOT.size // 8
+CACHE, OWNER, CGROUP = (_SLOT.offset(member) // 8 for member in ("cache", "owner", "cgroup_id"))
+"""Words of a ``struct slot``."""
+COUNTS = slice(_SLOT.words[0], _SLOT.words[-1] + 1)
 NOBODY = 2**64 - 1
 """Cgroup id of what nobody is charged for."""
 _WINDOW_BYTES = 256 << 10
@@ -65,9 +68,11 @@ class Slots:
         return totals
 
     def _empty(self, words: memoryview, place: _Place) -> None:
-        """All but the first word, which keeps programs away until the next reading: all see the others to be 0 then."""
+        """All but the cache, which keeps programs away until the next reading: all see the others to be 0 then."""
         first = place[1]
-        words[first + OWNER : first + WORDS] = memoryview(bytes(SLOT_BYTES - 8)).cast("Q")
+        cleared = [0] * WORDS
+        cleared[CACHE] = words[first + CACHE]
+        words[first : first + WORDS] = memoryview(array("Q", cleared))
         self._emptied.append(place)
 
     def forget(self, pairs: Iterable[Pair]) -> None:
@@ -87,7 +92,7 @@ def slot_windows(handle: MapHandle) -> Windows:
         ):
             yield words
 
-    size = handle.max_entries * SLOT_BYTES
+    size = handle.max_entries * _SLOT.size
 
     def windows() -> Iterator[AbstractContextManager[memoryview]]:
         for start in range(0, size, _WINDOW_BYTES):
@@ -102,8 +107,8 @@ def _rows(words: memoryview) -> Iterator[tuple[int, Pair, Counts]]:
         if cache:
             index = number * WORDS
             row = words[index:][:WORDS].tolist()
-            if row[1] and row[2]:  # else on its way to be taken, or to be free
-                yield index, (cache, 0 if row[2] == NOBODY else row[2]), tuple(row[COUNTS:UNUSED])
+            if row[OWNER] and row[CGROUP]:  # else on its way to be taken, or to be free
+                yield index, (cache, 0 if row[CGROUP] == NOBODY else row[CGROUP]), tuple(row[COUNTS])
 
 
 def _add(first: Counts, second: Counts) -> Counts:

@@ -21,14 +21,15 @@ from kmemwatch.sources import decode
 from kmemwatch.sources.decode import LifecycleEvent, SlabEvent
 from kmemwatch.sources.maps import Ring
 
+NAME_BYTES = 256
 u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
-raw_names = st.binary(max_size=decode.NAME_BYTES - 1).map(lambda name: name.replace(b"\0", b"?"))
+raw_names = st.binary(max_size=NAME_BYTES - 1).map(lambda name: name.replace(b"\0", b"?"))
 
 
 def pack_event(kind: int, at: int, cgroup: int, parent: int, pid: int, comm: bytes, name: bytes | None) -> bytes:
     raw = decode.LIFECYCLE_EVENT.pack(at, cgroup, parent, kind, pid, comm)
-    return raw if name is None else raw + name.ljust(decode.NAME_BYTES, b"\0")
+    return raw if name is None else raw + name.ljust(NAME_BYTES, b"\0")
 
 
 @given(st.sampled_from([1, 2, 3]), u64, u64, u64, u32, st.binary(max_size=15), st.none() | raw_names)
@@ -55,8 +56,8 @@ def test_lifecycle_event(
 def test_slab_event(kind: int, numbers: tuple[int, ...], kmemcg_id: int, pid: int, name: bytes) -> None:
     at, cgroup, cache, root, from_id, pages = numbers
     raw = decode.LIFECYCLE_EVENT.pack(at, cgroup, 0, kind, pid, b"kworker")
-    raw += decode.SLAB_EVENT.pack(cache, root, from_id, pages, kmemcg_id, 1, name)
-    assert len(raw) == decode.SLAB_EVENT_BYTES
+    raw += decode.SLAB_EVENT.pack(cache, root, from_id, pages, kmemcg_id, name)[len(raw) :]
+    assert len(raw) == decode.SLAB_EVENT.size
     found = decode.event(raw)
     assert isinstance(found, SlabEvent)
     assert (found.kind, found.at_monotonic_ns, found.pid) == (decode.SLAB_KINDS[kind], at, pid)
@@ -69,10 +70,10 @@ def test_slab_event(kind: int, numbers: tuple[int, ...], kmemcg_id: int, pid: in
 
 def test_a_slab_event_of_another_kind() -> None:
     with pytest.raises(ValueError, match="slab event of kind 3"):
-        decode.event(decode.LIFECYCLE_EVENT.pack(1, 2, 0, 3, 4, b"") + bytes(decode.SLAB_EVENT.size))
+        decode.event(decode.LIFECYCLE_EVENT.pack(1, 2, 0, 3, 4, b"").ljust(decode.SLAB_EVENT.size, b"\0"))
 
 
-@given(st.binary(max_size=2 * decode.ONLINE_EVENT_BYTES))
+@given(st.binary(max_size=2 * decode.ONLINE_EVENT.size))
 def test_arbitrary_bytes_are_an_event_or_a_value_error(raw: bytes) -> None:
     try:
         event = decode.event(raw)
@@ -81,7 +82,7 @@ def test_arbitrary_bytes_are_an_event_or_a_value_error(raw: bytes) -> None:
     assert isinstance(event, LifecycleEvent | SlabEvent)
 
 
-@pytest.mark.parametrize("size", [0, 1, decode.LIFECYCLE_EVENT.size - 1, decode.ONLINE_EVENT_BYTES + 8])
+@pytest.mark.parametrize("size", [0, 1, decode.LIFECYCLE_EVENT.size - 1, decode.ONLINE_EVENT.size + 8])
 def test_an_event_of_another_size(size: int) -> None:
     with pytest.raises(ValueError, match=f"lifecycle event of {size} bytes"):
         decode.lifecycle_event(bytes(size))
@@ -104,10 +105,9 @@ def test_an_event_of_another_kind() -> None:
 def test_memcg_record(
     heads: list[int], online: int, kmemcg_id: int, stats: list[int], name: bytes, count: int, index: int
 ) -> None:
-    raw = decode.MEMCG_HEAD.pack(*heads, online, kmemcg_id, 7, 1, 9)
-    raw += struct.pack(f"={STATS_MAX}q", *stats) + name.ljust(decode.NAME_BYTES, b"\0")
-    assert len(raw) == decode.MEMCG_RECORD_BYTES
-    record = decode.memcg_record(bytes(index * len(raw)) + raw, index * len(raw), count)
+    raw = bytearray(decode.MEMCG_RECORD.pack(*heads, online, kmemcg_id, 7, 1, 9, name))
+    struct.pack_into(f"={STATS_MAX}q", raw, decode.MEMCG_RECORD.offset("stats"), *stats)
+    record = decode.memcg_record(bytes(index * len(raw)) + bytes(raw), index * len(raw), count)
     found = (record.css, record.parent_css, record.serial_nr, record.cgroup_id)
     assert found == tuple(heads[:4])
     assert record.references == (heads[4] if heads[4] < 1 << 62 else None)
@@ -123,9 +123,8 @@ def test_memcg_record(
 )
 def test_references_are_unknown_until_the_kernel_has_added_them_up(count: int, told: int | None) -> None:
     """A percpu_ref has a bias of 2^63 until then, and CPUs that put what another one got are on its other side."""
-    raw = bytearray(decode.MEMCG_RECORD_BYTES)
-    decode.MEMCG_HEAD.pack_into(raw, 0, 1, 0, 1, 1, count, 0, 0, 0, 0, 0, -1, -1, 0, 0)
-    assert decode.memcg_record(bytes(raw), 0, 0).references == told
+    raw = decode.MEMCG_RECORD.pack(1, 0, 1, 1, count, 0, 0, 0, 0, 0, -1, -1, 0, 0, b"")
+    assert decode.memcg_record(raw, 0, 0).references == told
 
 
 def test_sizes_that_the_compiler_saw_must_be_ours() -> None:

@@ -23,7 +23,7 @@ from tests.unit.compare_sides import lives, objcg, patched, side
 def raw_of(*cpus: Mapping[int, tuple[int, int, int]]) -> bytes:
     """CPU by CPU: function -> calls, dropped, place."""
     rows = [cpu.get(place, (0, 0, 0)) for cpu in cpus for place in range(decode.TIMED)]
-    return b"".join(decode.TIMED_CALL.pack(*row, 9, 9, 9, 9) for row in rows)
+    return b"".join(decode.TIMED_CALL.pack(*row) for row in rows)
 
 
 def sums_of(kinds: int = 3) -> list[list[int]]:

@@ -70,7 +70,7 @@ class FakeKernel:
 
     def run(self, program_fd: int) -> int:
         assert program_fd == 7
-        page, end, number, full, *_ = decode.SCAN_STATE.unpack(self.state)
+        page, end, number, full = decode.SCAN_STATE.unpack_from(self.state)
         following = min(end, page + 64 * RUN_PAGES)
         self.seen.append((page, following))
         if following == end:
@@ -78,7 +78,7 @@ class FakeKernel:
                 before = self.entries.get(key, (0, 0))
                 self.entries[key] = number, pages + (before[1] if before[0] == number else 0)
             full += self.full
-        decode.SCAN_STATE.pack_into(self.state, 0, following, end, number, full, 0, 0)
+        self.state[:] = decode.SCAN_STATE.pack(following, end, number, full)
         self.now_s += RUN_S
         return 0
 
@@ -91,7 +91,7 @@ class FakeKernel:
         )
 
     def delete(self, key: bytes) -> None:
-        del self.entries[decode.CHILD_SLAB_KEY.unpack(key)]
+        del self.entries[decode.CHILD_SLAB_KEY.unpack_from(key)]
 
 
 @pytest.fixture

@@ -43,13 +43,13 @@ class Kernel:
         )
 
     def readers(self) -> Any:
-        def runs(_: int) -> tuple[bytes, list[tuple[int]]]:
+        def runs() -> tuple[bytes, list[tuple[int]]]:
             now, rows = self.look(self.runs), dict[int, tuple[int]]()
             for name, number in run_numbers(self.runs).items():
                 rows[number] = (now[name],)
             return b"", [rows[number] for number in sorted(rows)]
 
-        found = {"recovered": SimpleNamespace(sums=lambda _: (b"", [(self.recovered,), (0,)]))}
+        found = {"recovered": SimpleNamespace(sums=lambda: (b"", [(self.recovered,), (0,)]))}
         return found | ({"runs": SimpleNamespace(sums=runs)} if self.runs else {})
 
 
@@ -104,7 +104,7 @@ def test_what_is_lost_never_falls(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_made_up_for_at_the_start_is_not_told_as_lost_later(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel(())
     kernel.recursion, looks = {0: 100}, iter((30, 25, 27, 26, 26))
-    readers = {"recovered": SimpleNamespace(sums=lambda _: (b"", [(next(looks, 25),), (0,)]))}
+    readers = {"recovered": SimpleNamespace(sums=lambda: (b"", [(next(looks, 25),), (0,)]))}
     monkeypatch.setattr(kernel, "readers", lambda: readers)
     assert skips_of(kernel, monkeypatch, ALLOC).read() == {"alloc": 0}
 

@@ -49,7 +49,7 @@ class Memory:
         if not found:
             found = yield from self._claim(words, at, (cache, owner, cgroup_id or NOBODY))
         if found:
-            words[at + COUNTS + column] += 1
+            words[at + COUNTS.start + column] += 1
         else:
             self.hashed[pair, column] += 1
 
