@@ -157,7 +157,8 @@ class Watching:
             Run(tuple(samples), later, exact=True) for samples, later in zip(self._runs, self._later, strict=True)
         )
         track = Track(
-            printable(last.host.hostname), runs, printable(last.host.kernel), last.kernel.era, last.kernel.patchset,
+            printable(last.host.hostname), runs, printable(last.host.kernel),
+            last.kernel.era and printable(last.kernel.era), last.kernel.patchset,
             last.kernel.cgroup_version, tuple(self._boots),
         )  # fmt: skip
         return Side(

@@ -128,7 +128,7 @@ def heading(snapshot: Snapshot, title: str) -> str:
     return SEPARATOR.join(
         (
             f"kmemwatch {printable(snapshot.host.hostname)}",
-            f"kernel {printable(snapshot.host.kernel)} ({snapshot.kernel.era or 'unknown era'})",
+            f"kernel {printable(snapshot.host.kernel)} ({printable(snapshot.kernel.era or 'unknown era')})",
             f"attached {seconds_human(snapshot.duration_s)}",
             one_line(title),
         )

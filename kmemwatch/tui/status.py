@@ -37,7 +37,7 @@ class Running:
 
 def watched(snapshot: Snapshot, running: Running) -> Text:
     """Host, kernel, probes, loss, delay, where it comes from."""
-    kernel = f"{printable(snapshot.host.kernel)} ({snapshot.kernel.era or 'era ?'})"
+    kernel = f"{printable(snapshot.host.kernel)} ({printable(snapshot.kernel.era or 'era ?')})"
     parts = [
         Text(printable(snapshot.host.hostname), STRONG),
         Text(kernel),

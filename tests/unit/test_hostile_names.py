@@ -48,14 +48,18 @@ def evil(tmp_path: Path) -> Path:
     """A recording in a file of such a name, of a host and of cgroups with such names."""
     path = tmp_path / EVIL
     sample = fakes.sample()
-    host = replace(sample.host, hostname=EVIL, kernel=EVIL)
+    host = replace(sample.host, hostname=EVIL, kernel=EVIL, arch=EVIL)
     with RecordingWriter(str(path)) as writer:
         writer.begin(replace(sample, host=host))
         for seconds in (0, 5):
             later = fakes.sample(seconds)
             cgroups = tuple(replace(cgroup, path=f"{cgroup.path}{EVIL}") for cgroup in later.cgroups)
-            probes = tuple(replace(probe, why=EVIL) for probe in later.probes)
-            writer.write_snapshot(replace(later, host=host, cgroups=cgroups, probes=probes))
+            probes = tuple(replace(probe, attachment=EVIL, why=EVIL) for probe in later.probes)
+            kernel = replace(later.kernel, era=EVIL, lockdown=EVIL)
+            caches = tuple(replace(cache, name=f"{cache.name}{EVIL}") for cache in later.caches)
+            writer.write_snapshot(
+                replace(later, host=host, kernel=kernel, cgroups=cgroups, probes=probes, caches=caches)
+            )
             for event in fakes.EVENTS:
                 writer.write_event(replace(event, path=EVIL, comm=EVIL, cache=EVIL))
     return path
