@@ -15,7 +15,7 @@ from kmemwatch.compare.lives import Lives, Owners
 from kmemwatch.compare.side import Run, Sample, Side, Track
 from kmemwatch.model import Event, Host, Snapshot
 from kmemwatch.rates import same_run
-from kmemwatch.units import NS_PER_S, printable, rfc3339
+from kmemwatch.units import NS_PER_S, one_line, printable, rfc3339
 
 JUMP_S = 1.0
 """By how much the two clocks of a host must disagree between samples to be a jump, not the work of ntpd."""
@@ -166,7 +166,9 @@ class Watching:
             delays=self._lives.delays(self._first.taken_at_ns, last),
             handovers=self._owners.found(),
             probes=tuple(
-                {"signal": p.signal, "attachment": p.attachment, "status": p.status, "why": p.why} for p in last.probes
+                {"signal": one_line(p.signal), "attachment": p.attachment and one_line(p.attachment),
+                 "status": p.status, "why": p.why and one_line(p.why)}
+                for p in last.probes
             ),
             restarts=len(runs) - 1,
             reboots=self._reboots,

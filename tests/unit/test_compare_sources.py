@@ -334,3 +334,11 @@ def test_a_daemon_that_never_answers_is_an_error() -> None:
     run_all(watches)  # does not wait a minute for the other one
     with pytest.raises(KmemwatchError, match="cannot connect"):
         watches[0].side()
+
+
+def test_what_probes_say_of_themselves_cannot_move_a_cursor() -> None:
+    probes = tuple(replace(probe, attachment="a\x1b[2J", why="b\u202ec") for probe in fakes.sample().probes)
+    told = watched(replace(snapshot(0), probes=probes)).probes
+    assert told
+    for probe in told:
+        assert (probe["attachment"], probe["why"]) == ("a\\x1b[2J", "b\\u202ec")
