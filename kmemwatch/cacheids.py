@@ -10,7 +10,12 @@ from __future__ import annotations
 import base64
 import os
 import re
-from hashlib import blake2s
+
+try:
+    # The module behind hashlib, which also loads OpenSSL: 4 MB in every process that reads the kernel.
+    from _blake2 import blake2s
+except ImportError:  # pragma: no cover - another Python than CPython
+    from hashlib import blake2s
 
 SECRET_BYTES = 32
 ID = re.compile("[a-z2-7]{12}")
