@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab.comparison import PAIRS
-from tests.lab.kernels import SMOKE, KernelFiles, by_name, is_smoke, obtain, selected
+from tests.lab.kernels import SMOKE, KernelFiles, by_name, is_smoke, obtain, selected, variants
 from tests.lab.live import LiveRun, Matrix
 from tests.lab.selection import nodeids_for
 from tests.needs import GUEST, require
@@ -20,6 +20,8 @@ if is_smoke():
     collect_ignore.append("test_results.py")
 if not any({kernel.name for kernel in selected()}.issuperset(pair) for pair in PAIRS):
     collect_ignore.append("test_comparison.py")
+if not variants():
+    collect_ignore.append("test_command_line.py")
 
 SLOWEST = 5
 
