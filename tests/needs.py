@@ -116,6 +116,7 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
     # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
     "child caches": lambda: slab_mode() in ("private", "reuse"),
+    "caches that all share": lambda: slab_mode() not in ("private", "reuse"),
     "recharges": lambda: slab_mode() == "reuse",
     "kernel memory in the cgroups' files": _tells_kernel_memory,
     # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.

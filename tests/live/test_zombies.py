@@ -237,6 +237,8 @@ def test_each_zombie_names_its_pin_and_goes_when_the_pin_goes(
     assert lost_lifecycle(feed) == 0
 
 
+# Where memcgs have child caches, each of their slabs is a reference, too.
+@pytest.mark.needs("caches that all share")
 def test_a_dying_parent_names_its_dying_children(
     feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], memory: MemoryMount, patience: Callable[[float], float]
 ) -> None:
@@ -318,7 +320,10 @@ def test_reclaim_in_the_parent_releases_those_that_page_cache_pins(
         reclaim()
         empty_stocks(memory_root)
         found = cgroup_of(snapshot(feed), zombie.cgroup_id)
-        return None if found is None or found.state == RELEASED else found.state
+        if found is None or found.state == RELEASED:
+            return None
+        # Where memcgs have child caches, the slabs of what it made stay until they are recharged or freed.
+        return None if found.child_slabs and set(found.pins or ("unknown",)) == {"slab"} else found.state
 
     assert settled(state, None, patience(20)) is None
     zombie.let_go()
