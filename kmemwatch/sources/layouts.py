@@ -45,7 +45,7 @@ class Member:
     element_bytes: int
 
 
-class Layout:
+class StructLayout:
     """Some members of a struct of bpf/, by name, in the order in which Python wants them: whatever theirs is in C."""
 
     def __init__(self, name: str, members: Sequence[Member], wanted: Sequence[str]) -> None:
@@ -97,9 +97,9 @@ class Layout:
         return self._struct.pack(*row)
 
 
-def layout(name: str, *wanted: str) -> Layout:
+def layout(name: str, *wanted: str) -> StructLayout:
     """``struct NAME``. Raises KmemwatchError when bpf/ has no such struct or member."""
-    return Layout(name, _members(name), wanted)
+    return StructLayout(name, _members(name), wanted)
 
 
 def numbers(enum: str, prefix: str, but: str | None = None) -> dict[str, int]:

@@ -16,7 +16,7 @@ from kmemwatch import shortages
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel import libbpf
 from kmemwatch.kernel.facts import POSSIBLE_CPUS
-from kmemwatch.sources.layouts import Layout
+from kmemwatch.sources.layouts import StructLayout
 
 _BATCH = 2048
 """Entries per system call. More than any hash bucket has, else the kernel answers ENOSPC; few enough that the buffer
@@ -150,7 +150,7 @@ class MapReader:
         pairs = list(self._items_one_by_one())
         return b"".join(key for key, _ in pairs), b"".join(value for _, value in pairs), len(pairs)
 
-    def sums(self, value: Layout | None = None) -> tuple[bytes, list[tuple[int, ...]]]:
+    def sums(self, value: StructLayout | None = None) -> tuple[bytes, list[tuple[int, ...]]]:
         """(all keys, one row of sums over CPUs for each). `value`: of 64-bit counters; None: it is one counter."""
         keys, values, number = self.items()
         counters = memoryview(values).cast("Q")

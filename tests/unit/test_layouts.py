@@ -140,7 +140,7 @@ def test_every_map_has_the_layout_that_the_compiler_made(monkeypatch: pytest.Mon
         for name, kind in layouts._maps().items():
             if not kind.startswith("struct ") or name == "scan_chunk":  # as long as a struct page of this kernel
                 continue
-            table = module[name]
+            table = module[name.encode()]
             leaf = getattr(table, "sLeaf", table.Leaf)
             ours, theirs = layout(kind.removeprefix("struct ")), leaf_offsets(leaf)
             told = {member: at for member, at in theirs.items() if member in ours._offsets}
