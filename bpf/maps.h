@@ -53,6 +53,8 @@ struct online_event {
 	char name[256];  /* kernfs_node.name: last component of the path, at most NAME_MAX bytes and a NUL */
 };
 
+#define CACHE_NAME_BYTES 128
+
 /* EVENT_ID_GIVEN and those after it. What does not apply is 0, or -1. */
 struct slab_event {
 	struct lifecycle_event event;
@@ -62,7 +64,7 @@ struct slab_event {
 	u64 pages;       /* of that slab */
 	s32 kmemcg_id;
 	u32 from_online; /* 1: it was online then */
-	char name[128];  /* kmem_cache.name; longer ones are cut */
+	char name[CACHE_NAME_BYTES]; /* kmem_cache.name; longer ones are cut */
 };
 
 BPF_RINGBUF_OUTPUT(events, RING_PAGES);

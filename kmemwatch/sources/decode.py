@@ -48,7 +48,7 @@ TIMED, TIMED_CHECK = number("TIMED"), number("TIMED_CHECK")
 """Functions in ``struct timed_calls``, and the index of the recharge check."""
 LATENCY_BUCKETS = number("LATENCY_BUCKETS")
 PEEK_BYTES = number("PEEK_BYTES")
-CACHE_NAME_BYTES = 128
+CACHE_NAME_BYTES = number("CACHE_NAME_BYTES")
 """Of the names of caches, at most: that of a child cache has the name of its cgroup in it."""
 REFERENCES_COUNTED = 1 << 62
 """A percpu_ref has PERCPU_COUNT_BIAS, 2^63, in its count from its start until an RCU grace period after it was killed,

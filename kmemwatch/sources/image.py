@@ -69,7 +69,7 @@ def take(loaded: Loaded, manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     # Caches that were not found may be found next time.
     if told.facts.shortage or told.learn_error or loaded.may_do_better:
         return None
-    if not bpf_calls.available() or _UNIX_MODULE.exists():
+    if _UNIX_MODULE.exists():
         return None
     places = {handle.fd: index for index, handle in enumerate(told.maps)}
     return {
