@@ -98,6 +98,9 @@ def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iter
             return bool(prometheus.query(f'kmemwatch_snapshot_age_seconds{{instance="{LIVE}"}} < {INTERVAL_S}'))
 
         ended_s = work(memory.path, directory, WORK_S, is_fresh)
+        # A scrape is stored later than its samples say: whoever asks for this time now would not get the last of them.
+        later = f"min(timestamp(up)) > {ended_s + 1}"
+        wait_for("scrapes after the work", lambda: prometheus.query(later) or None)
         yield Fleet(prometheus, webhook, credentials, addresses, began_s, ended_s)
 
 
