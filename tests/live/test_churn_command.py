@@ -105,7 +105,7 @@ def below(feed: LiveFeed, parent: str, state: str) -> set[int]:
 def others_dying(feed: LiveFeed, parent: str) -> int:
     """How many memcgs are dying that are not below `parent`: the kernel counts them too where it counts for the host.
 
-    Read until it stays: a memcg is counted by the kernel from rmdir on, and by kmemwatch once a worker has taken it offline.
+    Read until it stays: the kernel counts a memcg from rmdir on, kmemwatch once a worker has taken it offline.
     """
 
     def others() -> int:
