@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What all programs share. Python reads the structs, enums and numbers from these files (kmemwatch/sources/layouts.py).
+ * What all programs share. Python reads the structs, enums and numbers from these files (kmemwatch/maps/structs.py).
  * Every member has its unit. Counters only grow while the programs are attached.
  */
 

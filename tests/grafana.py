@@ -13,8 +13,9 @@ from typing import Any
 import promql_parser
 import yaml
 
-from kmemwatch.fields import HISTOGRAM, METRICS
-from kmemwatch.fields.serving import SERVING, SERVING_TABLES
+from kmemwatch.exporter.metrics import METRICS
+from kmemwatch.exporter.serving import SERVING, SERVING_TABLES
+from kmemwatch.views.field import HISTOGRAM
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = {path.stem: path for path in sorted((ROOT / "dashboards").glob("*.json"))}

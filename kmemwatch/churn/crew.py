@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError
-from kmemwatch.lifeline import TiedProcess
+from kmemwatch.kernel.lifeline import TiedProcess
 
 _ROOT = str(Path(__file__).parents[2])
 _CODE = "import sys; sys.path.append(sys.argv[1]); from kmemwatch.churn.worker import main; main(sys.argv[2:])"

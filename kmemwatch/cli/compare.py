@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 
 import click
 
-from kmemwatch.access import Access, read_password
 from kmemwatch.cli.options import FloatParam, Seconds
 from kmemwatch.cli.streams import say, say_over
 from kmemwatch.errors import UsageError
-from kmemwatch.files import check_place, write_whole
+from kmemwatch.feeds.access import Access, read_password
+from kmemwatch.feeds.files import check_place, write_whole
 from kmemwatch.units import parse_rfc3339
 
 if TYPE_CHECKING:

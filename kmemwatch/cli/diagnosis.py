@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kmemwatch import __version__
+from kmemwatch.attach.plan import Plan
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import Plan
 from kmemwatch.model import ABSENT, FALLBACK, MISSING, Probe
 from kmemwatch.units import one_line
 

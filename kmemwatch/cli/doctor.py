@@ -12,15 +12,15 @@ from typing import Any
 
 import click
 
+from kmemwatch.attach import plan as plan_module
+from kmemwatch.attach.handover import Child, ProbeResult
+from kmemwatch.attach.plan import Plan
 from kmemwatch.cli.diagnosis import Diagnosis, report
 from kmemwatch.cli.options import without_option
 from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel import facts as facts_module
-from kmemwatch.kernel import plan as plan_module
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import Plan
 from kmemwatch.model import Probe
-from kmemwatch.sources.handover import Child, ProbeResult
 
 
 @click.command(short_help="What works here.")

@@ -13,7 +13,7 @@ import click
 from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.cli.streams import say
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
 from kmemwatch.model import Event
 
 POLL_S = 1.0
@@ -57,7 +57,7 @@ def _ndjson(event: Event) -> str:
 
 def _text(feed: Feed) -> Callable[[Event], str]:
     """Events speak of cgroups that were there before, too; the first snapshot has their paths."""
-    from kmemwatch.render.lines import EventLines
+    from kmemwatch.views.lines import EventLines
 
     lines = EventLines()
     first = feed.next_snapshot(0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from kmemwatch.errors import UsageError
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
 
 MOUNT_POINTS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
@@ -120,14 +120,14 @@ def open_feed(
     """
     check_source(connect, replay, without, latency)
     if replay is not None:
-        from kmemwatch.replay import ReplayFeed
+        from kmemwatch.feeds.replay import ReplayFeed
 
         return ReplayFeed(replay, realtime)
     if connect is not None:
-        from kmemwatch.remote import RemoteFeed
+        from kmemwatch.feeds.remote import RemoteFeed
 
         return RemoteFeed(connect)
-    from kmemwatch.live import LiveOptions, open_live
+    from kmemwatch.feeds.live import LiveOptions, open_live
 
     return open_live(LiveOptions(without=without, latency=latency))
 

@@ -14,9 +14,9 @@ from kmemwatch.cli.options import Seconds, check_source, latency_option, open_fe
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.cli.streams import say, say_over
 from kmemwatch.errors import UsageError
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Event
-from kmemwatch.recording import RecordingWriter
 from kmemwatch.units import bytes_human, seconds_human
 
 INTERVAL_S = 5.0

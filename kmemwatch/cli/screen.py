@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from kmemwatch.cli.stopping import until_stopped
-from kmemwatch.tui.poller import Poller
+from kmemwatch.top.poller import Poller
 
 if TYPE_CHECKING:
     from kmemwatch.cli.options import TopOptions
@@ -36,7 +36,7 @@ def run_screen(options: TopOptions) -> None:
             poller.start()
             if options.connect is None and options.replay is None:
                 # The thread imports this right now and then starts the process that attaches: let it go first.
-                import kmemwatch.live  # noqa: F401
+                import kmemwatch.feeds.live  # noqa: F401
             failure = _run(options, poller)
         finally:
             poller.stop()
@@ -45,10 +45,10 @@ def run_screen(options: TopOptions) -> None:
 
 
 def _run(options: TopOptions, poller: Poller) -> Exception | None:
-    from kmemwatch.render.select import select
+    from kmemwatch.views.select import select
 
     selection = select(options.view, options.sort, options.filter_)
-    from kmemwatch.tui.app import TopApp
+    from kmemwatch.top.app import TopApp
 
     if poller.failure is not None:  # no privileges, no such file: say so without drawing a screen first
         return poller.failure
@@ -58,7 +58,7 @@ def _run(options: TopOptions, poller: Poller) -> Exception | None:
 
 
 def _check(first: Snapshot, options: TopOptions) -> None:
-    from kmemwatch.render.select import check_scope
+    from kmemwatch.views.select import check_scope
 
     check_scope(first, options.cgroup)
 

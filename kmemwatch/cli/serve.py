@@ -15,16 +15,16 @@ from kmemwatch.cli.options import Seconds, check_source, latency_option, open_fe
 from kmemwatch.cli.stopping import until_stopped
 from kmemwatch.cli.streams import say
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.exporter import DEFAULT_ADDRESS
+from kmemwatch.web.listening import DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
     from kmemwatch.exporter.frames import ReaderState
-    from kmemwatch.exporter.http_process import HttpProcess
-    from kmemwatch.exporter.publisher import Publisher
     from kmemwatch.exporter.selection import SelectionOptions
-    from kmemwatch.exporter.webfiles import WebFiles
-    from kmemwatch.exporter.webmodel import Web
-    from kmemwatch.feed import Feed
+    from kmemwatch.feeds.feed import Feed
+    from kmemwatch.serve.http_process import HttpProcess
+    from kmemwatch.serve.publisher import Publisher
+    from kmemwatch.web.configfiles import WebFiles
+    from kmemwatch.web.configmodel import Web
 
 INTERVAL_S = 5.0
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
@@ -64,7 +64,7 @@ _FIRST_S = 2.0
 @latency_option
 def command(**given: Any) -> None:
     """Serve metrics for Prometheus, and the latest snapshot as JSON, over HTTP until SIGTERM or Ctrl-C."""
-    from kmemwatch.exporter.heap import keep_memory_low
+    from kmemwatch.web.heap import keep_memory_low
 
     keep_memory_low()
     with until_stopped(), ExitStack() as stack:
@@ -88,8 +88,8 @@ class Options:
     @staticmethod
     def of(given: dict[str, Any]) -> Options:
         """Raises UsageError."""
-        from kmemwatch.exporter.paths import check_telemetry_path
         from kmemwatch.exporter.selection import SelectionOptions
+        from kmemwatch.serve.paths import check_telemetry_path
 
         check_source(None, given["replay"], given["without"], given["latency"])
         check_telemetry_path(given["telemetry_path"])
@@ -125,8 +125,8 @@ class Daemon:
 
     def run(self) -> None:
         """Until something ends it. Raises KmemwatchError."""
-        from kmemwatch.exporter.publisher import Publisher
-        from kmemwatch.exporter.wire import BrokenWeb, NewWeb
+        from kmemwatch.serve.publisher import Publisher
+        from kmemwatch.serve.wire import BrokenWeb, NewWeb
 
         # First what is quick to fail: a port in use must not cost the time to attach.
         files, web = self._read_web()
@@ -166,8 +166,8 @@ class Daemon:
     def _read_web(self) -> tuple[WebFiles, Web] | tuple[None, None]:
         if self._options.config_file is None:
             return None, None
-        from kmemwatch.exporter import privileges
-        from kmemwatch.exporter.webfiles import WebFiles
+        from kmemwatch.web import privileges
+        from kmemwatch.web.configfiles import WebFiles
 
         files = WebFiles(self._options.config_file)
         # As it will have to be read when it changes: a certificate must not be found unreadable when it is renewed.
@@ -176,10 +176,10 @@ class Daemon:
 
     def _start_http(self, web: Web | None) -> tuple[HttpProcess, list[str]]:
         """The process, and where it can be reached."""
-        from kmemwatch.exporter import listening
-        from kmemwatch.exporter.http_process import HttpProcess
-        from kmemwatch.exporter.reader import ReaderProbe
-        from kmemwatch.exporter.wire import Settings
+        from kmemwatch.serve.http_process import HttpProcess
+        from kmemwatch.serve.reader import ReaderProbe
+        from kmemwatch.serve.wire import Settings
+        from kmemwatch.web import listening
 
         listeners = listening.listen_all(self._options.addresses)
         self._stack.callback(listening.remove_unix, self._options.addresses)
@@ -222,7 +222,7 @@ class Daemon:
     def _reader(self, feed: Feed) -> Callable[[], ReaderState]:
         """What this process, and the programs that it reads, cost."""
         from kmemwatch.exporter.frames import ProgramRuns
-        from kmemwatch.exporter.reader import ReaderProbe
+        from kmemwatch.serve.reader import ReaderProbe
 
         probe = ReaderProbe()
         runs = getattr(feed, "program_runs", dict)
@@ -230,14 +230,14 @@ class Daemon:
 
 
 def _is_live(feed: Feed) -> bool:
-    from kmemwatch.live import LiveFeed
+    from kmemwatch.feeds.live import LiveFeed
 
     return isinstance(feed, LiveFeed)
 
 
 def give_up_privileges(feed: Feed) -> None:
     """Keep what reading needs, for good: nothing on most kernels, CAP_BPF on some. Raises KmemwatchError."""
-    from kmemwatch.exporter import privileges, sandbox
+    from kmemwatch.web import privileges, sandbox
 
     # A whole snapshot: every way in which the kernel is read is tried.
     _, enough = privileges.least_for(lambda: feed.next_snapshot(0))

@@ -47,8 +47,8 @@ def command(
 
         text = snapshot_to_json(after or before, INDENT if indent is None else indent or None) + "\n"
     else:
-        from kmemwatch.render.batch import Printer
-        from kmemwatch.render.select import select
+        from kmemwatch.views.batch import Printer
+        from kmemwatch.views.select import select
 
         printer = Printer(select(view or VIEW_NAMES[0]), None, output, title, None)
         text = printer.text(before, after)

@@ -72,8 +72,8 @@ def _has_screen() -> bool:
 
 def run_batch(options: TopOptions) -> None:
     """Print one table, or the rows of one, at every refresh."""
-    from kmemwatch.render.batch import Printer
-    from kmemwatch.render.select import check_scope, select
+    from kmemwatch.views.batch import Printer
+    from kmemwatch.views.select import check_scope, select
 
     # A wrong name must not cost the time to attach.
     selection = select(options.view, options.sort, options.filter_)

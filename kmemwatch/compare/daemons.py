@@ -9,12 +9,12 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from kmemwatch.access import Access
 from kmemwatch.compare.side import DAEMON, Side
 from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.feed import Feed
-from kmemwatch.remote import RemoteFeed
+from kmemwatch.feeds.access import Access
+from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.remote import RemoteFeed
 
 _TICK_S = 0.2
 """How soon an exception (Ctrl-C) stops waiting."""

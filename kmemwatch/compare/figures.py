@@ -2,7 +2,7 @@
 """The figures that sides are compared by: exported metrics, added up over the labels that do not matter here; pure.
 
 A figure is named as Prometheus writes a series, for example ``kmemwatch_recharges_total{from_state="dying"}``. A
-snapshot and a query give the same names, as both are read by way of the one table in `kmemwatch.fields`.
+snapshot and a query give the same names, as both are read by way of the one table in `kmemwatch.exporter.metrics`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kmemwatch.fields import COUNTER, METRICS
+from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.model import Latency, Snapshot
+from kmemwatch.views.field import COUNTER
 
 Values = Mapping[str, float]
 """Name of a figure -> value; absent when it is not known."""

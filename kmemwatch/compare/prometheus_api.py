@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from kmemwatch.access import Access
 from kmemwatch.codec import parse_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.fetch import Answer, Fetcher, FetchError
+from kmemwatch.feeds.access import Access
+from kmemwatch.feeds.fetch import Answer, Fetcher, FetchError
 
 TIMEOUT_S = DEADLINE_S = 60.0
 _ERROR_CHARS = 500

@@ -9,9 +9,9 @@ from importlib import resources
 from kmemwatch.compare.side import RECORDING, Side
 from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import UsageError
+from kmemwatch.feeds.recording import EVENT, SNAPSHOT, Header, RecordingReader
+from kmemwatch.feeds.replay import DEMO, DEMO_FILE
 from kmemwatch.model import Event
-from kmemwatch.recording import EVENT, SNAPSHOT, Header, RecordingReader
-from kmemwatch.replay import DEMO, DEMO_FILE
 
 
 def read_recording(label: str, path: str) -> Side:

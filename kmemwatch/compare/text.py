@@ -11,8 +11,8 @@ from kmemwatch.compare.side import Side
 from kmemwatch.compare.verdict import Claim, Fact, delay_text, number
 from kmemwatch.compare.workload import describe
 from kmemwatch.model import ABSENT, MISSING
-from kmemwatch.render.cells import fit, width
 from kmemwatch.units import UNKNOWN, one_line, rfc3339
+from kmemwatch.views.cells import fit, width
 
 WIDTH = 100
 _MIN_WIDTH = 40

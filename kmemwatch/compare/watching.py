@@ -14,8 +14,8 @@ from kmemwatch.compare.figures import Growth
 from kmemwatch.compare.lives import Lives, Owners
 from kmemwatch.compare.side import Run, Sample, Side, Track
 from kmemwatch.model import Event, Host, Snapshot
-from kmemwatch.rates import same_run
 from kmemwatch.units import NS_PER_S, one_line, printable, rfc3339
+from kmemwatch.views.rates import same_run
 
 JUMP_S = 1.0
 """By how much the two clocks of a host must disagree between samples to be a jump, not the work of ntpd."""

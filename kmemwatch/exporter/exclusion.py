@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kmemwatch.exporter.selection import SelectionOptions
-from kmemwatch.fields.base import label
 from kmemwatch.model import Cache, Cgroup, Ids, KmemcgId, Recharges, Snapshot
+from kmemwatch.views.field import label
 
 
 class Exclusion:

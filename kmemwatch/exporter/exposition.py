@@ -18,12 +18,12 @@ from prometheus_client.registry import Collector
 from kmemwatch.exporter import own
 from kmemwatch.exporter.accept import choose_format
 from kmemwatch.exporter.frames import Frame, ReaderState, T
-from kmemwatch.exporter.heap import no_collector
 from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.exporter.series import Build, SeriesBuilder
+from kmemwatch.exporter.serving import Serving
 from kmemwatch.exporter.text import write_text
-from kmemwatch.exporter.webmodel import WebState
-from kmemwatch.fields.serving import Serving
+from kmemwatch.web.configmodel import WebState
+from kmemwatch.web.heap import no_collector
 
 _GZIP_WBITS = 31
 _GZIP_LEVEL = 1

@@ -14,9 +14,9 @@ from prometheus_client.core import Metric
 from kmemwatch.exporter.collector import to_metric
 from kmemwatch.exporter.frames import ReaderState
 from kmemwatch.exporter.series import Family, Histogram
-from kmemwatch.fields import Field
-from kmemwatch.fields.serving import SERVING, SERVING_TABLES, Process, Program, Serving
+from kmemwatch.exporter.serving import SERVING, SERVING_TABLES, Process, Program, Serving
 from kmemwatch.units import NS_PER_S
+from kmemwatch.views.field import Field
 
 READER, HTTP = "reader", "http"
 

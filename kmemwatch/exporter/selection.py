@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from kmemwatch.exporter import kubernetes
-from kmemwatch.patterns import any_of
+from kmemwatch.views.patterns import any_of
 
 PATH, KUBERNETES = "path", "kubernetes"
 NAMINGS = (PATH, KUBERNETES)

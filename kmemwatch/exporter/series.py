@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmemwatch.exporter.folding import OTHER, Folding, fold
+from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.exporter.selection import ALL, Selection
-from kmemwatch.fields import COUNTER, HISTOGRAM, METRICS, Field, MetricTable
-from kmemwatch.fields.base import label
 from kmemwatch.model import RELEASED, Cache, Cgroup, Pair, Snapshot
+from kmemwatch.views.field import COUNTER, HISTOGRAM, Field, MetricTable, label
 
 CGROUP_LABEL = "cgroup"
 CACHE_LABELS = ("cache", "root")

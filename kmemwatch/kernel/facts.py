@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from kmemwatch import shortages
 from kmemwatch.errors import ShortageError, UnsupportedError
 from kmemwatch.kernel import btf as btf_module
-from kmemwatch.kernel import cgroupfs, layout, symbols, trial
+from kmemwatch.kernel import cgroupfs, symbols, trial
+from kmemwatch.kernel import members as layout
 from kmemwatch.kernel.btf import Btf
 
 T = TypeVar("T")

@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from kmemwatch.kernel import plan
-from kmemwatch.sources import loader
+from kmemwatch.attach import load as loader
+from kmemwatch.attach import plan
 from tests.unit.fake_source import recorded_facts
 
 FACTS = ("debian-6.1", "debian-7.2", "lab-patched")

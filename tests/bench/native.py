@@ -21,9 +21,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kmemwatch.live import LiveFeed, open_live
-from kmemwatch.sources import decode, store
-from kmemwatch.sources.bpf_source import BpfSource
+from kmemwatch.attach import store
+from kmemwatch.feeds.live import LiveFeed, open_live
+from kmemwatch.maps import decode
+from kmemwatch.source.bpf_source import BpfSource
 from tests.bench.processes import Memory, cpu_s, memory, tree
 from tests.cgroup_mounts import memory_mount
 from tests.live.cgroups import OwnCgroup

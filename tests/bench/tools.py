@@ -15,9 +15,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
+from kmemwatch.feeds.live import LiveOptions, open_live
 from kmemwatch.kernel import bpf_calls
-from kmemwatch.live import LiveOptions, open_live
-from kmemwatch.sources.bpf_source import BpfSource
+from kmemwatch.source.bpf_source import BpfSource
 from tests.bench.programs import attached_by, counters, program_id
 from tests.symbols import kernel_symbols
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import (
     ATTACHED,
     DYING,
@@ -32,7 +33,6 @@ from kmemwatch.model import (
     Snapshot,
     Totals,
 )
-from kmemwatch.recording import RecordingWriter
 from kmemwatch.units import NS_PER_S
 from tests.unit import fakes
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.recording import SNAPSHOT, RecordingReader
+from kmemwatch.feeds.recording import SNAPSHOT, RecordingReader
 from kmemwatch.units import parse_rfc3339
 from tests.e2e.servers import Program, wait_for
 from tests.e2e.test_compare import compare, figure

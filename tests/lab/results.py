@@ -88,7 +88,7 @@ HEAD = """# Kernels
 
 What kmemwatch can tell on which kernel: seen on each of them in the lab (`tests/lab`), which boots them in QEMU, and
 compared in every run of `make test-lab`. On any other kernel, `kmemwatch doctor` tells the same for it. What decides is
-not the version but what the kernel offers, see `kmemwatch/kernel/plan.py`.
+not the version but what the kernel offers, see `kmemwatch/attach/plan.py`.
 """
 
 LEGEND = """

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
 from tests.cgroup_mounts import MemoryMount, memory_mount
 from tests.live.cgroups import OwnCgroup, current_memory_cgroup
 from tests.needs import FAILED, GUEST, require

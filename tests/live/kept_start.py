@@ -10,10 +10,10 @@ import os
 import sys
 from pathlib import Path
 
-from kmemwatch.sources import attach
+from kmemwatch.attach import child as attach
 
 if __name__ == "__main__":
     if "KMEMWATCH_TEST_WARM" in os.environ:
-        sys.modules["kmemwatch.sources.loader"] = None  # type: ignore[assignment]
+        sys.modules["kmemwatch.attach.load"] = None  # type: ignore[assignment]
         sys.modules["bcc"] = None  # type: ignore[assignment]
     os._exit(attach.main(sys.argv, Path(os.environ["KMEMWATCH_TEST_KEPT"])))

@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import sys
 
-from kmemwatch.kernel import layout
+from kmemwatch.attach import child as attach
+from kmemwatch.kernel import members as layout
 from kmemwatch.kernel.btf import Btf
-from kmemwatch.sources import attach
 
 _read_offsets = layout.read_offsets
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
-from kmemwatch.sources.bpf_source import BpfSource
+from kmemwatch.source.bpf_source import BpfSource
 from tests.live.cgroups import OwnCgroup
 from tests.needs import NEEDS
 

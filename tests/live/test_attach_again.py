@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.live import LiveFeed, LiveOptions, open_live
-from kmemwatch.sources import image, store
-from kmemwatch.sources.bpf_source import BpfSource
-from kmemwatch.sources.handover import Handed, Manifest
+from kmemwatch.attach import image, store
+from kmemwatch.attach.handover import Handed, Manifest
+from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.source.bpf_source import BpfSource
 from tests.live.bpf_objects import KINDS, kprobe_events, kprobe_list, loaded
 from tests.live.tell import settled
 from tests.needs import NEEDS

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from tests.live.cgroups import OwnCgroup
 from tests.live.kprobe_truth import recorded_calls
 from tests.live.tell import SLAB_SYSFS, Workload, address_of, cache_named, pair_of, rested, settled, snapshot, workload

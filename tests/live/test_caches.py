@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from tests.live.tell import settled, snapshot
 
 SLABINFO = Path("/proc/slabinfo")

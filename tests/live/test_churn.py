@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import RELEASED, Event
 from kmemwatch.units import printable
 from tests.live.cgroups import OwnCgroup

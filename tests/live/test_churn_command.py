@@ -21,7 +21,7 @@ import pytest
 
 from kmemwatch.churn import grounds
 from kmemwatch.churn.kinds import BY_NAME
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import printable
 from tests.cgroup_mounts import MemoryMount

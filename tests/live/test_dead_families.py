@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import cgroup_of, settled, snapshot, wake_processors, warm_up, workload

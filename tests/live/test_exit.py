@@ -87,7 +87,7 @@ def test_an_exception_while_it_watches_detaches(nothing_left: None, patience: Ca
     """An exception in the middle of the loop: the same process goes on, and nothing may be left in it."""
     program = """
 import sys
-import kmemwatch.sources.bpf_source as source
+import kmemwatch.source.bpf_source as source
 from kmemwatch.cli.main import main
 
 def broken(self):
@@ -106,8 +106,8 @@ main()
 def test_an_exception_in_the_ring_buffers_callback_is_counted(
     nothing_left: None, own_cgroup: Callable[..., object], patience: Callable[[float], float]
 ) -> None:
-    from kmemwatch.live import open_live
-    from kmemwatch.sources.bpf_source import BpfSource
+    from kmemwatch.feeds.live import open_live
+    from kmemwatch.source.bpf_source import BpfSource
 
     feed = open_live()
     try:

@@ -154,7 +154,7 @@ def test_the_process_that_attaches(
 
     def attaches() -> bool:
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below(process.pid) if state(pid) != "Z"]
-        return any(b"kmemwatch.sources.attach" in command for command in commands)
+        return any(b"kmemwatch.attach.child" in command for command in commands)
 
     wait(attaches, limit_s)
     end(process, doing, number, limit_s)

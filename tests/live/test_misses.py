@@ -16,14 +16,14 @@ from typing import TypeVar
 
 import pytest
 
+from kmemwatch.attach.handover import Child, Handed
 from kmemwatch.kernel import bpf_calls
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.sources import maps
-from kmemwatch.sources.handover import Child, Handed
-from kmemwatch.sources.maps import MapHandle, MapReader, possible_cpus, program_stats
-from kmemwatch.sources.misses import KprobeMisses
-from kmemwatch.sources.peek import Peek
-from kmemwatch.sources.skips import Skips
+from kmemwatch.maps import handles as maps
+from kmemwatch.maps.handles import MapHandle, MapReader, possible_cpus, program_stats
+from kmemwatch.maps.peek import Peek
+from kmemwatch.source.misses import KprobeMisses
+from kmemwatch.source.skips import Skips
 from tests.live.kprobe_truth import attach_inside, calling, doing_nothing, profile, tracefs_probes
 from tests.live.tell import workload
 from tests.symbols import has_member

@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import snapshot

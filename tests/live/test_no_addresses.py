@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from kmemwatch.attach import store
 from kmemwatch.codec import snapshot_to_json
-from kmemwatch.live import LiveFeed
-from kmemwatch.sources import store
-from kmemwatch.sources.bpf_source import BpfSource
+from kmemwatch.feeds.live import LiveFeed
+from kmemwatch.source.bpf_source import BpfSource
 from tests.live.tell import snapshot
 from tests.live.test_privileges import serving
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from kmemwatch.attach.handover import Child
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED
-from kmemwatch.sources.bpf_source import BpfSource
-from kmemwatch.sources.handover import Child
+from kmemwatch.source.bpf_source import BpfSource
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import cgroup_of, near, pair_of, rested, settled, snapshot, workload
@@ -156,4 +156,4 @@ def test_a_shifted_offset_is_noticed(
 def test_without_a_shift_all_is_as_it_must_be(
     own_cgroup: Callable[..., OwnCgroup], memory: MemoryMount, tmpfs: Path, patience: Callable[[float], float]
 ) -> None:
-    _open_and_check("kmemwatch.sources.attach", own_cgroup(), memory, tmpfs, patience)
+    _open_and_check("kmemwatch.attach.child", own_cgroup(), memory, tmpfs, patience)

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.attach.handover import Child
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, FALLBACK
-from kmemwatch.sources.bpf_source import BpfSource
-from kmemwatch.sources.handover import Child
+from kmemwatch.source.bpf_source import BpfSource
 from tests.live.bpf_objects import loaded_programs
 from tests.live.cgroups import OwnCgroup
 from tests.live.fixtures import WITHOUT
@@ -147,7 +147,7 @@ def damaged(file: Path) -> None:
 
 def of_another_kernel(file: Path) -> None:
     """Whole, with the right key, but the kernel will not have it: no such tracepoint."""
-    from kmemwatch.sources import store
+    from kmemwatch.attach import store
 
     key = store.key(tuple(file.name.split("-without-")[1:]))
     kept = store.load(file.parent, key)
@@ -158,7 +158,7 @@ def of_another_kernel(file: Path) -> None:
 
 
 def of_another_shape(file: Path) -> None:
-    from kmemwatch.sources import store
+    from kmemwatch.attach import store
 
     store.save(file.parent, store.key(tuple(file.name.split("-without-")[1:])), {"maps": "none"})
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from kmemwatch.fields.rows import CgroupRow, Frame, cgroup_row
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
+from kmemwatch.views.rows import CgroupRow, Frame, cgroup_row
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import cache_named, cgroup_of, pair_of, snapshot, workload
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import Pair, Snapshot
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup

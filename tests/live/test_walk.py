@@ -7,8 +7,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from kmemwatch.kernel.defines import WALK_BATCH, WALK_STEPS
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
+from kmemwatch.maps.defines import WALK_BATCH, WALK_STEPS
 from kmemwatch.model import ONLINE, Snapshot
 from tests.live.cgroups import OwnCgroup
 

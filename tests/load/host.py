@@ -13,7 +13,7 @@ from unittest.mock import patch
 
 from kmemwatch.cli import serve
 from kmemwatch.cli.main import main
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
 from kmemwatch.model import Pair, Snapshot
 from tests.unit import fakes
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from kmemwatch.exporter.protocol import MAX_CONNECTIONS
-from kmemwatch.exporter.server import _AT_ONCE
+from kmemwatch.web.protocol import MAX_CONNECTIONS
+from kmemwatch.web.server import _AT_ONCE
 from tests.load.clients import TIMEOUT_S, Address, Client, Crowd, repeating, scraping
 from tests.load.daemon import Daemon, cpu_s, descriptors, peak_mb, resident_mb, serving, until
 

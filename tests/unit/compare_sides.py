@@ -10,8 +10,8 @@ from typing import Any
 
 from kmemwatch.compare import figures
 from kmemwatch.compare.side import RECORDING, Delays, Run, Sample, Side, Track
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import DYING, Cgroup, Event, Host, Ids, Kernel, Recharges, RechargeTotal, Snapshot, Totals
-from kmemwatch.recording import RecordingWriter
 from tests.unit import fakes
 
 BOOT = {"A": "aaaaaaaa-0000-4000-8000-000000000001", "B": "bbbbbbbb-0000-4000-8000-000000000002"}

@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.facts import Facts
+from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.model import ATTACHED, MISSING, Host, Probe
-from kmemwatch.sources.base import ChargeCounts, Forget, Known, PairCounts, Reading
-from kmemwatch.sources.decode import LifecycleEvent, MemcgRecord, SlabEvent
-from kmemwatch.sources.discover import CacheRecord
-from kmemwatch.state import State
+from kmemwatch.source.reading import ChargeCounts, Forget, Known, PairCounts, Reading
+from kmemwatch.state.state import State
 
 FACTS_DIR = Path(__file__).parent / "facts"
 SLAB_ACCOUNT = 0x2000
@@ -60,7 +60,7 @@ class Memcg:
 
 
 class FakeSource:
-    """`sources.base.Source` of the invented kernel."""
+    """`source.reading.Source` of the invented kernel."""
 
     def __init__(self, missing: Iterable[str] = (), facts: Facts | None = None) -> None:
         self.now_ns = 1000 * SECOND

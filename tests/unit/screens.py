@@ -12,12 +12,12 @@ from textual.keys import REPLACED_KEYS, _character_to_key, _get_unicode_name_fro
 from textual.pilot import Pilot
 from textual.strip import Strip
 
-from kmemwatch.fields.rows import frame
 from kmemwatch.model import Snapshot
-from kmemwatch.render.select import select
-from kmemwatch.tui.app import TopApp
-from kmemwatch.tui.poller import Poller, Refreshed, Update
-from kmemwatch.tui.table import RowTable
+from kmemwatch.top.app import TopApp
+from kmemwatch.top.poller import Poller, Refreshed, Update
+from kmemwatch.top.table import RowTable
+from kmemwatch.views.rows import frame
+from kmemwatch.views.select import select
 from tests.unit.fakes import FakeFeed
 
 Make = Callable[[int], Snapshot]

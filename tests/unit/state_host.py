@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from kmemwatch.model import Cgroup, Event, Snapshot
-from kmemwatch.state import State
+from kmemwatch.state.state import State
 from tests.unit.fake_source import DENTRY, IDS, Clock, FakeSource, Memcg, make_state
 
 

@@ -14,8 +14,8 @@ import pytest
 
 from kmemwatch.codec import parse_json, snapshot_from_dict, snapshot_from_json, snapshot_to_dict, snapshot_to_json
 from kmemwatch.errors import UsageError
-from kmemwatch.recording import SNAPSHOT, RecordingReader
-from kmemwatch.recording.format import header_line, snapshot_line
+from kmemwatch.feeds.recording import SNAPSHOT, RecordingReader
+from kmemwatch.feeds.recording.format import header_line, snapshot_line
 from tests.unit import fakes
 
 MOST_KIB = 200 << 10
@@ -24,7 +24,7 @@ MOST_S = 10.0
 READ = """
 import sys, time; sys.path.insert(0, sys.argv[1])
 from kmemwatch.errors import UsageError
-from kmemwatch.recording import RecordingReader
+from kmemwatch.feeds.recording import RecordingReader
 began = time.process_time()
 try:
     with RecordingReader(sys.argv[2]) as reader:

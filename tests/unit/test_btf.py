@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from kmemwatch.errors import UnsupportedError
-from kmemwatch.kernel import btf, layout
+from kmemwatch.kernel import btf
+from kmemwatch.kernel import members as layout
 from kmemwatch.kernel.btf import Btf, find_anonymous_constant
 from tests.needs import BPFTOOL
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from kmemwatch.cachewatch import LATE_NS, CacheChange, CacheWatch
-from kmemwatch.sources.decode import SlabEvent
-from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.attach.discover import CacheRecord
+from kmemwatch.maps.decode import SlabEvent
+from kmemwatch.state.cachewatch import LATE_NS, CacheChange, CacheWatch
 
 DENTRY = 0x1000
 

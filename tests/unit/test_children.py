@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from kmemwatch.children import Children
+from kmemwatch.attach.discover import CacheRecord
+from kmemwatch.maps.decode import SlabEvent
 from kmemwatch.model import ChildSlabs, Event, Ids, Recharges
-from kmemwatch.sources.base import Reading, RechargeCounts, RechargeKey
-from kmemwatch.sources.decode import SlabEvent
-from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.source.reading import Reading, RechargeCounts, RechargeKey
+from kmemwatch.state.children import Children
 from tests.unit.fake_source import IDS, FakeSource, recorded_facts
 from tests.unit.test_ids import record
 

@@ -24,9 +24,9 @@ from kmemwatch.cli.main import COMMANDS, cli, report
 from kmemwatch.cli.options import scope_path
 from kmemwatch.cli.stopping import Terminated
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Event
-from kmemwatch.recording import RecordingWriter
 from tests.unit import fakes
 from tests.unit.fakes import FakeFeed
 
@@ -426,7 +426,7 @@ def test_a_recording_that_breaks_while_it_plays_ends_the_screen_with_one_line(re
 
 def test_a_bug_in_the_screen_restores_the_terminal_and_is_one_line(recording: Path) -> None:
     code = """
-from kmemwatch.tui.table import RowTable
+from kmemwatch.top.table import RowTable
 def render_line(self, y):
     raise ZeroDivisionError("boom")
 RowTable.render_line = render_line

@@ -25,10 +25,10 @@ from kmemwatch.cli import main as cli_main
 from kmemwatch.cli import record as record_module
 from kmemwatch.codec import snapshot_from_json
 from kmemwatch.errors import KmemwatchError, UnsupportedError
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.recording import RecordingWriter
+from kmemwatch.feeds.replay import ReplayFeed
 from kmemwatch.model import Event, Snapshot
-from kmemwatch.recording import RecordingWriter
-from kmemwatch.replay import ReplayFeed
 from tests.unit import fakes
 from tests.unit.fakes import FakeFeed
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.access import ANYBODY, Access, read_password
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.fetch import Fetcher, FetchError
-from kmemwatch.remote import RemoteFeed
+from kmemwatch.feeds.access import ANYBODY, Access, read_password
+from kmemwatch.feeds.fetch import Fetcher, FetchError
+from kmemwatch.feeds.remote import RemoteFeed
 from tests.unit.certificates import Authority
 from tests.unit.compare_sides import snapshot
 from tests.unit.test_remote import Answers

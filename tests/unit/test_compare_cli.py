@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kmemwatch.cli.main import cli
-from kmemwatch.replay import DEMO
+from kmemwatch.feeds.replay import DEMO
 from tests.unit.compare_sides import recording, snapshot
 from tests.unit.test_compare_output import SCHEMA
 from tests.unit.test_remote import Answers

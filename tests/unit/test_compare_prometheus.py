@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.access import ANYBODY, Access
 from kmemwatch.compare import figures
 from kmemwatch.compare.prometheus import Range, parse, read_prometheus
 from kmemwatch.compare.prometheus_api import Api
 from kmemwatch.compare.report import compare
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.feeds.access import ANYBODY, Access
 
 T0 = 1_800_000_000
 DB1 = {"job": "kmemwatch", "instance": "db1:10777"}

@@ -20,9 +20,10 @@ from kmemwatch.compare.report import compare
 from kmemwatch.compare.side import Side
 from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.fields import COUNTER, METRICS
+from kmemwatch.exporter.metrics import METRICS
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Cache, Event, Host, Snapshot
-from kmemwatch.recording import RecordingWriter
+from kmemwatch.views.field import COUNTER
 from tests.unit import fakes
 from tests.unit.compare_sides import BOOT, S, life, recording, snapshot
 from tests.unit.fakes import IDS, FakeFeed

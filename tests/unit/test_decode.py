@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel import libbpf
-from kmemwatch.kernel.defines import STATS_MAX
-from kmemwatch.sources import decode
-from kmemwatch.sources.decode import LifecycleEvent, SlabEvent
-from kmemwatch.sources.maps import Ring
+from kmemwatch.maps import decode
+from kmemwatch.maps.decode import LifecycleEvent, SlabEvent
+from kmemwatch.maps.defines import STATS_MAX
+from kmemwatch.maps.handles import Ring
 
 NAME_BYTES = 256
 u64 = st.integers(0, 2**64 - 1)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kmemwatch.attach import discover
+from kmemwatch.attach.discover import CacheList, CacheRecord, find_stats_tables, is_stats_table
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.sources import discover
-from kmemwatch.sources.discover import CacheList, CacheRecord, find_stats_tables, is_stats_table
-from kmemwatch.sources.peek import Peek
+from kmemwatch.maps.peek import Peek
 from tests.unit.fake_source import recorded_facts
 
 TOTAL, ELEMENTS = 58, 45

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 
+from kmemwatch.attach.plan import plan
 from kmemwatch.cli import diagnosis, doctor
 from kmemwatch.cli.diagnosis import WIDTH, Diagnosis, report
 from kmemwatch.errors import ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import plan
 from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING, Probe
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_plan import LOCKED, RECORDED, damaged_facts
@@ -271,7 +271,7 @@ def test_an_ordinary_user_on_this_machine() -> None:
 def test_without_bcc_on_this_machine() -> None:
     code = "import sys; sys.modules['bcc'] = None; sys.argv = ['x', *sys.argv[1:]]"
     done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nfrom kmemwatch.sources import loader\nloader.load(())"],
+        [sys.executable, "-c", f"{code}\nfrom kmemwatch.attach import load\nload.load(())"],
         cwd=TREE, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "cannot import bcc" in done.stderr.splitlines()[-1]

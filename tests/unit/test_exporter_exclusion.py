@@ -14,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kmemwatch.exporter import wire
 from kmemwatch.exporter.exclusion import Exclusion
 from kmemwatch.exporter.frames import Frame
 from kmemwatch.exporter.selection import SelectionOptions
@@ -34,6 +33,7 @@ from kmemwatch.model import (
     RechargeTotal,
     Snapshot,
 )
+from kmemwatch.serve import wire
 from tests.unit import fakes
 from tests.unit.fakes import IDS
 from tests.unit.web import Sites, sites

@@ -18,12 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch import fetch
-from kmemwatch.access import ANYBODY, Access
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.fetch import Fetcher, FetchError
-from kmemwatch.remote import RemoteFeed
+from kmemwatch.feeds import fetch
+from kmemwatch.feeds.access import ANYBODY, Access
+from kmemwatch.feeds.fetch import Fetcher, FetchError
+from kmemwatch.feeds.remote import RemoteFeed
 from tests.unit import fakes
 
 Says = Callable[[socket.socket], None]
@@ -217,7 +217,7 @@ def test_an_error_s_text_is_read_in_part_only() -> None:
 
 
 def test_a_daemon_that_becomes_slow_is_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.remote._RETRY_S", 0.01)
+    monkeypatch.setattr("kmemwatch.feeds.remote._RETRY_S", 0.01)
     body = snapshot_to_json(fakes.sample()).encode()
     whole = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
@@ -235,7 +235,7 @@ def test_a_daemon_that_becomes_slow_is_said_to_be_away(monkeypatch: pytest.Monke
 BOMB = """
 import sys; sys.path.insert(0, sys.argv[1])
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.remote import RemoteFeed
+from kmemwatch.feeds.remote import RemoteFeed
 try:
     RemoteFeed(sys.argv[2]).next_snapshot(0)
 except KmemwatchError as exc:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from kmemwatch import ids
-from kmemwatch.fields import COUNTER, METRICS, Field, rows
-from kmemwatch.fields.base import BYTES, SECONDS, rate_human
-from kmemwatch.fields.derived import (
+from kmemwatch.exporter.metrics import METRICS
+from kmemwatch.model import Ids, Lost, Pair, Snapshot, Totals
+from kmemwatch.state import ids
+from kmemwatch.views import rows
+from kmemwatch.views.derived import (
     caches_per_root,
     dying_by_age,
     dying_for,
@@ -22,11 +23,11 @@ from kmemwatch.fields.derived import (
     oldest_dying_s,
     pinned_bytes,
 )
-from kmemwatch.fields.measures import MAX_PREVIOUS_OWNERS
-from kmemwatch.fields.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
-from kmemwatch.fields.rows import Frame, frame
-from kmemwatch.fields.views import VIEWS, View, pinned_by
-from kmemwatch.model import Ids, Lost, Pair, Snapshot, Totals
+from kmemwatch.views.field import BYTES, COUNTER, SECONDS, Field, rate_human
+from kmemwatch.views.measures import MAX_PREVIOUS_OWNERS
+from kmemwatch.views.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
+from kmemwatch.views.rows import Frame, frame
+from kmemwatch.views.views import VIEWS, View, pinned_by
 from tests.unit import fakes
 
 DESIGN = {

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from kmemwatch.attach.handover import Child
 from kmemwatch.errors import KmemwatchError, UnsupportedError
-from kmemwatch.sources.handover import Child
 
 TREE = Path(__file__).parents[2]
 
@@ -23,10 +23,10 @@ PREAMBLE = f"""
 import os, socket, sys, time
 sys.path.insert(0, {str(TREE)!r})
 from kmemwatch.errors import KmemwatchError, UnsupportedError
-from kmemwatch.sources import handover
-from kmemwatch.sources.channel import send_error
-from kmemwatch.sources.handover import Manifest, ProbeResult
-from kmemwatch.sources.maps import MapHandle
+from kmemwatch.attach import handover
+from kmemwatch.attach.channel import send_error
+from kmemwatch.attach.handover import Manifest, ProbeResult
+from kmemwatch.maps.handles import MapHandle
 from tests.unit.fake_source import recorded_facts
 channel = socket.socket(fileno=int(sys.argv[1]))
 def pipes(number):
@@ -57,11 +57,11 @@ def run_child(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     def make(code: str) -> Child:
         def fake(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            assert command[1:3] == ["-m", "kmemwatch.sources.attach"]
+            assert command[1:3] == ["-m", "kmemwatch.attach.child"]
             started.append(real([sys.executable, "-c", PREAMBLE + code, *command[3:]], **options))
             return started[-1]
 
-        monkeypatch.setattr("kmemwatch.sources.handover.subprocess.Popen", fake)
+        monkeypatch.setattr("kmemwatch.attach.handover.subprocess.Popen", fake)
         return Child(("raw_tp",))
 
     yield make
@@ -153,7 +153,7 @@ STOP = "os.kill(os.getpid(), 19)"
     ids=["at once", "in the answer", "before the descriptors"],
 )
 def test_a_child_that_is_stopped(run_child: Any, code: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.lifeline.LOOK_S", 0.1)
+    monkeypatch.setattr("kmemwatch.kernel.lifeline.LOOK_S", 0.1)
     before, began = open_descriptors(), time.monotonic()
     with pytest.raises(KmemwatchError, match="does not answer"):
         run_child(code).wait()
@@ -162,7 +162,7 @@ def test_a_child_that_is_stopped(run_child: Any, code: str, monkeypatch: pytest.
 
 
 def test_a_child_that_is_slow_is_waited_for(run_child: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.lifeline.LOOK_S", 0.01)
+    monkeypatch.setattr("kmemwatch.kernel.lifeline.LOOK_S", 0.01)
     with pytest.raises(KmemwatchError, match="ended: exit status 0"):
         run_child("time.sleep(1)").wait()
 

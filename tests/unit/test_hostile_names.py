@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from kmemwatch.cli.streams import say
-from kmemwatch.fields.rows import frame
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Snapshot
-from kmemwatch.recording import RecordingWriter
-from kmemwatch.render.files import csv_header, csv_rows
-from kmemwatch.render.select import select
 from kmemwatch.units import one_line
+from kmemwatch.views.rowfiles import csv_header, csv_rows
+from kmemwatch.views.rows import frame
+from kmemwatch.views.select import select
 from tests.unit import fakes
 
 EVIL = "a\x1b]0;gone\x07\x1b[2J\x9b31m\u202eb\nkmemwatch: all is well\r\x7f\u2028\u200b"
@@ -220,6 +220,6 @@ def test_numbers_of_csv_stay_numbers() -> None:
     shown = frame(None, fakes.sample())
     (first, *_) = csv.DictReader(io.StringIO(csv_header(selection.view) + csv_rows(shown, selection)))
     assert float(first["kernel_bytes"]) > 0
-    from kmemwatch.render.files import _cell
+    from kmemwatch.views.rowfiles import _cell
 
     assert [_cell(value) for value in (-5, -0.5, None, 3)] == [-5, -0.5, None, 3]

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from kmemwatch.ids import MAX_PREVIOUS, IdMap, meaning
+from kmemwatch.attach.discover import CacheRecord
+from kmemwatch.maps.decode import MemcgRecord
 from kmemwatch.model import KmemcgId
-from kmemwatch.sources.decode import MemcgRecord
-from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.state.ids import MAX_PREVIOUS, IdMap, meaning
 from tests.unit.fake_source import recorded_facts
 
 DENTRY = 0xFFFF_8880_0000_1000

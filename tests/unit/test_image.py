@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from kmemwatch.sources import image
+from kmemwatch.attach import image
 
 MOV_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0)
 EXIT = struct.pack("=BBhi", 0x95, 0, 0, 0)

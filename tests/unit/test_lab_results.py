@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from kmemwatch.attach.plan import plan
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import plan
 from tests.lab import facts, results
 from tests.lab.guest_report import GuestOutcome
 from tests.lab.kernels import GUESTS, KERNELS, LabKernel

@@ -12,10 +12,10 @@ from kmemwatch.compare import figures
 from kmemwatch.compare.claims_cost import CHECK, WITH, WITHOUT, Times, across, cost, times
 from kmemwatch.compare.side import Side
 from kmemwatch.compare.verdict import HOLDS, UNTOLD
-from kmemwatch.kernel.defines import LATENCY_ONE_IN
+from kmemwatch.maps import decode
+from kmemwatch.maps.defines import LATENCY_ONE_IN
 from kmemwatch.model import LATENCY_KINDS, Latency, LatencyHistogram
-from kmemwatch.sources import decode
-from kmemwatch.sources.latency import calls, latency
+from kmemwatch.source.latency import calls, latency
 from tests.unit import fakes
 from tests.unit.compare_sides import lives, objcg, patched, side
 

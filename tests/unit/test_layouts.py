@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from kmemwatch.attach import load as loader
+from kmemwatch.attach import plan as plan_module
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.kernel import plan as plan_module
-from kmemwatch.sources import layouts, loader
-from kmemwatch.sources.decode import check_sizes
-from kmemwatch.sources.layouts import layout
+from kmemwatch.maps import structs as layouts
+from kmemwatch.maps.decode import check_sizes
+from kmemwatch.maps.structs import layout
 from tests.unit.fake_source import recorded_facts
 
 SOURCE = """

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch import lifeline
-from kmemwatch.lifeline import TiedProcess
+from kmemwatch.kernel import lifeline
+from kmemwatch.kernel.lifeline import TiedProcess
 
 ROOT = Path(__file__).parents[2]
 NOBODY = "import os; os.setgroups([]); os.setresgid(*[65534] * 3); os.setresuid(*[65534] * 3); "
@@ -27,7 +27,7 @@ DOINGS = {"sleeps": SLEEPS, "stops": STOPS, "ignores": IGNORES, "spins": SPINS, 
 
 _PARENT = """
 import subprocess, sys, time
-from kmemwatch.lifeline import TiedProcess
+from kmemwatch.kernel.lifeline import TiedProcess
 child = TiedProcess([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
 child._process.stdout.readline()
 {then}
@@ -36,7 +36,7 @@ time.sleep(100)
 """
 _NO_PRIVILEGES = """
 import os
-from kmemwatch.exporter import privileges
+from kmemwatch.web import privileges
 privileges.give_up()
 try:
     os.kill(child.pid, 0)

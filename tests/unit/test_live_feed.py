@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kmemwatch.live import LiveFeed
-from kmemwatch.sources.base import Reading
+from kmemwatch.feeds.live import LiveFeed
+from kmemwatch.source.reading import Reading
 from tests.unit.fake_source import FakeSource
 
 QUICK_S = 2.0
@@ -57,7 +57,7 @@ def test_events_come_as_soon_as_they_happen(feed: LiveFeed, source: FakeSource) 
 
 
 def test_who_only_waits_for_events_forgets_the_dead(source: FakeSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.live._UPDATE_S", 0.0)
+    monkeypatch.setattr("kmemwatch.feeds.live._UPDATE_S", 0.0)
     feed = LiveFeed(source)
     for number in range(30):
         memcg = source.mkdir(str(number))

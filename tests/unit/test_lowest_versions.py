@@ -36,16 +36,16 @@ print(json.dumps({one.metadata["Name"]: one.version for one in m.distributions()
 """
 SUITES = (
     "exporter_selection",
-    "exporter_server",
-    "exporter_front",
+    "web_server",
+    "web_front",
     "exporter_series",
-    "exporter_protocol",
+    "web_protocol",
     "compare_output",
-    "tui",
+    "top",
 )
 """Tests of what calls the libraries."""
 # bcrypt before 4.1 makes no hash of a NUL, so that the test has none to ask with.
-NO_HASH_OF_NUL = "tests/unit/test_exporter_front.py::test_passwords_of_all_kinds[nul\\x00byte]"
+NO_HASH_OF_NUL = "tests/unit/test_web_front.py::test_passwords_of_all_kinds[nul\\x00byte]"
 
 
 def lowest() -> dict[str, str]:
@@ -102,7 +102,7 @@ def test_they_are_the_lowest(python: Path) -> None:
 def test_every_module_has_what_it_imports(python: Path) -> None:
     """bcc is the distribution's, and not here: it is loaded when probes are attached."""
     modules = output(python, IMPORT_ALL).split()
-    assert {"kmemwatch.tui.app", "kmemwatch.compare.html", "kmemwatch.sources.loader"} <= set(modules)
+    assert {"kmemwatch.top.app", "kmemwatch.compare.html", "kmemwatch.attach.load"} <= set(modules)
 
 
 @every_command.each_command

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from kmemwatch.sources import lru
-from kmemwatch.sources.decode import LruPages
-from kmemwatch.sources.lru import LruLists
+from kmemwatch.maps.decode import LruPages
+from kmemwatch.source import lru
+from kmemwatch.source.lru import LruLists
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_discover import FakeMemory
 

@@ -16,29 +16,29 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kmemwatch.attach.discover import CacheRecord
+from kmemwatch.attach.handover import Manifest
+from kmemwatch.attach.plan import plan
 from kmemwatch.cacheids import without_addresses
 from kmemwatch.cli import doctor
 from kmemwatch.cli.diagnosis import Diagnosis, report
 from kmemwatch.cli.main import report as report_error
 from kmemwatch.codec import event_to_dict, snapshot_to_dict, snapshot_to_json
-from kmemwatch.exporter import wire
 from kmemwatch.exporter.frames import Frame
-from kmemwatch.exporter.publisher import Publisher
-from kmemwatch.fields.rows import frame
-from kmemwatch.fields.views import VIEWS
-from kmemwatch.kernel.plan import plan
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
+from kmemwatch.feeds.recording import RecordingWriter
+from kmemwatch.feeds.recording.format import _line, header_line, snapshot_line
+from kmemwatch.feeds.replay import ReplayFeed
+from kmemwatch.maps.decode import LifecycleEvent, SlabEvent
 from kmemwatch.model import DYING, Event, Snapshot
-from kmemwatch.recording import RecordingWriter
-from kmemwatch.recording.format import _line, header_line, snapshot_line
-from kmemwatch.render.batch import Printer
-from kmemwatch.render.lines import EventLines
-from kmemwatch.render.select import select
-from kmemwatch.replay import ReplayFeed
-from kmemwatch.sources.base import Reading, RechargeCounts, RechargeKey
-from kmemwatch.sources.decode import LifecycleEvent, SlabEvent
-from kmemwatch.sources.discover import CacheRecord
-from kmemwatch.sources.handover import Manifest
+from kmemwatch.serve import wire
+from kmemwatch.serve.publisher import Publisher
+from kmemwatch.source.reading import Reading, RechargeCounts, RechargeKey
+from kmemwatch.views.batch import Printer
+from kmemwatch.views.lines import EventLines
+from kmemwatch.views.rows import frame
+from kmemwatch.views.select import select
+from kmemwatch.views.views import VIEWS
 from tests.unit import fakes
 from tests.unit.fake_source import CACHES, FakeSource, recorded_facts
 from tests.unit.fakes import FakeFeed

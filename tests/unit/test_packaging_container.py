@@ -14,9 +14,9 @@ import yaml
 from click.testing import CliRunner
 
 import kmemwatch
+from kmemwatch.attach.store import DIRECTORY
 from kmemwatch.cli import serve
-from kmemwatch.exporter import paths
-from kmemwatch.sources.store import DIRECTORY
+from kmemwatch.serve import paths
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "packaging/kubernetes/daemonset.yaml"

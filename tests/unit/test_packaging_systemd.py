@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from kmemwatch.attach.store import DIRECTORY
 from kmemwatch.cli import serve
 from kmemwatch.errors import UnsupportedError, UsageError
-from kmemwatch.exporter import DEFAULT_ADDRESS
-from kmemwatch.exporter.listening import OPTION
-from kmemwatch.exporter.privileges import CAP_BPF, CAP_SETGID, CAP_SETPCAP, CAP_SETUID
-from kmemwatch.sources.store import DIRECTORY
+from kmemwatch.web.listening import DEFAULT_ADDRESS, OPTION
+from kmemwatch.web.privileges import CAP_BPF, CAP_SETGID, CAP_SETPCAP, CAP_SETUID
 
 ROOT = Path(__file__).parents[2]
 UNITS = ROOT / "packaging/systemd"

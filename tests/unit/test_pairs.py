@@ -10,8 +10,8 @@ import pytest
 
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.model import Pair
-from kmemwatch.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Key, Owners, PairRows
-from kmemwatch.sources.base import PairCounts
+from kmemwatch.source.reading import PairCounts
+from kmemwatch.state.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Key, Owners, PairRows
 
 IDS = CacheIds(b"test")
 DENTRY, FILP, KMALLOC, UNKNOWN = 0x1000, 0x2000, 0x3000, 0x4000

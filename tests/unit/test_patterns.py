@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmemwatch import patterns
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.selection import SelectionOptions
-from kmemwatch.fields.rows import frame
+from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Snapshot
-from kmemwatch.patterns import any_of, compiled
-from kmemwatch.recording import RecordingWriter
-from kmemwatch.render.select import select
+from kmemwatch.views import patterns
+from kmemwatch.views.patterns import any_of, compiled
+from kmemwatch.views.rows import frame
+from kmemwatch.views.select import select
 from tests.unit import fakes
 from tests.unit.screens import Person, app_of, drive, refreshed, table_lines
-from tests.unit.test_exporter_daemon import get, serve
+from tests.unit.test_serve_daemon import get, serve
 
 ROOT = Path(__file__).parents[2]
 EVIL_NAME = "/" + "a" * 45 + "!"
@@ -135,8 +135,8 @@ def composed() -> list[tuple[str, re.Pattern[str] | re.Pattern[bytes]]]:
     """Those that are put together of parts."""
     from kmemwatch.compare.prometheus import _SELECTOR
     from kmemwatch.exporter.kubernetes import _POD
-    from kmemwatch.exporter.webconfig import _DURATION
-    from kmemwatch.recording.format import _VERSION
+    from kmemwatch.feeds.recording.format import _VERSION
+    from kmemwatch.web.config import _DURATION
 
     return [("_SELECTOR", _SELECTOR), ("_POD", _POD), ("_VERSION", _VERSION), ("_DURATION", _DURATION)]
 
@@ -296,7 +296,7 @@ def test_what_only_looks_like_it() -> None:
 
 
 def test_it_is_loaded_with_the_first_expression_only() -> None:
-    script = "import sys; import kmemwatch.render.select, kmemwatch.exporter.worker; from kmemwatch import patterns"
+    script = "import sys; import kmemwatch.views.select, kmemwatch.serve.worker; from kmemwatch.views import patterns"
     script += "; print('re2' in sys.modules); patterns.compiled('x', 'a'); print('re2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "True"]

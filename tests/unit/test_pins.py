@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmemwatch.kernel.era import OBJCG, PER_MEMCG
+from kmemwatch.maps.decode import LruPages, MemcgRecord
 from kmemwatch.model import ChildSlabs
-from kmemwatch.pins import Units, less_children
-from kmemwatch.sources.decode import LruPages, MemcgRecord
+from kmemwatch.state.pins import Units, less_children
 
 PAGE = 4096
 INDEX = {"NR_FILE_PAGES": 0, "NR_SHMEM": 1, "NR_ANON_MAPPED": 2, "NR_SWAPCACHE": 3, "MEMCG_SOCK": 4, "MEMCG_SWAP": 5,

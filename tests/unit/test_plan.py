@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kmemwatch.attach.plan import FENTRY, FEXIT, KINDS, KPROBE, KRETPROBE, Plan, Signal, plan
 from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.kernel import era
 from kmemwatch.kernel import facts as facts_module
-from kmemwatch.kernel.defines import defines
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.kernel.plan import FENTRY, FEXIT, KINDS, KPROBE, KRETPROBE, Plan, Signal, plan
+from kmemwatch.maps.defines import defines
 from tests.unit.fake_source import FACTS_DIR, recorded_facts
 
 RECORDED = tuple(sorted(path.stem for path in FACTS_DIR.glob("*.json")))

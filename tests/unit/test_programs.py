@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.kernel import plan as plan_module
-from kmemwatch.kernel.plan import Hook, Plan
-from kmemwatch.sources import loader
+from kmemwatch.attach import load as loader
+from kmemwatch.attach import plan as plan_module
+from kmemwatch.attach.plan import Hook, Plan
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_plan import RECORDED
 

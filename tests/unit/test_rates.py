@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
-from kmemwatch.rates import NO_RATES, AllocRates, per_second, rates, same_run
+from kmemwatch.views.rates import NO_RATES, AllocRates, per_second, rates, same_run
 from tests.unit import fakes
 from tests.unit.fakes import IDS
 

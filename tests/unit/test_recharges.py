@@ -9,11 +9,11 @@ from collections.abc import Collection
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.model import DYING, FROM_NONE, ONLINE, RechargePair, Recharges, RechargeTotal
-from kmemwatch.recharges import RechargeLedger
-from kmemwatch.sources.base import RechargeCounts, RechargeKey
-from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.source.reading import RechargeCounts, RechargeKey
+from kmemwatch.state.recharges import RechargeLedger
 
 PAGE = 4096
 DENTRY, FILP = 0xFFFF_8880_0000_1000, 0xFFFF_8880_0000_2000

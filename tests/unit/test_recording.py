@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kmemwatch.errors import UsageError
+from kmemwatch.feeds.recording import EVENT, HEADER, SNAPSHOT, RecordingReader, RecordingWriter
 from kmemwatch.model import Event, Host, Snapshot
-from kmemwatch.recording import EVENT, HEADER, SNAPSHOT, RecordingReader, RecordingWriter
 from tests.unit import fakes, strategies
 
 Item = Snapshot | Event
@@ -510,7 +510,7 @@ def test_reading_does_not_hold_the_file_in_memory(tmp_path: Path) -> None:
     with open(path, "wb") as file:
         file.truncate(1 << 30)  # a hole
     code = (
-        "import sys, resource; from kmemwatch.recording import RecordingReader\n"
+        "import sys, resource; from kmemwatch.feeds.recording import RecordingReader\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 29,) * 2)\n"
         "try: RecordingReader(sys.argv[1]).next()\n"
         "except Exception as exc: print(type(exc).__name__, exc)\n"

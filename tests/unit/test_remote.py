@@ -15,13 +15,13 @@ import pytest
 
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.exporter.app import App
 from kmemwatch.exporter.exposition import Exposition
-from kmemwatch.exporter.listening import listen
-from kmemwatch.exporter.publisher import Publisher
-from kmemwatch.exporter.server import Server
+from kmemwatch.feeds.remote import RemoteFeed
 from kmemwatch.model import Snapshot
-from kmemwatch.remote import RemoteFeed
+from kmemwatch.serve.app import App
+from kmemwatch.serve.publisher import Publisher
+from kmemwatch.web.listening import listen
+from kmemwatch.web.server import Server
 from tests.unit import fakes
 from tests.unit.fakes import FakeFeed
 
@@ -193,7 +193,7 @@ def test_a_wrong_password_is_not_a_stranger(server: Answers) -> None:
 
 
 def test_a_restart_is_survived_and_told(server: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.remote._RETRY_S", 0.01)
+    monkeypatch.setattr("kmemwatch.feeds.remote._RETRY_S", 0.01)
     server.snapshot(fakes.sample(60))
     feed = RemoteFeed(server.address)
     assert feed.next_snapshot(0) == fakes.sample(60)
@@ -210,7 +210,7 @@ def test_a_restart_is_survived_and_told(server: Answers, monkeypatch: pytest.Mon
 
 
 def test_a_daemon_that_stays_away_is_given_up(server: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.remote._RETRY_S", 0.01)
+    monkeypatch.setattr("kmemwatch.feeds.remote._RETRY_S", 0.01)
     server.snapshot(fakes.sample())
     feed = RemoteFeed(server.address, give_up_s=0.2)
     feed.next_snapshot(0)

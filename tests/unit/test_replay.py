@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmemwatch.errors import UsageError
-from kmemwatch.feed import Feed
+from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.recording import RecordingWriter
+from kmemwatch.feeds.replay import ReplayFeed
 from kmemwatch.model import Event, Snapshot
-from kmemwatch.recording import RecordingWriter
-from kmemwatch.replay import ReplayFeed
 from tests.unit import fakes
 
 EVERY_S = 5

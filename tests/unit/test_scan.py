@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.sources import decode, scan
-from kmemwatch.sources.maps import MapHandle
-from kmemwatch.sources.scan import SlabScan, memory_ranges
+from kmemwatch.maps import decode
+from kmemwatch.maps.handles import MapHandle
+from kmemwatch.source import scan
+from kmemwatch.source.scan import SlabScan, memory_ranges
 
 DIRECT = 0xFFFF_8880_0000_0000
 PAGE_BASE = 0x1000_0000_0000
@@ -101,7 +102,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
     monkeypatch.setattr(scan, "map_memory", lambda handle: fake.state)
     monkeypatch.setattr(scan, "MapReader", lambda handle: fake)
     monkeypatch.setattr(scan, "_kcore", lambda: KCORE)
-    monkeypatch.setattr("kmemwatch.sources.scan.time.monotonic", lambda: fake.now_s)
+    monkeypatch.setattr("kmemwatch.source.scan.time.monotonic", lambda: fake.now_s)
     return fake
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.sources import scan
+from kmemwatch.source import scan
 from tests.unit.test_scan import FakeKernel, kernel, new_scan
 
 __all__ = ["kernel"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.sources import secret, store
+from kmemwatch.attach import secret, store
 
 BOOT = "9b2c6a3e-0000-4000-8000-000000000001"
 
@@ -127,7 +127,7 @@ def test_who_holds_the_lock_for_ever_keeps_nobody(directory: Path, monkeypatch: 
 
 def test_of_many_that_start_at_once_all_have_the_same(directory: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from kmemwatch.sources import secret;"
+        "import sys; from pathlib import Path; from kmemwatch.attach import secret;"
         "sys.stdin.read(); print(secret.of_boot(sys.argv[1], Path(sys.argv[2])).hex())"
     )
     command = [sys.executable, "-c", code, BOOT, str(directory)]

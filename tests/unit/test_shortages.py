@@ -17,12 +17,16 @@ from typing import Any, cast
 
 import pytest
 
+from kmemwatch.attach import child as attach
+from kmemwatch.attach import discover, handover, image, store
+from kmemwatch.attach import load as loader
+from kmemwatch.attach.plan import plan
 from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
-from kmemwatch.exporter import sandbox
 from kmemwatch.kernel import bpf_calls, btf, cgroupfs, facts, libbpf, symbols, trial
-from kmemwatch.kernel.plan import plan
-from kmemwatch.sources import attach, bpf_source, discover, handover, image, loader, maps, store
-from kmemwatch.sources.misses import KprobeMisses
+from kmemwatch.maps import handles as maps
+from kmemwatch.source import bpf_source
+from kmemwatch.source.misses import KprobeMisses
+from kmemwatch.web import sandbox
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_plan import LOCKED
 
@@ -365,7 +369,7 @@ def test_two_that_write_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from kmemwatch.sources import store
+from kmemwatch.attach import store
 key = {{"without": [], "latency": False}}
 for number in range(200):
     store.save(Path({str(directory)!r}), key, {{"maps": [sys.argv[1]] * 500}})
@@ -460,7 +464,7 @@ def test_descriptors_that_do_not_fit_are_a_shortage_and_none_stays() -> None:
     code = """
 import os, resource, socket, sys
 from types import SimpleNamespace
-from kmemwatch.sources import handover
+from kmemwatch.attach import handover
 child = object.__new__(handover.Child)
 child._channel = socket.socket(fileno=int(sys.argv[1]))
 child._process = SimpleNamespace(speaks=lambda channel: True)

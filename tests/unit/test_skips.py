@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.sources import skips
-from kmemwatch.sources.skips import Skips, run_numbers
+from kmemwatch.source import skips
+from kmemwatch.source.skips import Skips, run_numbers
 
 ALLOC, FREE, KFREE, BULK = "alloc/raw_tp:kmem_cache_alloc", "free/kprobe:f", "free/kprobe:kfree", "free-bulk/kprobe:b"
 CHECK, RETURN = "recharge/kprobe:check", "recharge/kretprobe:check"

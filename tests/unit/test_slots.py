@@ -13,8 +13,8 @@ from dataclasses import replace
 
 import pytest
 
-from kmemwatch.kernel.defines import OWNER_HASH, SLOT_BYTES, SLOT_HASH, SLOT_PLACES, SLOTS_BYTES, defines
-from kmemwatch.sources.slots import CACHE, COUNTS, NOBODY, OWNER, WORDS, Counts, Pair, Slots
+from kmemwatch.maps.defines import OWNER_HASH, SLOT_BYTES, SLOT_HASH, SLOT_PLACES, SLOTS_BYTES, defines
+from kmemwatch.maps.slots import CACHE, COUNTS, NOBODY, OWNER, WORDS, Counts, Pair, Slots
 from tests.unit.fake_source import recorded_facts
 
 CPUS = 2

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.model import DYING, ONLINE, RELEASED
-from kmemwatch.sources.base import Forget
-from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.source.reading import Forget
 from tests.unit.fake_source import (
     DENTRY,
     FILP,

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from kmemwatch import state as state_module
 from kmemwatch.model import RELEASED
-from kmemwatch.state import State
+from kmemwatch.state import state as state_module
+from kmemwatch.state.state import State
 from tests.unit.fake_source import MS, ROOT, SECOND, FakeSource, make_state
 from tests.unit.state_host import Host, allocations, cgroup, pair
 

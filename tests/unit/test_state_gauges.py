@@ -10,10 +10,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kmemwatch.attach.discover import CacheRecord
+from kmemwatch.maps.decode import REFERENCES_COUNTED, LruPages, MemcgRecord
 from kmemwatch.model import Snapshot
-from kmemwatch.sources.base import ChargeCounts, PairCounts, Reading, RechargeCounts, RechargeKey
-from kmemwatch.sources.decode import REFERENCES_COUNTED, LruPages, MemcgRecord
-from kmemwatch.sources.discover import CacheRecord
+from kmemwatch.source.reading import ChargeCounts, PairCounts, Reading, RechargeCounts, RechargeKey
 from tests.unit.fake_source import DENTRY, FILP, ROOT, SECOND, STATS, Clock, FakeSource, make_state, recorded_facts
 
 HOST_BYTES = 1 << 30

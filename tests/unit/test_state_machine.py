@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from kmemwatch.model import DYING, ONLINE, RELEASED, Snapshot
-from kmemwatch.sources.base import Reading
+from kmemwatch.source.reading import Reading
 from tests.unit.fake_source import CACHES, IDS, ROOT, SECOND, SLAB_ACCOUNT, Clock, FakeSource, Memcg, make_state
 
 caches = st.sampled_from([cache.address for cache in CACHES])

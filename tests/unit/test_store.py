@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from kmemwatch.attach import store
 from kmemwatch.kernel import cgroupfs, symbols
-from kmemwatch.sources import store
 
 KEY: dict[str, Any] = {"without": [], "latency": False, "host": {"boot_id": "a"}}
 IMAGE = {"maps": [[1, "lost", 4, 8, 5, 0]], "programs": [], "manifest": {"page_base": 2**64 - 4096}}

@@ -19,7 +19,7 @@ import pytest
 from kmemwatch import shortages
 from kmemwatch.cli.main import COMMANDS, report
 from kmemwatch.cli.streams import OutputError
-from kmemwatch.recording import RecordingWriter
+from kmemwatch.feeds.recording import RecordingWriter
 from tests.unit import fakes
 from tests.unit.test_cli import Terminal
 

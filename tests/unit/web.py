@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from kmemwatch.exporter import wire
 from kmemwatch.exporter.frames import Frame
-from kmemwatch.exporter.listening import listen
-from kmemwatch.exporter.reader import ReaderProbe
 from kmemwatch.exporter.selection import SelectionOptions
-from kmemwatch.exporter.webfiles import WebFiles
-from kmemwatch.exporter.wire import BrokenWeb, NewWeb, Settings
-from kmemwatch.exporter.worker import Worker
+from kmemwatch.serve import wire
+from kmemwatch.serve.reader import ReaderProbe
+from kmemwatch.serve.wire import BrokenWeb, NewWeb, Settings
+from kmemwatch.serve.worker import Worker
+from kmemwatch.web.configfiles import WebFiles
+from kmemwatch.web.listening import listen
 from tests.unit import fakes
 
 EVERYTHING = SelectionOptions()

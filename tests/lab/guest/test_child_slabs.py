@@ -18,10 +18,10 @@ from typing import TypeVar
 
 import pytest
 
-from kmemwatch.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.maps.decode import MemcgRecord
 from kmemwatch.model import DYING, RELEASED, Cgroup
-from kmemwatch.sources.bpf_source import BpfSource
-from kmemwatch.sources.decode import MemcgRecord
+from kmemwatch.source.bpf_source import BpfSource
 from tests.cgroup_mounts import MemoryMount
 from tests.lab.guest.frames import Frames, look_at_frames
 from tests.live.cgroups import OwnCgroup

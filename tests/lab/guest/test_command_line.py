@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import ABSENT
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import cgroup_of, pair_of, snapshot, workload

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.kernel.plan import RECHARGE_FUNCTION
-from kmemwatch.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.attach.handover import Child
+from kmemwatch.attach.plan import RECHARGE_FUNCTION
+from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.maps import decode
 from kmemwatch.model import Latency
-from kmemwatch.sources import decode
-from kmemwatch.sources.bpf_source import BpfSource
-from kmemwatch.sources.handover import Child
-from kmemwatch.sources.latency import Calls, calls
+from kmemwatch.source.bpf_source import BpfSource
+from kmemwatch.source.latency import Calls, calls
 from tests.lab.guest.truth import kernel_counters
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup

@@ -14,7 +14,7 @@ from typing import ParamSpec
 
 import pytest
 
-from kmemwatch.live import LiveOptions, open_live
+from kmemwatch.feeds.live import LiveOptions, open_live
 from tests.lab.guest.truth import (
     ELSEWHERE,
     FAIL_RECHARGES,

@@ -20,9 +20,9 @@ from typing import BinaryIO
 
 import pytest
 
+from kmemwatch.feeds.recording import EVENT, SNAPSHOT
+from kmemwatch.feeds.recording.format import parse_line
 from kmemwatch.model import DYING, Snapshot
-from kmemwatch.recording import EVENT, SNAPSHOT
-from kmemwatch.recording.format import parse_line
 from tests.lab import comparison
 from tests.lab.boot import SHARED
 from tests.lab.guest.truth import (

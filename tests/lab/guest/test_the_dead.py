@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.live import LiveOptions, open_live
+from kmemwatch.feeds.live import LiveOptions, open_live
 from kmemwatch.model import ABSENT, DYING, Cgroup
 from tests.lab.guest.frames import look_at_frames
 from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, bury, every_used_id, grown, lost_between

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kmemwatch.live import LiveFeed
+from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, FROM_NONE, Event, Snapshot
 from tests.live.tell import shrink, snapshot
 from tests.needs import SLAB_COUNTERS

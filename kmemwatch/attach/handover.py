@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From the compiling child to the process that keeps watching: a manifest and descriptors over a Unix socket."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import kmemwatch
+from kmemwatch import errors, shortages
+from kmemwatch.attach import channel
+from kmemwatch.cacheids import without_addresses
+from kmemwatch.errors import KmemwatchError, ShortageError
+from kmemwatch.kernel.lifeline import TiedProcess
+
+if TYPE_CHECKING:  # imported when there is a manifest: the child starts before
+    from kmemwatch.kernel.facts import Facts
+    from kmemwatch.maps.handles import MapHandle
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    signal: str
+    attachment: str | None
+    """Candidate that is attached; None when none is."""
+    fell_back: bool
+    why: str | None
+    applies: bool = True
+    """`plan.Signal.applies`"""
+
+    @property
+    def status(self) -> str:
+        """As in `model.Probe`."""
+        from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING
+
+        if self.attachment is None:
+            return MISSING if self.applies else ABSENT
+        return FALLBACK if self.fell_back else ATTACHED
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What the child found, did and gives away."""
+
+    facts: Facts
+    probes: tuple[ProbeResult, ...]
+    programs: tuple[str, ...]
+    """``walk``, ``peek``, else ``signal/kind:target``. Descriptors come in this order, before those of maps, links."""
+    maps: tuple[MapHandle, ...]
+    """`MapHandle.fd` is only valid in the process that made it."""
+    stats_count: int
+    stats_index: Mapping[str, int] | None = None
+    """`discover.stats_index`."""
+    first_cache: int | None = None
+    page_base: int | None = None
+    slab_account: int | None = None
+    learn_error: str | None = None
+    """Why the caches or the struct pages could not be found."""
+
+    def to_raw(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_raw(raw: Mapping[str, Any]) -> Manifest:
+        """Inverse of `to_raw`, also after JSON has made lists of tuples."""
+        from kmemwatch.kernel.facts import Facts
+        from kmemwatch.maps.handles import MapHandle
+
+        return Manifest(
+            **{
+                **raw,
+                "facts": Facts.from_raw(raw["facts"]),
+                "probes": tuple(ProbeResult(**{**probe, "why": _told(probe["why"])}) for probe in raw["probes"]),
+                "learn_error": _told(raw.get("learn_error")),
+                "programs": tuple(raw["programs"]),
+                "maps": tuple(MapHandle(**handle) for handle in raw["maps"]),
+            }
+        )
+
+
+def _told(text: str | None) -> str | None:
+    return None if text is None else without_addresses(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """The same in the parent, with its own descriptors. `close` detaches everything."""
+
+    manifest: Manifest
+    programs: Mapping[str, int]
+    maps: Mapping[str, MapHandle]
+    links: tuple[int, ...]
+
+    @property
+    def link_of(self) -> Mapping[str, int]:
+        """Program -> the descriptor that keeps it attached; those that no event runs have none."""
+        attached = (name for name in self.manifest.programs if "/" in name)
+        return dict(zip(attached, self.links, strict=True))
+
+    def close(self) -> None:
+        """Links first, so that nothing runs while maps go."""
+        for fd in (*self.links, *self.programs.values(), *(handle.fd for handle in self.maps.values())):
+            os.close(fd)
+
+
+def send(connection: socket.socket, manifest: Manifest, descriptors: Sequence[int]) -> None:
+    """Child: the manifest and what it speaks of."""
+    channel.send(connection, manifest.to_raw(), descriptors)
+
+
+_LAST_WORDS_S = 5.0
+_OUT_OF_MEMORY = "if memory ran out, dmesg tells: free some, or raise the cgroup's limit, or ulimit -v"
+CHILD_DIRECTORY = "/"
+"""``python -m`` looks for modules in the current directory first, and we may be root in anybody's."""
+
+
+def child_environ() -> dict[str, str]:
+    """For a process that runs one of our modules in CHILD_DIRECTORY: a checkout that this process has found through its
+    own current directory must be found again."""
+    home = Path(kmemwatch.__file__).resolve().parent.parent
+    paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if home.name not in ("site-packages", "dist-packages"):
+        paths.insert(0, str(home))
+    return {**os.environ, **({"PYTHONPATH": os.pathsep.join(paths)} if paths else {})}
+
+
+class Child:
+    """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
+
+    def __init__(
+        self, without: Sequence[str] = (), module: str = "kmemwatch.attach.child", latency: bool = False
+    ) -> None:
+        """`module`: what to run as the child; a test puts its own in between. Raises ShortageError."""
+        options = json.dumps({"without": list(without), "latency": latency})
+        with ExitStack() as opened:
+            try:
+                self._channel, theirs = map(opened.enter_context, socket.socketpair())
+                command = [sys.executable, "-m", module, str(theirs.fileno()), options]
+                # Memory and not a pipe, which nobody would empty while we wait for the answer.
+                self._stderr = opened.enter_context(open(os.memfd_create("stderr"), "w+b"))
+                self._process = TiedProcess(
+                    command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
+                )  # fmt: skip
+            except OSError as error:
+                shortages.refuse(error, "the process that attaches the probes cannot be started")
+                raise
+            opened.pop_all()
+        theirs.close()
+
+    def wait(self) -> Handed:
+        """Everything the child hands over. Raises KmemwatchError with the child's reason."""
+        try:
+            answer = self._receive_answer()
+            if "error" in answer:
+                raise getattr(errors, answer["error"])(without_addresses(answer["message"]), hint=answer["hint"])
+            return self._receive_descriptors(answer)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End the child, whatever it is doing; harmless when it has ended."""
+        self._channel.close()
+        self._process.end()
+        self._stderr.close()
+
+    def _receive_answer(self) -> dict[str, Any]:
+        head = self._receive_exactly(8)
+        text = self._receive_exactly(int.from_bytes(head, "little"))
+        answer: dict[str, Any] = json.loads(text)
+        return answer
+
+    def _receive_exactly(self, size: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < size:
+            self._wait_for_more()
+            part = self._channel.recv(size - len(parts))
+            if not part:
+                raise self._ended()
+            parts += part
+        return bytes(parts)
+
+    def _wait_for_more(self) -> None:
+        """Compiling may take as long as it likes, being stopped may not."""
+        if not self._process.speaks(self._channel):
+            raise self._silence()
+
+    @staticmethod
+    def _silence() -> KmemwatchError:
+        return KmemwatchError("the process that attaches the probes does not answer", "is it stopped?")
+
+    def _ended(self) -> KmemwatchError:
+        """Why, by its last words."""
+        what = "the process that attaches the probes ended"
+        status = self._process.wait(_LAST_WORDS_S)
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
+        short = shortages.of(lines[-1], what) if lines else None
+        if short is not None:
+            return short
+        if status is None and not lines:
+            return KmemwatchError(f"{what}: it has closed its end, and still runs")
+        if status is not None and status < 0:
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            return ShortageError(f"{what}: {name}", _OUT_OF_MEMORY)
+        return KmemwatchError(f"{what}: {without_addresses(lines[-1]) if lines else f'exit status {status}'}")
+
+    def _receive_descriptors(self, answer: Mapping[str, Any]) -> Handed:
+        descriptors: list[int] = []
+        while len(descriptors) < answer["descriptors"]:
+            speaks = self._process.speaks(self._channel)
+            if speaks:
+                data, fds, flags, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
+                descriptors += fds
+                if data and not flags & socket.MSG_CTRUNC:
+                    continue
+            for fd in descriptors:  # else what is half handed over would stay attached
+                os.close(fd)
+            if not speaks:
+                raise self._silence()
+            if data:  # the kernel leaves out the descriptors that this process may not have
+                raise shortages.shortage(errno.EMFILE, "the probes cannot be taken over")
+            raise ShortageError("the process that attaches the probes ended while it handed them over", _OUT_OF_MEMORY)
+        manifest = Manifest.from_raw(answer["manifest"])
+        numbers = iter(descriptors)
+        programs = {name: next(numbers) for name in manifest.programs}
+        maps = {handle.name: replace(handle, fd=next(numbers)) for handle in manifest.maps}
+        return Handed(manifest, programs, maps, tuple(numbers))

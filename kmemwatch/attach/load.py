@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Look, decide, compile, attach: the only module that knows bcc, used by the child (`attach`) on a cold start only."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import os
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kmemwatch import shortages
+from kmemwatch.attach import discover, plan
+from kmemwatch.attach.handover import Manifest, ProbeResult
+from kmemwatch.attach.plan import Hook, Plan, Signal
+from kmemwatch.attach.stderr import StderrCapture
+from kmemwatch.errors import KmemwatchError, UnsupportedError
+from kmemwatch.kernel import bpf_calls, cgroupfs, facts
+from kmemwatch.kernel.btf import Btf
+from kmemwatch.maps import decode
+from kmemwatch.maps.handles import MapHandle, MapReader
+from kmemwatch.maps.peek import Peek
+
+_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges", "runs", "timed", "latency")
+_HEADERS = {
+    "pairs.h": {"alloc.bpf.c"},
+    "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
+    "slab_events.h": {"caches.bpf.c", "recharge.bpf.c"},
+}
+"""Header of bpf/ that not every kernel can have -> files that need it."""
+_CANNOT = "the probes cannot be attached"
+_SOURCES = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedProgram:
+    """What it takes to load and attach a program again."""
+
+    name: str
+    """As in `Manifest.programs`."""
+    kind: str
+    """`plan.RAW_TP` and its like."""
+    target: str
+    fd: int
+    code: bytes
+    """Instructions, with our own descriptors where they speak of maps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    manifest: Manifest
+    programs: tuple[LoadedProgram, ...]
+    links: tuple[int, ...]
+    may_do_better: bool = False
+    """Something was refused in a way that the next start need not meet: by a policy, or because it was busy."""
+
+    @property
+    def descriptors(self) -> list[int]:
+        """In the order of the manifest: programs, maps, links."""
+        programs, maps = (program.fd for program in self.programs), (handle.fd for handle in self.manifest.maps)
+        return [*programs, *maps, *self.links]
+
+
+def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
+    """Look, decide, compile, attach. Raises KmemwatchError."""
+    # Half of either is waiting for the kernel or for the linker.
+    early = threading.Thread(target=_import_early)
+    early.start()
+    found = facts.gather()
+    chosen = plan.plan(found, without, latency)
+    hierarchy = cgroupfs.find_memory()
+    if hierarchy is not None:
+        # Maps are charged to whoever makes them; the root memcg is charged nothing, and nobody is watched for it.
+        cgroupfs.join_root(hierarchy)
+    early.join()
+    bcc, include = find_bcc()
+    if not bpf_calls.available():
+        raise UnsupportedError(
+            "libbpf: older than 1.0: it cannot load programs", hint="install a newer one: apt-get install libbpf1"
+        )
+    refused: dict[str, list[str]] = {}
+    may_do_better = False
+    while True:
+        # Only the best candidates are compiled, which halves the time to the first screen; when the kernel refuses one,
+        # everything starts again without it.
+        attempt = _Attempt(bcc, include, found, best_only(chosen, refused))
+        try:
+            return replace(attempt.run(), may_do_better=may_do_better)
+        except _Refused as refusal:
+            attempt.undo()
+            may_do_better |= not refusal.final
+            refused.setdefault(refusal.signal, []).append(refusal.why)
+
+
+class _Refused(Exception):
+    """The kernel did not take the candidate of a signal."""
+
+    def __init__(self, signal: str, why: str, final: bool) -> None:
+        super().__init__(why)
+        self.signal = signal
+        self.why = why
+        self.final = final
+        """This kernel will always say so."""
+
+
+def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
+    """The plan with only the first candidate of each signal that was not refused; the refusals become reasons."""
+    signals = []
+    for signal in chosen.signals:
+        why = refused.get(signal.name, ())
+        left = signal.candidates[len(why) : len(why) + 1]
+        skipped = signal.skipped if left else (*signal.skipped, *why)
+        signals.append(replace(signal, candidates=left, skipped=skipped, refused=tuple(why)))
+    return replace(chosen, signals=tuple(signals))
+
+
+def source_text(chosen: Plan) -> str:
+    """All C that the plan needs, as one text; line directives keep the compiler's messages true."""
+    names = ["compat.h", "maps.h", "hooks.h"]
+    sources = dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
+    names += [header for header, users in _HEADERS.items() if users & sources.keys()]
+    names += sources
+    return "\n".join(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names)
+
+
+def compiled(chosen: Plan, bcc: Any, include: Path) -> Any:
+    """bcc's module of all programs of the plan; none is loaded or attached. Leaves BCC_KERNEL_SOURCE behind, and raises
+    what bcc does: bare Exception."""
+    # bcc compiles against our few headers only: no kernel headers have to be installed.
+    os.environ["BCC_KERNEL_SOURCE"] = str(include)
+
+    class Module(bcc.BPF):  # type: ignore[misc]
+        """bcc would attach by name as soon as it has compiled; we attach by plan."""
+
+        def _trace_autoload(self) -> None:
+            pass
+
+    return Module(text=source_text(chosen).encode(), cflags=chosen.cflags())
+
+
+class _Attempt:
+    """One compilation, and the attachment of all that is in it."""
+
+    def __init__(self, bcc: Any, include: Path, found: facts.Facts, chosen: Plan) -> None:
+        self._facts = found
+        self._plan = chosen
+        self._programs: dict[str, LoadedProgram] = {}
+        self._links: list[int] = []
+        self._btf: Btf | None = None
+        self._stderr = StderrCapture()
+        self._bpf = self._compile(bcc, include)
+        self._maps = self._map_handles()
+
+    def run(self) -> Loaded:
+        """Attach. Raises _Refused when a candidate is not taken, UnsupportedError when there is nothing to attach."""
+        results = []
+        learned: dict[str, Any] = {}
+        for signal in self._plan.signals:
+            results.append(self._attach_signal(signal))
+            if signal.name == "pins" and results[0].attachment is not None:
+                # Before anything counts: objects are found through their pages from the first one on.
+                learned = self._learn()
+        if all(result.attachment is None for result in results):
+            raise UnsupportedError(
+                f"no probe could be attached: {results[0].signal}: {results[0].why}", hint="run: kmemwatch doctor"
+            )
+        manifest = Manifest(
+            facts=self._facts,
+            probes=tuple(results),
+            programs=tuple(self._programs),
+            maps=tuple(self._maps.values()),
+            stats_count=self._plan.defines.values.get("STATS_COUNT", 0),
+            **learned,
+        )
+        return Loaded(manifest, tuple(self._programs.values()), tuple(self._links))
+
+    def undo(self) -> None:
+        """Detach, and free the compiler's memory and the maps."""
+        for fd in (*self._links, *(program.fd for program in self._programs.values())):
+            os.close(fd)
+        self._bpf.cleanup()
+
+    def _compile(self, bcc: Any, include: Path) -> Any:
+        try:
+            with self._stderr:
+                return compiled(self._plan, bcc, include)
+        except Exception as error:  # bcc raises bare Exception
+            self._refuse_shortage(error)
+            raise UnsupportedError(
+                f"bpf/: {self._stderr.reason() or error}", hint="run: kmemwatch doctor, and report what it says"
+            ) from error
+
+    def _refuse_shortage(self, error: Exception) -> None:
+        """A shortage may be told by what was raised, or only by what was written; it says nothing about the kernel."""
+        for told in (error, self._stderr.text()):
+            shortages.refuse(told, _CANNOT, bpf=True)
+
+    def _map_handles(self) -> dict[str, MapHandle]:
+        handles = {}
+        names = ["lost", "events"]
+        sources = {signal.source for signal in self._plan.signals if signal.candidates}
+        names += ["page_base"] if _HEADERS["slab.h"] & sources else []
+        names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
+        # Of no use to the parent but as a part of what it keeps for the next start.
+        names += ["noted", "recovered"] if any(hook.twice for hook in self._plan.hooks) else []
+        names += ["runs"] if any(hook.counts_runs for hook in self._plan.hooks) else []
+        names += ["timed", "latency"] if "latency.bpf.c" in sources else []
+        names += ["charges"] if "charge.bpf.c" in sources else []
+        # `recharging` and what goes with it are of no use to the parent either.
+        recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
+        names += recharge if "recharge.bpf.c" in sources else ()
+        # `scan_chunk` neither.
+        names += ["child_slabs", "scan", "scan_chunk"] if "scan.bpf.c" in sources else []
+        names += ["peek_out", "peek_in", "peek_parts", "walk_out", "walk"] if "peek.bpf.c" in sources else []
+        for name in names:
+            table = self._bpf[name]
+            ring = name == "events"
+            handles[name] = MapHandle(
+                name,
+                int(table.map_fd),
+                0 if ring else ctypes.sizeof(table.Key),
+                0 if ring else ctypes.sizeof(getattr(table, "sLeaf", table.Leaf)),  # of one CPU
+                0 if ring else int(table.max_entries),
+                name in _PER_CPU,
+            )
+        decode.check_sizes({handle.name: handle.value_bytes for handle in handles.values() if handle.value_bytes})
+        return handles
+
+    def _attach_signal(self, signal: Signal) -> ProbeResult:
+        if not signal.candidates:
+            why = _join(*signal.skipped) or "no way is known for this kernel"
+            return ProbeResult(signal.name, None, bool(signal.refused), why, signal.applies)
+        candidate = signal.candidates[0]
+        for hook in candidate.hooks:
+            try:
+                self._attach_programs(signal.name, hook)
+            except OSError as error:
+                shortages.refuse(error, _CANNOT, bpf=True)
+                why = f"{hook.kind}: {hook.target}: {error.strerror}"
+                raise _Refused(signal.name, why, _is_final(error)) from error
+        return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
+
+    def _attach_programs(self, signal: str, hook: Hook) -> None:
+        name = f"{signal}/{hook.kind}:{hook.target}"
+        if hook.kind == plan.TEST_RUN:
+            name = hook.target
+        elif hook.timed:
+            at_entry = hook.kind in (plan.FENTRY, plan.KPROBE)
+            name = f"{signal}/{'entry' if at_entry else 'return'}:{hook.target}"
+        programs = [(name, hook.program)]
+        programs += [(f"{signal}/again:{hook.target}", f"{hook.program}_again")] if hook.twice else []
+        # The kernel runs the programs of a tracepoint in the order in which they came, those of fentry the other way.
+        for name, function in programs if hook.kind == plan.RAW_TP else reversed(programs):
+            self._attach_program(name, hook, function)
+
+    def _attach_program(self, name: str, hook: Hook, function: str) -> None:
+        code = self._bpf.dump_func(function.encode())
+        kind, attach_type = bpf_calls.LOADS[hook.kind]
+        traced = self._function_id(hook) if hook.kind in (plan.FENTRY, plan.FEXIT) else 0
+        program = bpf_calls.load_program(kind, f"kmw_{hook.name}"[:15], code, attach_type, traced)
+        self._programs[name] = LoadedProgram(name, hook.kind, hook.target, program, code)
+        if hook.kind != plan.TEST_RUN:
+            self._links.append(bpf_calls.attach(program, hook.kind, hook.target))
+
+    def _function_id(self, hook: Hook) -> int:
+        if self._btf is None:
+            self._btf = Btf()
+        return self._btf.function_id(hook.target) or 0
+
+    def _learn(self) -> dict[str, Any]:
+        """Where struct pages and caches are, and the order of statistics; what cannot be learned stays None."""
+        programs = {name: self._programs[name].fd for name in ("walk", "peek", "peek_many")}
+        peek = Peek(programs, self._maps, self._plan.defines.values["STATS_COUNT"])
+        learned: dict[str, Any] = {"stats_index": discover.stats_index(peek, self._facts)}
+        try:
+            learned["first_cache"] = discover.first_cache(peek, self._facts)
+            caches = discover.CacheList(peek, self._facts, learned["first_cache"]).read()
+            learned["slab_account"] = discover.slab_account_flag(self._facts, caches)
+            learned["page_base"] = discover.page_base(peek, self._facts, caches)
+        except (OSError, KeyError, KmemwatchError) as error:
+            shortages.refuse(error, _CANNOT)
+            learned["learn_error"] = str(error)
+        if learned.get("page_base") and "page_base" in self._maps:
+            MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
+        peek.close()
+        return learned
+
+
+def _is_final(error: OSError) -> bool:
+    """Whether a refusal is the kernel's own word. Files that are not there may be mounted, and what is not permitted,
+    also as EACCES, may be so by seccomp or a security module: that can change before the next boot."""
+    own_word = error.errno in (errno.EINVAL, errno.ENOENT) and error.filename is None
+    return own_word or isinstance(error, bpf_calls.VerifierError)
+
+
+def _join(*reasons: str | None) -> str | None:
+    return "; ".join(reason for reason in reasons if reason) or None
+
+
+def _import_early() -> None:
+    try:
+        import bcc  # noqa: F401
+    except Exception:  # noqa: BLE001 - `_bcc` meets it again, and says so
+        pass
+
+
+def find_bcc() -> tuple[Any, Path]:
+    """(the module, the directory with our headers)."""
+    try:
+        import bcc
+    except ImportError as error:
+        shortages.refuse(error, _CANNOT)
+        raise UnsupportedError(
+            f"{sys.executable}: cannot import bcc: {error}",
+            hint="install it: apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)",
+        ) from error
+    include = _SOURCES / "include"
+    if not include.is_dir():
+        raise KmemwatchError(f"{include}: not installed", hint="install kmemwatch again: make setup")
+    return bcc, include

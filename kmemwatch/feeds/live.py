@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The live feed: the programs attached to this kernel, and the state that follows them."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kmemwatch.attach.handover import Child
+from kmemwatch.clock import RealtimeOffset
+
+if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
+    from kmemwatch.cacheids import CacheIds
+    from kmemwatch.model import Event, Snapshot
+    from kmemwatch.source.reading import Reading, Source
+
+_TICK_S = 0.1
+"""Longest time that `close` has to wait for another thread's poll, unless that is between snapshots far apart:"""
+_TICKS = 20
+"""it is a part of the time between them then, up to _MAX_TICK_S, so that a daemon need not wake up ten times a second
+all day. An event ends every poll at once."""
+_MAX_TICK_S = 0.5
+_UPDATE_S = 5.0
+"""Who only waits for events needs the tree now and then: for paths, and so that the released are forgotten."""
+
+
+@dataclass(frozen=True, slots=True)
+class LiveOptions:
+    without: tuple[str, ...] = ()
+    """Kinds of hooks not to use: ``raw_tp``, ``fentry``, ``kprobe``; to try the others."""
+    latency: bool = False
+    """Time some of the allocations; costs a little at each of them."""
+
+
+def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
+    """Attach. Raises UnsupportedError when this kernel or these privileges cannot do it."""
+    child = Child(options.without, latency=options.latency)
+    try:
+        # The child takes a while; what reads its answer is imported meanwhile.
+        import kmemwatch.state.state  # noqa: F401
+        from kmemwatch.attach import secret
+        from kmemwatch.attach.discover import boot_id
+        from kmemwatch.cacheids import CacheIds
+        from kmemwatch.source.bpf_source import BpfSource
+
+        handed = child.wait()
+        try:
+            return LiveFeed(BpfSource(handed), CacheIds(secret.of_boot(boot_id())))
+        except BaseException:  # who goes on without us must not keep what is attached
+            handed.close()
+            raise
+    finally:
+        child.close()
+
+
+@contextmanager
+def _no_collector() -> Iterator[None]:
+    """A snapshot has up to 65,536 pairs, in no cycles. While they are made, Python would look through those that there
+    are again and again, which takes half as long as all the rest."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+class LiveFeed:
+    """`feed.Feed` of the running kernel."""
+
+    title = "live"
+    notice: str | None = None
+
+    def __init__(self, source: Source, cache_ids: CacheIds | None = None) -> None:
+        """`cache_ids`: those of this boot."""
+        from kmemwatch.attach.discover import boot_id, hostname
+        from kmemwatch.model import Host
+        from kmemwatch.state.state import State
+
+        self._source = source
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._updated_at_s: float | None = None
+        facts = source.known.facts
+        self._state = State(
+            source.known,
+            Host(hostname(), facts.release, facts.arch, boot_id()),
+            RealtimeOffset(),
+            cache_ids,
+        )
+
+    def next_snapshot(self, delay_s: float) -> Snapshot | None:
+        """The state in `delay_s` seconds; None once closed."""
+        deadline = time.monotonic() + delay_s
+        tick_s = min(max(_TICK_S, delay_s / _TICKS), _MAX_TICK_S)
+        while (left := deadline - time.monotonic()) > 0:
+            if not self._poll(min(left, tick_s)):
+                return None
+        with self._lock:
+            if self._closed.is_set():
+                return None
+            with _no_collector():
+                return self._state.snapshot(self._update())
+
+    def _update(self) -> Reading:
+        self._state.apply(self._source.poll(0))
+        reading = self._source.read()
+        # What happened during the walk: an online that it may not have seen is younger than it.
+        self._state.apply(self._source.poll(0))
+        self._source.forget(self._state.update(reading))
+        self._updated_at_s = time.monotonic()
+        return reading
+
+    def program_runs(self) -> Mapping[str, tuple[int, int]]:
+        """Program -> (runs, nanoseconds) where the kernel counts them, see `BpfSource.program_runs`; empty once
+        closed, and for a source that has no programs."""
+        runs = getattr(self._source, "program_runs", None)
+        with self._lock:
+            return {} if runs is None or self._closed.is_set() else runs()
+
+    def take_events(self) -> Sequence[Event]:
+        """All events since the last call, oldest first."""
+        with self._lock:
+            return self._state.take_events()
+
+    def wait_events(self, timeout_s: float) -> Sequence[Event] | None:
+        """Wait up to `timeout_s` for events; () on time-out, None once closed."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left = deadline - time.monotonic()
+            if not self._keep_updated() or not self._poll(max(0.0, min(left, _TICK_S))):
+                return None
+            events = self.take_events()
+            if events or left <= 0:
+                return events
+
+    def _keep_updated(self) -> bool:
+        with self._lock:
+            if self._closed.is_set():
+                return False
+            if self._updated_at_s is None or time.monotonic() - self._updated_at_s > _UPDATE_S:
+                self._update()
+        return True
+
+    def _poll(self, timeout_s: float) -> bool:
+        with self._lock:
+            if self._closed.is_set():
+                return False
+            self._state.apply(self._source.poll(timeout_s))
+        return not self._closed.is_set()
+
+    def close(self) -> None:
+        """Detach everything; harmless when called twice, from any thread."""
+        self._closed.set()
+        with self._lock:
+            self._source.close()

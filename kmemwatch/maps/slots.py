@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The map ``slots``, where programs count most pairs: reading it, and giving back what belonged to released memcgs.
+
+Programs take a free slot and from then on only add to it; they never give one back. User space does so in three steps,
+a reading apart, so that a program which is late is still counted, and that none finds a slot half empty (ADR 13).
+"""
+
+from __future__ import annotations
+
+import mmap
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from kmemwatch.maps.handles import MapHandle
+from kmemwatch.maps.structs import layout
+
+Pair = tuple[int, int]
+"""(cache address, cgroup id); 0: nobody."""
+Counts = tuple[int, ...]
+"""As in ``struct pair_value``."""
+Windows = Callable[[], Iterator[AbstractContextManager[memoryview]]]
+"""Parts of the map, always the same ones, as words that programs are writing to."""
+_Place = tuple[int, int]
+"""(number of the window, index of the first word of a slot)."""
+
+_SLOT = layout("slot", "value.count")
+WORDS = _SLOT.size // 8
+CACHE, OWNER, CGROUP = (_SLOT.offset(member) // 8 for member in ("cache", "owner", "cgroup_id"))
+"""Words of a ``struct slot``."""
+COUNTS = slice(_SLOT.words[0], _SLOT.words[-1] + 1)
+NOBODY = 2**64 - 1
+"""Cgroup id of what nobody is charged for."""
+_WINDOW_BYTES = 256 << 10
+_NOTHING: Counts = (0, 0, 0)
+
+
+class Slots:
+    """All slots of all CPUs."""
+
+    def __init__(self, windows: Windows) -> None:
+        self._windows = windows
+        self._last: dict[Pair, Counts] = {}
+        self._forgotten: dict[Pair, Counts] = {}
+        """Pair -> what was told of it."""
+        self._emptied: list[_Place] = []
+
+    def read(self) -> dict[Pair, Counts]:
+        """Counts of each pair, summed over CPUs; of one that was forgotten only what has come since, if any has."""
+        free, self._emptied = self._emptied, []
+        totals: dict[Pair, Counts] = {}
+        for number, window in enumerate(self._windows()):
+            with window as words:
+                for place in free:
+                    if place[0] == number:
+                        words[place[1] + CACHE] = 0
+                for index, pair, counts in _rows(words):
+                    before = totals.get(pair)
+                    totals[pair] = counts if before is None else _add(before, counts)
+                    if pair in self._forgotten:
+                        self._empty(words, (number, index))
+        for pair, told in self._forgotten.items():
+            late = tuple(now - then for now, then in zip(totals.pop(pair, told), told, strict=True))
+            if any(late):
+                totals[pair] = late
+        self._forgotten = {}
+        self._last = dict(totals)
+        return totals
+
+    def _empty(self, words: memoryview, place: _Place) -> None:
+        """All but the cache, which keeps programs away until the next reading: all see the others to be 0 then."""
+        first = place[1]
+        cleared = [0] * WORDS
+        cleared[CACHE] = words[first + CACHE]
+        words[first : first + WORDS] = memoryview(array("Q", cleared))
+        self._emptied.append(place)
+
+    def forget(self, pairs: Iterable[Pair]) -> None:
+        """Let go of pairs of released memcgs, as the last `read` has told of them."""
+        self._forgotten |= {pair: self._last[pair] for pair in pairs if pair in self._last}
+
+
+def slot_windows(handle: MapHandle) -> Windows:
+    """Windows into the map: one at a time, as what is mapped counts as memory of this process."""
+
+    @contextmanager
+    def window(start: int, size: int) -> Iterator[memoryview]:
+        with (
+            mmap.mmap(handle.fd, size, offset=start) as memory,
+            memoryview(memory) as all_bytes,
+            all_bytes.cast("Q") as words,
+        ):
+            yield words
+
+    size = handle.max_entries * _SLOT.size
+
+    def windows() -> Iterator[AbstractContextManager[memoryview]]:
+        for start in range(0, size, _WINDOW_BYTES):
+            yield window(start, min(_WINDOW_BYTES, size - start))
+
+    return windows
+
+
+def _rows(words: memoryview) -> Iterator[tuple[int, Pair, Counts]]:
+    """(index, pair, counts) of every slot that is taken. The cache is read first, as programs write it last."""
+    for number, cache in enumerate(words[CACHE::WORDS].tolist()):
+        if cache:
+            index = number * WORDS
+            row = words[index:][:WORDS].tolist()
+            if row[OWNER] and row[CGROUP]:  # else on its way to be taken, or to be free
+                yield index, (cache, 0 if row[CGROUP] == NOBODY else row[CGROUP]), tuple(row[COUNTS])
+
+
+def _add(first: Counts, second: Counts) -> Counts:
+    return tuple(map(int.__add__, first, second))

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a source of the running kernel gives: readings that are totals, and events. State makes snapshots of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from kmemwatch.attach.discover import CacheRecord
+from kmemwatch.kernel.facts import Facts
+from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
+from kmemwatch.model import Latency, MapFill, Probe
+
+
+class PairCounts(NamedTuple):
+    """Objects of one (cache, memcg) pair since the start."""
+
+    objects: int
+    account_objects: int
+    freed_objects: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChargeCounts:
+    """Pages of one memcg since the start."""
+
+    charged_pages: int
+    uncharged_pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class RechargeKey:
+    """Whose slabs went to whom."""
+
+    cache: int
+    """Address of the child cache."""
+    from_id: int
+    """cgroup id; 0: they were charged to nobody."""
+    to_id: int
+    from_state: str
+    """When they moved, as in `model.RechargePair`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RechargeCounts:
+    """Everything about recharges since the start."""
+
+    checks: int
+    failures: int
+    lost_races: int
+    moves: Mapping[RechargeKey, tuple[int, int]]
+    """Key -> recharges, pages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Counters that can never change again; the source may drop them."""
+
+    pairs: Sequence[tuple[int, int]] = ()
+    """(cache address, cgroup id)."""
+    cgroup_ids: Sequence[int] = ()
+    recharges: Sequence[RechargeKey] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Everything that is read at one time. None: this kernel cannot give it."""
+
+    at_monotonic_ns: int
+    """When the walk of memcgs began: what it does not show and is older was released before."""
+    memcgs: Sequence[MemcgRecord] | None
+    caches: Sequence[CacheRecord] | None
+    pairs: Mapping[tuple[int, int], PairCounts] | None
+    """(cache address, cgroup id) -> counts; cgroup id 0 is nobody."""
+    charges: Mapping[int, ChargeCounts] | None
+    """cgroup id -> counts."""
+    recharges: RechargeCounts | None = None
+    child_slabs: Mapping[int, Mapping[int, int]] | None = None
+    """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
+    was dying when the last complete scan began, see `scan.SlabScan`. None: not known, or not yet."""
+    latency: Latency | None = None
+    host_bytes: int | None = None
+    """Memory that the host has now."""
+    lost: Mapping[str, int | None] = field(default_factory=dict)
+    """Reason -> events; None: such losses are possible, and not counted."""
+    maps: tuple[MapFill, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What stays the same while a source is attached."""
+
+    facts: Facts
+    probes: tuple[Probe, ...]
+    stats_index: Mapping[str, int] | None
+    slab_account: int | None
+    attached_at_monotonic_ns: int
+
+    def gives(self, signal: str) -> bool:
+        """Something is attached for `signal`."""
+        return any(probe.signal == signal and probe.attachment for probe in self.probes)
+
+
+class Source(Protocol):
+    """Used from one thread at a time."""
+
+    known: Known
+
+    def poll(self, timeout_s: float) -> list[LifecycleEvent | SlabEvent]:
+        """Events since the last call; waits up to `timeout_s` for the first."""
+
+    def read(self) -> Reading:
+        """Totals of now."""
+
+    def forget(self, final: Forget) -> None:
+        """Drop counters that can never change again, so that maps do not fill with the dead."""
+
+    def close(self) -> None:
+        """Detach; harmless when called twice."""

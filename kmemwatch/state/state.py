@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Folds events and readings into snapshots: the only mutable data. Bounded, keeps names after death.
+
+Two sources meet here. The walk of the kernel's tree says who is there now, also those that were dead before we came;
+events say when and by whom. Where they differ the walk is right, and the event's times are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from kmemwatch.cacheids import CacheIds
+from kmemwatch.kernel.era import OBJCG, era, has_patchset
+from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
+from kmemwatch.model import (
+    DYING,
+    ONLINE,
+    RELEASED,
+    Cgroup,
+    ChildSlabs,
+    Event,
+    Host,
+    Kernel,
+    Lost,
+    Snapshot,
+    Totals,
+)
+from kmemwatch.source.reading import Forget, Known, Reading
+from kmemwatch.state import pins
+from kmemwatch.state.children import Children
+from kmemwatch.state.ledger import Ledger
+from kmemwatch.state.subtrees import Subtrees
+from kmemwatch.units import NS_PER_S
+
+KEEP_RELEASED_NS = 60 * NS_PER_S
+"""How long a released memcg stays in snapshots, so that views can show where it went."""
+MAX_RELEASED = 1_000
+MAX_DELAYS = 10_000
+MAX_PENDING_EVENTS = 100_000
+"""Events are dropped beyond this, oldest first, and counted as lost if anybody takes events at all."""
+
+
+class _Figures(NamedTuple):
+    """Of a walk, as in `model.Cgroup`."""
+
+    kmemcg_id: int | None = None
+    memory_bytes: int | None = None
+    kernel_bytes: int | None = None
+    slab_bytes: int | None = None
+    pins: Mapping[str, int] | None = None
+    references: int | None = None
+    child_slabs: tuple[ChildSlabs, ...] | None = None
+    own_kernel_bytes: int | None = None
+    own_slab_bytes: int | None = None
+
+
+_UNKNOWN = _Figures()
+
+
+@dataclass(slots=True)
+class _Memcg:
+    cgroup_id: int
+    state: str
+    path: str | None = None
+    name: str | None = None
+    parent_id: int | None = None
+    online_at_ns: int | None = None
+    offline_at_ns: int | None = None
+    released_at_ns: int | None = None
+    offline_monotonic_ns: int | None = None
+    """Of the event; as below, durations are taken from this clock, which nobody sets."""
+    released_monotonic_ns: int = 0
+    release_told: bool = False
+    """Its event came; the walk may have shown the end before."""
+    found_dying: bool = False
+    """It was dying when it was first seen, so there is no event of that."""
+    seen_at_monotonic_ns: int = 0
+    """Of its latest event; a walk that began earlier may not show it yet."""
+    is_root: bool = False
+    young: bool = False
+    """Born after the probes were attached: everything that is charged to it has been counted."""
+    figures: _Figures = _UNKNOWN
+
+
+class State:
+    """Everything known about one kernel since the probes were attached."""
+
+    def __init__(
+        self,
+        known: Known,
+        host: Host,
+        monotonic_to_realtime_ns: Callable[[], int],
+        cache_ids: CacheIds | None = None,
+    ) -> None:
+        """`monotonic_to_realtime_ns`: what to add to CLOCK_MONOTONIC now, to get CLOCK_REALTIME; `cache_ids`: of this
+        boot, else of this process."""
+        cache_ids = CacheIds() if cache_ids is None else cache_ids
+        self._known = known
+        self._host = host
+        self._offset_ns = monotonic_to_realtime_ns
+        self._kernel = _kernel(known)
+        self._units = _units(known, self._kernel)
+        self._memcgs: dict[int, _Memcg] = {}
+        self._ledger = Ledger(known, self._kernel.era, cache_ids)
+        self._ledger.accounted = not known.facts.nokmem
+        self._children = Children(known, self._kernel.patchset, cache_ids)
+        self._subtrees = Subtrees()
+        self._gone: dict[int, int | None] = {}
+        """cgroup id -> id of its parent, of memcgs that the latest update has forgotten."""
+        self._newest: int | None = None
+        """cgroup id of the memcg that went online last."""
+        self._events: deque[Event] = deque()
+        self._events_dropped = 0
+        self._events_taken = False
+        self._delays: deque[float] = deque(maxlen=MAX_DELAYS)
+        self._counts = {"online": 0, "offline": 0, "released": 0}
+        self._online = 0
+        self._peak_online: int | None = None
+        self._newest_serial_nr: int | None = None
+        """Of the first walk: css get ascending numbers, so whoever has a higher one is younger."""
+        self._ids_in_use: int | None = None
+        """Of the latest walk, as in `model.Totals`."""
+
+    # Events
+
+    def apply(self, events: Iterable[LifecycleEvent | SlabEvent]) -> None:
+        """Fold in what the ring buffer gave, oldest first."""
+        for event in events:
+            if isinstance(event, SlabEvent):
+                self._tell(self._children.apply(event, self._newest))
+                continue
+            memcg = self._memcgs.get(event.cgroup_id)
+            if event.kind == "online":
+                memcg = self._on_online(event)
+            elif memcg is None or not self._is_news(memcg, event.kind):
+                continue
+            memcg.seen_at_monotonic_ns = event.at_monotonic_ns
+            at_ns = event.at_monotonic_ns + self._offset_ns()
+            if event.kind == "offline":
+                self._set_state(memcg, DYING)
+                memcg.offline_at_ns = at_ns
+                memcg.offline_monotonic_ns = event.at_monotonic_ns
+            elif event.kind == "released":
+                self._on_released(memcg, event.at_monotonic_ns, at_ns)
+            self._counts[event.kind] += 1
+            self._note(Event(at_ns, event.kind, event.cgroup_id, memcg.path, event.pid, event.comm))
+
+    @staticmethod
+    def _is_news(memcg: _Memcg, kind: str) -> bool:
+        """False for what becomes of a directory whose memory controller was switched off before.
+
+        Only the tracepoints tell of those. They also tell of the release of a directory well after the kernel has
+        released its memcg, so a walk may be first to show that; the event is news all the same.
+        """
+        if kind == "offline":
+            return memcg.state == ONLINE
+        if memcg.state != RELEASED:
+            return True
+        return not memcg.release_told and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
+
+    def _tell(self, event: Event | None) -> None:
+        """Note an event that `children` made, if any."""
+        if event is None:
+            return
+        memcg = self._memcgs.get(event.cgroup_id or 0)
+        path = memcg.path if memcg is not None else None
+        self._note(replace(event, at_ns=event.at_ns + self._offset_ns(), path=path))
+
+    def _set_state(self, memcg: _Memcg, state: str) -> None:
+        """Every change goes through here, as the peak of those online must not miss one."""
+        self._online += (state == ONLINE) - (memcg.state == ONLINE)
+        memcg.state = state
+        if self._peak_online is not None:
+            self._peak_online = max(self._peak_online, self._online)
+
+    def _add(self, memcg: _Memcg) -> _Memcg:
+        state, memcg.state = memcg.state, RELEASED
+        self._memcgs[memcg.cgroup_id] = memcg
+        self._set_state(memcg, state)
+        return memcg
+
+    def _on_online(self, event: LifecycleEvent) -> _Memcg:
+        memcg = self._memcgs.get(event.cgroup_id) or self._add(_Memcg(event.cgroup_id, ONLINE))
+        self._newest = event.cgroup_id
+        self._set_state(memcg, ONLINE)  # again, when the controller was off for a while
+        memcg.name = event.name
+        memcg.parent_id = event.parent_id
+        memcg.path = self._path(memcg)
+        memcg.young |= event.at_monotonic_ns >= self._known.attached_at_monotonic_ns
+        memcg.online_at_ns = event.at_monotonic_ns + self._offset_ns()
+        memcg.offline_at_ns = memcg.released_at_ns = memcg.offline_monotonic_ns = None
+        memcg.release_told = memcg.found_dying = False
+        return memcg
+
+    def _on_released(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
+        if memcg.offline_monotonic_ns is not None:
+            self._delays.append(max(0, at_monotonic_ns - memcg.offline_monotonic_ns) / NS_PER_S)
+        self._end(memcg, at_monotonic_ns, at_ns)
+        memcg.release_told = True
+
+    def _end(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
+        self._set_state(memcg, RELEASED)
+        memcg.released_at_ns, memcg.released_monotonic_ns = at_ns, at_monotonic_ns
+
+    def _note(self, event: Event) -> None:
+        if len(self._events) >= MAX_PENDING_EVENTS:
+            self._events.popleft()
+            self._events_dropped += self._events_taken
+        self._events.append(event)
+
+    def take_events(self) -> tuple[Event, ...]:
+        """Events that were not taken yet, oldest first."""
+        self._events_taken = True
+        taken = tuple(self._events)
+        self._events.clear()
+        return taken
+
+    def _path(self, memcg: _Memcg) -> str | None:
+        """From the root of the hierarchy; the path that is known stays when the parents are gone."""
+        if memcg.parent_id is None:
+            return "/" if memcg.is_root else memcg.path
+        parent = self._memcgs.get(memcg.parent_id)
+        if parent is None or parent.path is None or memcg.name is None:
+            return memcg.path
+        return f"{parent.path.rstrip('/')}/{memcg.name}"
+
+    # Readings
+
+    def update(self, reading: Reading) -> Forget:
+        """Fold in one reading; what is final in it and can be forgotten by the source."""
+        reading, began_ns = pins.checked(reading, self._units.page_bytes), reading.at_monotonic_ns
+        self._children.begin(reading)
+        if reading.memcgs is not None:
+            self._reconcile(reading.memcgs, reading, self._children.slabs(reading))
+        for event in self._children.untold(reading):
+            self._tell(event)
+        gone = self._expire(began_ns)
+        ancestors = {memcg.cgroup_id: self._living_ancestor(memcg) for memcg in self._memcgs.values()}
+        # Who was released after the reading began may have counted since it was read.
+        released = {
+            memcg.cgroup_id
+            for memcg in self._memcgs.values()
+            if memcg.state == RELEASED and memcg.released_monotonic_ns <= began_ns
+        } | gone
+        young = frozenset(memcg.cgroup_id for memcg in self._memcgs.values() if memcg.young)
+        pairs, cgroup_ids = self._ledger.update(reading, self._present_ids(reading), released, ancestors, young)
+        return Forget(pairs, cgroup_ids, self._children.finish(reading, released, gone))
+
+    def _present_ids(self, reading: Reading) -> set[int] | None:
+        """Ids that still count; None without a walk."""
+        if reading.memcgs is None:
+            return None
+        young = {
+            memcg.cgroup_id for memcg in self._memcgs.values() if memcg.seen_at_monotonic_ns >= reading.at_monotonic_ns
+        }
+        return young | {record.cgroup_id for record in reading.memcgs}
+
+    def _reconcile(
+        self,
+        records: Iterable[MemcgRecord],
+        reading: Reading,
+        child_slabs: Mapping[int, tuple[ChildSlabs, ...]] | None,
+    ) -> None:
+        records, began_ns = list(records), reading.at_monotonic_ns
+        self._take_facts(records)
+        newest = self._newest_serial_nr or 0
+        by_css = {record.css: record for record in records}
+        # Also those whose death was told before the walk saw it.
+        dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
+        own = pins.less_children(
+            records, {record.css for record in records if not record.online or record.cgroup_id in dying}
+        )
+        now_ns = began_ns + self._offset_ns()
+        children = self._units.below(records, dying)
+        for record in records:
+            memcg = self._memcgs.get(record.cgroup_id)
+            if memcg is None:
+                state = ONLINE if record.online else DYING
+                memcg = self._add(_Memcg(record.cgroup_id, state, found_dying=not record.online))
+            memcg.young |= record.serial_nr > newest
+            memcg.is_root = not record.parent_css
+            memcg.name = record.name
+            parent = by_css.get(record.parent_css)
+            memcg.parent_id = parent.cgroup_id if parent is not None else None
+            memcg.path = self._path(memcg)
+            if memcg.seen_at_monotonic_ns < began_ns:
+                self._set_state(memcg, ONLINE if record.online else DYING)
+            slabs = None if child_slabs is None else child_slabs.get(record.cgroup_id)
+            figures = self._figures(record, own.get(record.css), memcg.state, slabs, reading.host_bytes)
+            memcg.figures = self._with_own(figures, memcg.state, children.get(record.css, (0, 0)))
+        seen = {record.cgroup_id for record in records}
+        for memcg in self._memcgs.values():
+            if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
+                # Its event was lost, or nothing sends any.
+                self._end(memcg, began_ns, now_ns)
+        self._peak_online = max(self._peak_online or 0, self._online)
+
+    def _take_facts(self, records: Collection[MemcgRecord]) -> None:
+        """What a walk says of all memcgs together."""
+        if "mem_cgroup__id" in self._known.facts.offsets:
+            self._ids_in_use = sum(record.memcg_id != 0 for record in records)
+        if self._newest_serial_nr is None:
+            self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
+        if below := [record for record in records if record.online and record.parent_css]:
+            # A memcg without has none: memcg_online_kmem() has done nothing (cgroup.memory=nokmem).
+            self._ledger.accounted = any(record.kmemcg_id >= 0 for record in below)
+
+    def _figures(
+        self,
+        record: MemcgRecord,
+        own: MemcgRecord | None,
+        state: str,
+        slabs: tuple[ChildSlabs, ...] | None,
+        limit: int | None,
+    ) -> _Figures:
+        dying = state == DYING
+        return _Figures(
+            kmemcg_id=record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
+            memory_bytes=pins.gauge(record.memory_pages * self._units.page_bytes, limit),
+            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit) if self._ledger.accounted else None,
+            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit) if self._ledger.accounted else None,
+            pins=self._units.pins(own, slabs, limit) if dying and own is not None else None,
+            references=record.references if dying and self._counts_references else None,
+            child_slabs=slabs if dying else None,
+        )
+
+    def _with_own(self, found: _Figures, state: str, below: tuple[int | None, int | None]) -> _Figures:
+        """With what is of the memcg itself: its counters less `below`, (kernel, slab) bytes of its children."""
+        if state == DYING and self._kernel.era == OBJCG:
+            return found  # it has nothing any more, but its counters stay as they were
+        kernel, slab = (
+            None if whole is None or part is None else pins.gauge(whole - part, None)
+            for whole, part in zip((found.kernel_bytes, found.slab_bytes), below, strict=True)
+        )
+        return found._replace(own_kernel_bytes=kernel, own_slab_bytes=slab)
+
+    @property
+    def _counts_references(self) -> bool:
+        return "percpu_ref_data__count" in self._known.facts.offsets
+
+    def _expire(self, now_monotonic_ns: int) -> set[int]:
+        """Forget the released after a while, the oldest first; their ids."""
+        released = [memcg for memcg in self._memcgs.values() if memcg.state == RELEASED]
+        released.sort(key=lambda memcg: memcg.released_monotonic_ns)
+        too_many = len(released) - MAX_RELEASED
+        self._gone = {}
+        for number, memcg in enumerate(released):
+            if number < too_many or now_monotonic_ns - memcg.released_monotonic_ns > KEEP_RELEASED_NS:
+                del self._memcgs[memcg.cgroup_id]
+                self._gone[memcg.cgroup_id] = memcg.parent_id
+        return set(self._gone)
+
+    def _living_ancestor(self, memcg: _Memcg) -> int:
+        """The memcg that the kernel charges what this one leaves behind: itself while online."""
+        at: _Memcg | None = memcg
+        for _ in range(64):
+            if at is None or at.parent_id is None:
+                break
+            if at.state == ONLINE:
+                return at.cgroup_id
+            at = self._memcgs.get(at.parent_id)
+        return at.cgroup_id if at is not None else memcg.cgroup_id
+
+    # Snapshot
+
+    def snapshot(self, reading: Reading) -> Snapshot:
+        """The state after `update` with the same reading."""
+        caches, pairs = self._ledger.rows(pins.checked(reading, self._units.page_bytes))
+        parents = {memcg.cgroup_id: memcg.parent_id for memcg in self._memcgs.values()} | self._gone
+        self._subtrees.update({cgroup_id: self._ledger.own(cgroup_id) for cgroup_id in parents}, parents)
+        states = [memcg.state for memcg in self._memcgs.values()]
+        walked = reading.memcgs is not None
+        peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
+        below = Counter(memcg.parent_id for memcg in self._memcgs.values() if memcg.state == DYING)
+        events = self._known.gives("lifecycle")
+        return Snapshot(
+            taken_at_ns=reading.at_monotonic_ns + self._offset_ns(),
+            monotonic_ns=reading.at_monotonic_ns,
+            duration_s=(reading.at_monotonic_ns - self._known.attached_at_monotonic_ns) / NS_PER_S,
+            host=self._host,
+            kernel=self._kernel,
+            probes=self._known.probes,
+            caches=caches,
+            cgroups=tuple(self._cgroup(self._memcgs[cgroup_id], below) for cgroup_id in sorted(self._memcgs)),
+            pairs=pairs,
+            recharges=self._children.recharges(),
+            ids=self._children.ids(reading, peak, self._offset_ns()),
+            lost=self._lost(reading.lost),
+            totals=Totals(
+                online_cgroups=states.count(ONLINE) if walked else None,
+                online_cgroups_peak=self._peak_online,
+                dying_cgroups=states.count(DYING) if walked else None,
+                cgroups_onlined_total=self._counts["online"] if events else None,
+                cgroups_offlined_total=self._counts["offline"] if events else None,
+                cgroups_released_total=self._counts["released"] if events else None,
+                memcg_ids_in_use=self._ids_in_use if walked else None,
+            ),
+            maps=reading.maps,
+            release_delays_s=tuple(self._delays),
+            latency=reading.latency,
+        )
+
+    def _cgroup(self, memcg: _Memcg, dying_children: Mapping[int | None, int]) -> Cgroup:
+        charged, uncharged = self._ledger.charges(memcg.cgroup_id)
+        subtree, page = self._subtrees.total(memcg.cgroup_id), self._units.page_bytes
+        figures = memcg.figures if memcg.state != RELEASED else _UNKNOWN
+        return Cgroup(
+            id=memcg.cgroup_id,
+            path=memcg.path,
+            state=memcg.state,
+            kmemcg_id=figures.kmemcg_id,
+            online_at_ns=memcg.online_at_ns,
+            offline_at_ns=memcg.offline_at_ns if memcg.state != ONLINE else None,
+            memory_bytes=figures.memory_bytes,
+            kernel_bytes=figures.kernel_bytes,
+            slab_bytes=figures.slab_bytes,
+            charged_bytes_total=charged,
+            uncharged_bytes_total=uncharged,
+            pins=figures.pins,
+            references=figures.references,
+            released_at_ns=memcg.released_at_ns if memcg.state == RELEASED else None,
+            child_slabs=figures.child_slabs,
+            parent_id=memcg.parent_id,
+            dying_children=dying_children.get(memcg.cgroup_id, 0) if memcg.state != RELEASED else None,
+            own_kernel_bytes=figures.own_kernel_bytes,
+            own_slab_bytes=figures.own_slab_bytes,
+            subtree_charged_bytes_total=None if charged is None else subtree.charged_pages * page,
+            subtree_uncharged_bytes_total=None if uncharged is None else subtree.uncharged_pages * page,
+            subtree_allocations_total=subtree.objects if self._known.gives("alloc") else None,
+        )
+
+    def _lost(self, lost: Mapping[str, int | None]) -> Lost:
+        reasons = {reason: count for reason, count in lost.items() if count is not None}
+        if self._events_dropped:
+            reasons["event_queue_full"] = self._events_dropped
+        events = {"ringbuf_full", "undecodable", "event_queue_full"}
+        events |= {reason for reason in reasons if reason.startswith("skipped_")}
+        return Lost(
+            events_total=None if None in lost.values() else sum(reasons.get(reason, 0) for reason in events),
+            map_full_total=sum(reasons.get(reason, 0) for reason in _MAP_FULL),
+            unresolved_total=sum(reasons.get(reason, 0) for reason in _UNRESOLVED),
+            reasons=reasons,
+        )
+
+
+_MAP_FULL = ("pair_map_full", "charge_map_full", "recharge_map_full")
+_UNRESOLVED = ("cgroup_unreadable", "cache_unreadable", "recharge_unfollowed")
+
+
+def _kernel(known: Known) -> Kernel:
+    version = (known.facts.hierarchy or {}).get("version")
+    return Kernel(
+        era=era(known.facts),
+        patchset=has_patchset(known.facts),
+        cgroup_version=version if isinstance(version, int) else None,
+        lockdown=known.facts.lockdown,
+    )
+
+
+def _units(known: Known, kernel: Kernel) -> pins.Units:
+    facts = known.facts
+    swap = facts.offsets.get("mem_cgroup__swap__usage")
+    return pins.Units(
+        facts.page_bytes,
+        kernel.cgroup_version,
+        kernel.era,
+        known.stats_index,
+        facts.cpus,
+        memsw=swap is not None and swap == facts.offsets.get("mem_cgroup__memsw__usage"),
+        pages_move="lru_reparent_memcg" in (facts.symbols or facts.function_args),
+    )

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Events as text, one line each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kmemwatch.model import Cgroup, Event
+from kmemwatch.units import UNKNOWN, bytes_human, printable, rfc3339
+from kmemwatch.views.measures import cgroup_name
+
+_KIND_CELLS = 15
+_MAX_PATHS = 65_536
+
+_OTHER = {"id_reused": "previous", "recharge": "from", "recharge_failed": "from"}
+"""Kind -> what `Event.other_cgroup_id` is of it; the others have none."""
+_OF_NOBODY = ("recharge", "recharge_failed")
+"""Kinds where no other cgroup means that there was none; with the rest nobody knows."""
+_OF_CACHES = ("cache_created", "cache_destroyed")
+"""Kinds that may be about no cgroup at all."""
+
+
+class EventLines:
+    """Writes events as text. Events name one cgroup at most; of others it remembers the paths that it has heard."""
+
+    def __init__(self) -> None:
+        self._paths: dict[int, str] = {}
+
+    def learn(self, cgroups: Iterable[Cgroup]) -> None:
+        """Remember the paths of these."""
+        for cgroup in cgroups:
+            self._remember(cgroup.id, cgroup.path)
+
+    def _remember(self, cgroup_id: int | None, path: str | None) -> None:
+        if cgroup_id is None or path is None:
+            return
+        self._paths.pop(cgroup_id, None)
+        self._paths[cgroup_id] = path
+        if len(self._paths) > _MAX_PATHS:
+            del self._paths[next(iter(self._paths))]
+
+    def line(self, event: Event) -> str:
+        """Time, kind, cgroup, then what else is known as ``name=value``; one line whatever the names hold."""
+        self._remember(event.cgroup_id, event.path)
+        parts = [rfc3339(event.at_ns) or UNKNOWN, event.kind.ljust(_KIND_CELLS), *self._subject(event)]
+        known = (
+            ("pid", event.pid),
+            ("comm", None if event.comm is None else printable(event.comm)),
+            ("cache", None if event.cache is None else printable(event.cache)),
+            ("kmemcg_id", event.kmemcg_id),
+        )
+        parts.extend(f"{name}={value}" for name, value in known if value is not None)
+        parts.extend(self._other(event))
+        if event.bytes is not None:
+            parts.append(f"bytes={bytes_human(event.bytes)}")
+        return " ".join(parts).rstrip()
+
+    def _subject(self, event: Event) -> Iterator[str]:
+        if event.cgroup_id is None:
+            if event.kind not in _OF_CACHES:
+                yield UNKNOWN
+            return
+        path = event.path if event.path is not None else self._paths.get(event.cgroup_id)
+        yield cgroup_name(event.cgroup_id, path)
+        if path is not None:
+            yield f"id={event.cgroup_id}"
+
+    def _other(self, event: Event) -> Iterator[str]:
+        word = _OTHER.get(event.kind)
+        if word is None:
+            return
+        if event.other_cgroup_id is None:
+            yield f"{word}={'nobody' if event.kind in _OF_NOBODY else UNKNOWN}"
+            return
+        path = self._paths.get(event.other_cgroup_id)
+        if path is not None:
+            yield f"{word}={printable(path)}"
+        yield f"{word}_id={event.other_cgroup_id}"

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which rows of a view, in which order; wrong names and patterns are refused with what is valid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from kmemwatch.errors import UsageError
+from kmemwatch.model import Snapshot
+from kmemwatch.units import printable
+from kmemwatch.views.field import Field
+from kmemwatch.views.patterns import Pattern, compiled
+from kmemwatch.views.rows import Frame, is_within
+from kmemwatch.views.views import VIEWS, View
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What a person chose to see of a view."""
+
+    view: View[Any]
+    sort: Field[Any]
+    reverse: bool = False
+    """Against the usual order, which is text from A to Z and the largest number first."""
+    pattern: Pattern | None = None
+
+    def rows(self, shown: Frame) -> list[Any] | None:
+        """Rows of a frame, filtered and sorted; None when there cannot be any, see `View.missing`."""
+        found = self.view.rows(shown)
+        if found is None:
+            return None
+        if self.pattern is not None:
+            label, search = self.view.label, self.pattern.search
+            found = [row for row in found if search(label(row))]
+        return sort_rows(found, self.sort, self.reverse)
+
+    def matching(self, regex: str | None) -> Selection:
+        """The same with another filter. Raises UsageError."""
+        return replace(self, pattern=compile_filter(regex) if regex else None)
+
+
+def select(view: str, sort: str | None = None, regex: str | None = None) -> Selection:
+    """From the words of the command line; `sort` may begin with ``-`` to turn the order. Raises UsageError."""
+    chosen = find_view(view)
+    key = sort if sort is not None else chosen.sort
+    field = chosen.field(key.removeprefix("-"))
+    if field is None:
+        valid = ", ".join(f.key for f in chosen.fields)
+        raise UsageError(f"--sort: view {chosen.name} has no field {printable(key)!r}", f"it has: {valid}")
+    return Selection(chosen, field, key.startswith("-"), compile_filter(regex) if regex else None)
+
+
+def find_view(name: str) -> View[Any]:
+    """The view of that name. Raises UsageError."""
+    for view in VIEWS:
+        if view.name == name:
+            return view
+    raise UsageError(f"--view: no view {printable(name)!r}", f"there are: {', '.join(v.name for v in VIEWS)}")
+
+
+def compile_filter(regex: str) -> Pattern:
+    """A regular expression that is searched in the name as the screen shows it. Raises UsageError."""
+    return compiled("--filter", regex)
+
+
+def sort_rows(found: Sequence[Any], field: Field[Any], reverse: bool) -> list[Any]:
+    """Sorted, stable; unknown values are last in either direction, for they are not the smallest."""
+    get = field.get
+    known, unknown = [], []
+    for row in found:
+        value = get(row)
+        if value is None:
+            unknown.append(row)
+        else:
+            known.append((value, row))
+    known.sort(key=lambda item: item[0], reverse=reverse == field.is_text)
+    return [row for _, row in known] + unknown
+
+
+def check_scope(snapshot: Snapshot, scope: str | None) -> None:
+    """Refuse a cgroup that is not there. Raises UsageError."""
+    if scope is not None and not any(is_within(c.path, scope) for c in snapshot.cgroups):
+        raise UsageError(
+            f"--cgroup: no memory cgroup {printable(scope)!r} on {printable(snapshot.host.hostname)}",
+            "paths start at the root of the memory hierarchy: kmemwatch top --once lists them",
+        )

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plain tables: the columns that fit, a header, rows, totals."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kmemwatch.model import LATENCY_KINDS, Snapshot
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, one_line, printable, seconds_human
+from kmemwatch.views import derived
+from kmemwatch.views.cells import fit, width
+from kmemwatch.views.field import SEPARATOR, Field
+from kmemwatch.views.rows import Frame
+from kmemwatch.views.select import Selection
+from kmemwatch.views.views import View
+
+GAP, WIDE_GAP = 1, 2
+"""Cells between columns: two where every column fits with them."""
+_NAME_AT_LEAST = 10
+_LONG = 20
+"""A text column that wide holds paths or lists, and uses more room if there is some."""
+_TIMED = dict(zip(LATENCY_KINDS, ("allocation", "with a check", "check"), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    field: Field[Any]
+    cells: int
+
+    def header(self, mark: str = "") -> str:
+        """Title, padded; `mark` tells that the table is sorted by it."""
+        return fit(self.field.title + mark, self.cells, right=not self.field.is_text)
+
+    def cell(self, row: Any) -> str:
+        """One cell, padded or cut: paths lose their beginning, lists their end."""
+        text = self.field.text(row)
+        return fit(text, self.cells, right=not self.field.is_text, keep_tail="/" in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Columns that fit a width, and the space between them."""
+
+    columns: tuple[Column, ...]
+    gap: int
+
+    def header_line(self) -> str:
+        """Titles, without trailing spaces."""
+        return (" " * self.gap).join(c.header() for c in self.columns).rstrip()
+
+    def row_line(self, row: Any) -> str:
+        """One row, without trailing spaces."""
+        return (" " * self.gap).join(c.cell(row) for c in self.columns).rstrip()
+
+
+def layout(view: View[Any], cells: int) -> Layout:
+    """Columns of a view that fit; those with the highest rank go first, long texts share what is left."""
+    fields = list(view.columns)
+    gap = WIDE_GAP if _needed(fields, WIDE_GAP) <= cells else GAP
+    while len(fields) > 1 and _needed(fields, gap) > cells and (least := max(fields, key=lambda f: f.rank)).rank > 0:
+        fields.remove(least)
+    while len(fields) > 1 and _needed(fields, gap, _NAME_AT_LEAST) > cells:
+        fields.pop()  # narrower than any terminal we know: better fewer columns than broken ones
+    spare = cells - _needed(fields, gap)
+    widths = [f.width for f in fields]
+    if spare < 0:
+        widths[0] = max(1, widths[0] + spare)
+    else:
+        _share(fields, widths, spare)
+    return Layout(tuple(Column(f, w) for f, w in zip(fields, widths, strict=True)), gap)
+
+
+def natural_layout(view: View[Any], found: Sequence[Any]) -> Layout:
+    """All columns, as wide as what is in them: for files and pipes, where nothing may be cut."""
+    columns = [Column(f, max([width(f.title), *(width(f.text(row)) for row in found)])) for f in view.columns]
+    return Layout(tuple(columns), WIDE_GAP)
+
+
+def _needed(fields: Sequence[Field[Any]], gap: int, name_at_most: int = 1 << 30) -> int:
+    name = min(fields[0].width, name_at_most)
+    return name + sum(f.width for f in fields[1:]) + gap * (len(fields) - 1)
+
+
+def _share(fields: Sequence[Field[Any]], widths: list[int], spare: int) -> None:
+    """Give spare cells to the texts that can be long, the name first; nobody gets more than is of use."""
+    long_texts = [n for n, f in enumerate(fields) if n == 0 or (f.is_text and f.min_width >= _LONG)]
+    for turn, place in enumerate(long_texts):
+        most = fields[place].max_width or 1 << 30
+        extra = min(spare // (len(long_texts) - turn), max(0, most - widths[place]))
+        widths[place] += extra
+        spare -= extra
+    if not fields[0].max_width:
+        widths[0] += spare
+
+
+def summary(shown: Frame) -> str:
+    """Totals: how many memcgs, how much kernel memory, what was lost."""
+    snapshot = shown.snapshot
+    online, dying = count_human(derived.online_count(snapshot)), count_human(derived.dying_count(snapshot))
+    parts = [
+        f"memcgs {online} online, {dying} dying",
+        f"kernel memory {bytes_human(kernel_bytes(shown))}" + (f" in {printable(shown.scope)}" if shown.scope else ""),
+        *timed(snapshot),
+        f"lost {count_human(snapshot.lost.total)}",
+    ]
+    return SEPARATOR.join(parts)
+
+
+def timed(snapshot: Snapshot) -> Iterator[str]:
+    """What an allocation takes, and a recharge check, since the start; nothing unless they are timed."""
+    means = derived.mean_latency_ns(snapshot)
+    if means is None:
+        return
+    yield ", ".join(f"{_TIMED[kind]} {UNKNOWN if ns is None else f'{ns:,.0f} ns'}" for kind, ns in means.items())
+
+
+def kernel_bytes(shown: Frame) -> int | None:
+    """Kernel memory of the scope, or of the root cgroup, children included."""
+    path = shown.scope or "/"
+    return next((c.kernel_bytes for c in shown.snapshot.cgroups if c.path == path), None)
+
+
+def heading(snapshot: Snapshot, title: str) -> str:
+    """Which host, which kernel, when."""
+    return SEPARATOR.join(
+        (
+            f"kmemwatch {printable(snapshot.host.hostname)}",
+            f"kernel {printable(snapshot.host.kernel)} ({printable(snapshot.kernel.era or 'unknown era')})",
+            f"attached {seconds_human(snapshot.duration_s)}",
+            one_line(title),
+        )
+    )
+
+
+def table(shown: Frame, selection: Selection, cells: int | None, *, title: str) -> str:
+    """Heading, totals and the table; ends with a newline.
+
+    Lines are cut to `cells`; None: every column, and nothing is cut.
+    """
+    lines = [heading(shown.snapshot, title), summary(shown)]
+    view = selection.view
+    found = selection.rows(shown)
+    if (totals := view.summary(shown)) is not None:
+        lines.append(totals)
+    if (note := view.note(shown)) is not None:
+        lines.append(f"note: {printable(note)}")
+    lines.append("")
+    if found is None:
+        lines.append(f"{view.name}: {printable(view.missing(shown.snapshot))}")
+    elif not found:
+        lines.append(f"({'no name matches the filter' if selection.pattern else view.empty})")
+    else:
+        places = natural_layout(view, found) if cells is None else layout(view, cells)
+        lines.append(places.header_line())
+        lines.extend(places.row_line(row) for row in found)
+    return "".join(f"{line}\n" for text in lines for line in _wrap(text, cells))
+
+
+def _wrap(text: str, cells: int | None) -> list[str]:
+    """Lines of at most `cells` cells; what cannot be broken at a space is cut."""
+    if cells is None or width(text) <= cells:
+        return [text]
+    return [fit(line, cells).rstrip() for line in textwrap.wrap(text, cells, break_long_words=False)]
