@@ -18,7 +18,7 @@ from kmemwatch.feeds.fetch import Fetcher, FetchError
 from kmemwatch.feeds.remote import RemoteFeed
 from tests.unit.certificates import Authority
 from tests.unit.compare_sides import snapshot
-from tests.unit.test_remote import Answers
+from tests.unit.test_feeds_remote import Answers
 
 ME = Access(user="me", password="secret")
 BASIC = "Basic " + base64.b64encode(b"me:secret").decode()

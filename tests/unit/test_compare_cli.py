@@ -15,7 +15,7 @@ from kmemwatch.cli.main import cli
 from kmemwatch.feeds.replay import DEMO
 from tests.unit.compare_sides import recording, snapshot
 from tests.unit.test_compare_output import SCHEMA
-from tests.unit.test_remote import Answers
+from tests.unit.test_feeds_remote import Answers
 
 
 def run(*arguments: str | Path) -> Result:

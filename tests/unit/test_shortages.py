@@ -28,7 +28,7 @@ from kmemwatch.source import bpf_source
 from kmemwatch.source.misses import KprobeMisses
 from kmemwatch.web import sandbox
 from tests.unit.fake_source import recorded_facts
-from tests.unit.test_plan import LOCKED
+from tests.unit.test_attach_plan import LOCKED
 
 NUMBERS = [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR, errno.ENOSPC, errno.EDQUOT,
            errno.ETIMEDOUT]  # fmt: skip

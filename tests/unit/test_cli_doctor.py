@@ -22,7 +22,7 @@ from kmemwatch.errors import ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING, Probe
 from tests.unit.fake_source import recorded_facts
-from tests.unit.test_plan import LOCKED, RECORDED, damaged_facts
+from tests.unit.test_attach_plan import LOCKED, RECORDED, damaged_facts
 
 TREE = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from kmemwatch.model import ChildSlabs, Event, Ids, Recharges
 from kmemwatch.source.reading import Reading, RechargeCounts, RechargeKey
 from kmemwatch.state.children import Children
 from tests.unit.fake_source import IDS, FakeSource, recorded_facts
-from tests.unit.test_ids import record
+from tests.unit.test_state_ids import record
 
 DENTRY, DENTRY_0, FILP_0 = 0x1000, 0x2000, 0x3000
 CACHES = [

@@ -1,19 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""docs/reports and docs/compare.md show the same comparisons, and what they say is what the lab tests."""
+"""The README shows what the commands print; docs/reports and docs/compare.md show comparisons that the lab tests."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from kmemwatch.cli.main import cli
 from kmemwatch.compare.report import CLAIMS
 from kmemwatch.compare.verdict import BYTES_PER_HOUR, PER_HOUR
 from tests.lab import comparison, reports
 from tests.unit.test_compare_agreement import check_cell
 
+README = (Path(__file__).parents[2] / "README.md").read_text()
+SAMPLES = [part.partition("\n") for part in README.split("$ kmemwatch ")[1:] if part.startswith("top --replay demo")]
 PAIRS = pytest.mark.parametrize("pair", comparison.PAIRS, ids="-".join)
+
+
+@pytest.mark.parametrize(("command", "printed"), [(line, after.split("```")[0].strip()) for line, _, after in SAMPLES])
+def test_the_readme_shows_what_the_command_prints(command: str, printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "110")
+    result = CliRunner().invoke(cli, shlex.split(command))
+    assert result.exit_code == 0, result.output
+    assert f"{printed}\n" in result.output, "or the README is older than the screen"
+
+
+def test_the_readme_shows_two_views() -> None:
+    assert len(SAMPLES) == 2
 
 
 def test_the_document_shows_what_was_printed() -> None:

@@ -13,7 +13,7 @@ from kmemwatch.kernel.facts import Facts
 from kmemwatch.source import misses as module
 from kmemwatch.source.misses import KprobeMisses
 from tests.unit.fake_source import recorded_facts
-from tests.unit.test_discover import FakeMemory
+from tests.unit.test_attach_discover import FakeMemory
 
 KERNELS = ("debian-5.10", "debian-6.1", "debian-6.12", "debian-7.2")
 TASK, FILES, TABLE, DESCRIPTORS = (0xFFFF888000000000 + 0x10000 * number for number in range(4))

@@ -20,7 +20,7 @@ from kmemwatch.attach import load as loader
 from kmemwatch.attach import plan as plan_module
 from kmemwatch.attach.plan import Hook, Plan
 from tests.unit.fake_source import recorded_facts
-from tests.unit.test_plan import RECORDED
+from tests.unit.test_attach_plan import RECORDED
 
 pytestmark = pytest.mark.needs("root", "bcc", "BTF")
 

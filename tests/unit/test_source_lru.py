@@ -12,7 +12,7 @@ from kmemwatch.maps.decode import LruPages
 from kmemwatch.source import lru
 from kmemwatch.source.lru import LruLists
 from tests.unit.fake_source import recorded_facts
-from tests.unit.test_discover import FakeMemory
+from tests.unit.test_attach_discover import FakeMemory
 
 ZONES, GENERATIONS = 5, 4
 LISTS = {

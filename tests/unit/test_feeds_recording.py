@@ -418,7 +418,7 @@ def test_a_recorder_that_is_killed_while_it_appends_can_be_followed_by_another(p
     write(path, ITEMS)
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.unit.test_recording import *\n"
+        "from tests.unit.test_feeds_recording import *\n"
         "writer = RecordingWriter(sys.argv[1]); writer.begin(small(5)); writer.write_snapshot(small(5))\n"
         "real = os.write\n"
         "os.write = lambda fd, data: (real(fd, data[: len(data) // 2]), os.kill(os.getpid(), signal.SIGKILL))\n"
@@ -465,7 +465,7 @@ def test_nothing_recorded_leaves_no_file(path: Path) -> None:
 FULL_DISK = """
 import resource, sys; sys.path.insert(0, sys.argv[2])
 from kmemwatch.errors import KmemwatchError
-from tests.unit.test_recording import *
+from tests.unit.test_feeds_recording import *
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
 written = 0
 with RecordingWriter(sys.argv[1]) as writer:
@@ -496,7 +496,7 @@ def test_a_full_disk_leaves_whole_records(tmp_path: Path) -> None:
 def test_a_killed_recorder_leaves_whole_records(path: Path) -> None:
     code = (
         "import os, signal, sys; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.unit.test_recording import *\n"
+        "from tests.unit.test_feeds_recording import *\n"
         "w = RecordingWriter(sys.argv[1]); w.begin(small(0)); w.write_snapshot(small(0)); w.write_event(EVENTS[0])\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
