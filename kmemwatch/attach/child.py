@@ -19,9 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kmemwatch import shortages
 from kmemwatch.attach import channel, image, store
-from kmemwatch.errors import KmemwatchError
+from kmemwatch.errors import KmemwatchError, shortage_of
 
 if TYPE_CHECKING:  # imports bcc's world
     from kmemwatch.attach.load import Loaded
@@ -39,7 +38,7 @@ def main(argv: Sequence[str], directory: Path | None = store.DIRECTORY) -> int:
     except KmemwatchError as error:
         channel.send_error(connection, error)
     except Exception as error:
-        short = shortages.of(error, "the probes cannot be attached", bpf=True)
+        short = shortage_of(error, "the probes cannot be attached", bpf=True)
         if short is None:
             raise
         channel.send_error(connection, short)

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmemwatch import shortages
-from kmemwatch.errors import KmemwatchError
+from kmemwatch.errors import KmemwatchError, raise_if_shortage
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps import decode
 from kmemwatch.maps.defines import PEEK_PART_BYTES
@@ -131,7 +130,7 @@ class CacheList:
         try:
             return self._peek.read(address, self._bytes)
         except OSError as error:
-            shortages.refuse(error)
+            raise_if_shortage(error)
             return None
 
     def _links(self, raw: bytes) -> tuple[int, int]:
@@ -152,7 +151,7 @@ class CacheList:
             try:  # it may lie shortly before the end of what can be read
                 yield self._peek.string(address, size)
             except OSError as error:
-                shortages.refuse(error)
+                raise_if_shortage(error)
                 yield None
 
     def _slabs(self, structs: Sequence[bytes]) -> list[int | None]:
@@ -369,7 +368,7 @@ def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
     try:
         ranges = dict(re.findall(r"([0-9a-f]+-[0-9a-f]+) : Kernel (\w+)", IOMEM.read_text()))
     except OSError as error:
-        shortages.refuse(error)
+        raise_if_shortage(error)
         return
     sections = {name: [int(end, 16) for end in span.split("-")] for span, name in ranges.items()}
     text = (facts.symbols or {}).get("_text", 0)
@@ -379,7 +378,7 @@ def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
     try:
         yield peek.read(text + first - sections["code"][0], last - first + 1)
     except OSError as error:
-        shortages.refuse(error)
+        raise_if_shortage(error)
         return
 
 
@@ -388,7 +387,7 @@ def possible_nodes() -> int:
     try:
         return int(re.split(r"[-,]", POSSIBLE_NODES.read_text().strip())[-1]) + 1
     except (OSError, ValueError) as error:
-        shortages.refuse(error)
+        raise_if_shortage(error)
         return 1
 
 
@@ -397,7 +396,7 @@ def boot_id() -> str | None:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError as error:
-        shortages.refuse(error)
+        raise_if_shortage(error)
         return None
 
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import kmemwatch
-from kmemwatch import errors, shortages
+from kmemwatch import errors
 from kmemwatch.attach import channel
 from kmemwatch.cacheids import without_addresses
-from kmemwatch.errors import KmemwatchError, ShortageError
+from kmemwatch.errors import KmemwatchError, ShortageError, raise_if_shortage, shortage_error, shortage_of
 from kmemwatch.kernel.lifeline import TiedProcess
 
 if TYPE_CHECKING:  # imported when there is a manifest: the child starts before
@@ -154,7 +154,7 @@ class Child:
                     stderr=self._stderr, cwd=CHILD_DIRECTORY, env=child_environ(),
                 )  # fmt: skip
             except OSError as error:
-                shortages.refuse(error, "the process that attaches the probes cannot be started")
+                raise_if_shortage(error, "the process that attaches the probes cannot be started")
                 raise
             opened.pop_all()
         theirs.close()
@@ -206,7 +206,7 @@ class Child:
         status = self._process.wait(_LAST_WORDS_S)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
-        short = shortages.of(lines[-1], what) if lines else None
+        short = shortage_of(lines[-1], what) if lines else None
         if short is not None:
             return short
         if status is None and not lines:
@@ -230,7 +230,7 @@ class Child:
             if not speaks:
                 raise self._silence()
             if data:  # the kernel leaves out the descriptors that this process may not have
-                raise shortages.shortage(errno.EMFILE, "the probes cannot be taken over")
+                raise shortage_error(errno.EMFILE, "the probes cannot be taken over")
             raise ShortageError("the process that attaches the probes ended while it handed them over", _OUT_OF_MEMORY)
         manifest = Manifest.from_raw(answer["manifest"])
         numbers = iter(descriptors)

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kmemwatch import shortages
 from kmemwatch.attach import discover, plan
 from kmemwatch.attach.handover import Manifest, ProbeResult
 from kmemwatch.attach.plan import Hook, Plan, Signal
 from kmemwatch.attach.stderr import StderrCapture
-from kmemwatch.errors import KmemwatchError, UnsupportedError
+from kmemwatch.errors import KmemwatchError, UnsupportedError, raise_if_shortage
 from kmemwatch.kernel import bpf_calls, cgroupfs, facts
 from kmemwatch.kernel.btf import Btf
 from kmemwatch.maps import decode
@@ -198,7 +197,7 @@ class _Attempt:
     def _refuse_shortage(self, error: Exception) -> None:
         """A shortage may be told by what was raised, or only by what was written; it says nothing about the kernel."""
         for told in (error, self._stderr.text()):
-            shortages.refuse(told, _CANNOT, bpf=True)
+            raise_if_shortage(told, _CANNOT, bpf=True)
 
     def _map_handles(self) -> dict[str, MapHandle]:
         handles = {}
@@ -240,7 +239,7 @@ class _Attempt:
             try:
                 self._attach_programs(signal.name, hook)
             except OSError as error:
-                shortages.refuse(error, _CANNOT, bpf=True)
+                raise_if_shortage(error, _CANNOT, bpf=True)
                 why = f"{hook.kind}: {hook.target}: {error.strerror}"
                 raise _Refused(signal.name, why, _is_final(error)) from error
         return ProbeResult(signal.name, candidate.name, bool(signal.refused), _join(*signal.refused, candidate.limits))
@@ -283,7 +282,7 @@ class _Attempt:
             learned["slab_account"] = discover.slab_account_flag(self._facts, caches)
             learned["page_base"] = discover.page_base(peek, self._facts, caches)
         except (OSError, KeyError, KmemwatchError) as error:
-            shortages.refuse(error, _CANNOT)
+            raise_if_shortage(error, _CANNOT)
             learned["learn_error"] = str(error)
         if learned.get("page_base") and "page_base" in self._maps:
             MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
@@ -314,7 +313,7 @@ def find_bcc() -> tuple[Any, Path]:
     try:
         import bcc
     except ImportError as error:
-        shortages.refuse(error, _CANNOT)
+        raise_if_shortage(error, _CANNOT)
         raise UnsupportedError(
             f"{sys.executable}: cannot import bcc: {error}",
             hint="install it: apt-get install python3-bpfcc, and run kmemwatch with the system's python3 (make setup)",

@@ -19,7 +19,8 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from kmemwatch import __version__, shortages
+from kmemwatch import __version__
+from kmemwatch.errors import raise_if_shortage
 from kmemwatch.kernel import cgroupfs, symbols
 
 DIRECTORY = Path("/run/kmemwatch")
@@ -73,7 +74,7 @@ def _text(path: Path) -> str | None:
     try:
         return path.read_text()
     except OSError as error:
-        shortages.refuse(error)
+        raise_if_shortage(error)
         return None
 
 

@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 
 import click
 
-from kmemwatch import __version__, shortages
+from kmemwatch import __version__
 from kmemwatch.cacheids import without_addresses
 from kmemwatch.cli import streams
 from kmemwatch.cli.stopping import Terminated, raise_on_termination
-from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
+from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError, shortage_of
 
 DEBUG_VARIABLE = "KMEMWATCH_DEBUG"
 
@@ -128,7 +128,7 @@ def _report_other(cause: BaseException) -> int:
 
         if (unmounted := why_unmounted()) is not None:
             return _say(*unmounted, UnsupportedError.exit_code)
-    short = shortages.of(cause)
+    short = shortage_of(cause)
     if short is not None:
         about = f"{cause.filename}: " if isinstance(cause, OSError) and cause.filename else ""
         return _say(f"{about}{short}", short.hint, short.exit_code)

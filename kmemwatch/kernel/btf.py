@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from kmemwatch import shortages
-from kmemwatch.errors import UnsupportedError
+from kmemwatch.errors import UnsupportedError, raise_if_shortage
 from kmemwatch.kernel import libbpf
 
 VMLINUX = Path("/sys/kernel/btf/vmlinux")
@@ -71,7 +70,7 @@ class NoBtfError(UnsupportedError):
 
 def _unreadable(path: Path, error: OSError) -> UnsupportedError:
     """Raises ShortageError for what says nothing about the file."""
-    shortages.refuse(error, str(path))
+    raise_if_shortage(error, str(path))
     return UnsupportedError(f"{path}: {error.strerror}: BTF cannot be read")
 
 
@@ -272,7 +271,7 @@ def find_anonymous_constant(constant: str, family: str, path: Path = VMLINUX) ->
     try:
         raw = path.read_bytes()
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return None
     if len(raw) < _HEADER.size:
         return None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from kmemwatch import shortages
+from kmemwatch.errors import raise_if_shortage
 
 MOUNTINFO = Path("/proc/self/mountinfo")
 PROC_CGROUPS = Path("/proc/cgroups")
@@ -51,7 +51,7 @@ def is_root_of(device: str, point: str) -> bool:
     try:
         status = os.stat(point)  # noqa: PTH116
     except OSError as error:
-        shortages.refuse(error, point)
+        raise_if_shortage(error, point)
         return False
     seen = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
     return seen == device and status.st_ino == _ROOT_INODE
@@ -80,7 +80,7 @@ def why_not_found(mountinfo: Path = MOUNTINFO, proc_cgroups: Path = PROC_CGROUPS
     try:
         named = any(line.split()[0] == "memory" for line in proc_cgroups.read_text().splitlines())
     except OSError as error:
-        shortages.refuse(error, str(proc_cgroups))
+        raise_if_shortage(error, str(proc_cgroups))
         return f"{proc_cgroups}: cannot be read: {error.strerror}"
     if named:
         return f"{proc_cgroups}: the memory controller is not enabled"
@@ -91,7 +91,7 @@ def why_not_found(mountinfo: Path = MOUNTINFO, proc_cgroups: Path = PROC_CGROUPS
         try:
             os.scandir(point).close()
         except OSError as error:
-            shortages.refuse(error, point)
+            raise_if_shortage(error, point)
             return f"{point}: cannot be read, and may have the memory controller: {error.strerror}"
     return f"{proc_cgroups}: there is no memory controller"
 
@@ -101,7 +101,7 @@ def own_path(hierarchy: Hierarchy, file: Path = OWN_CGROUPS) -> str | None:
     try:
         lines = os.fsdecode(file.read_bytes()).splitlines()
     except OSError as error:
-        shortages.refuse(error, str(file))
+        raise_if_shortage(error, str(file))
         return None
     for line in lines:
         _, controllers, path = line.split(":", 2)
@@ -114,7 +114,7 @@ def _hierarchy_id(proc_cgroups: Path) -> int | None:
     try:
         lines = proc_cgroups.read_text().splitlines()
     except OSError as error:
-        shortages.refuse(error, str(proc_cgroups))
+        raise_if_shortage(error, str(proc_cgroups))
         return None
     for line in lines:
         columns = line.split()
@@ -127,7 +127,7 @@ def _has_memory(mount: Path) -> bool:
     try:
         return "memory" in (mount / "cgroup.controllers").read_text().split()
     except OSError as error:
-        shortages.refuse(error, str(mount))
+        raise_if_shortage(error, str(mount))
         return False
 
 
@@ -136,7 +136,7 @@ def _cgroup_mounts(mountinfo: Path) -> Iterator[_Mount]:
     try:
         lines = os.fsdecode(mountinfo.read_bytes()).splitlines()
     except OSError as error:
-        shortages.refuse(error, str(mountinfo))
+        raise_if_shortage(error, str(mountinfo))
         return
     for line in lines:
         before, _, after = line.partition(" - ")
@@ -157,7 +157,7 @@ def join_root(hierarchy: Hierarchy) -> bool:
     try:
         (Path(hierarchy.mount) / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
-        shortages.refuse(error, hierarchy.mount)
+        raise_if_shortage(error, hierarchy.mount)
         return False
     return True
 

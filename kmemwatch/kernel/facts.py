@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kmemwatch import shortages
-from kmemwatch.errors import ShortageError, UnsupportedError
+from kmemwatch.errors import ShortageError, UnsupportedError, raise_if_shortage
 from kmemwatch.kernel import btf as btf_module
 from kmemwatch.kernel import cgroupfs, symbols, trial
 from kmemwatch.kernel import members as layout
@@ -302,7 +301,7 @@ def _tracefs() -> tuple[Path | None, str | None]:
         except PermissionError:
             why = "not ours to read"
         except OSError as error:
-            shortages.refuse(error, str(path))
+            raise_if_shortage(error, str(path))
         else:
             return path, None
     return None, why
@@ -313,7 +312,7 @@ def _possible_cpus(path: Path = POSSIBLE_CPUS) -> int | None:
     try:
         return int(re.split("[-,]", path.read_text().strip())[-1]) + 1
     except (OSError, ValueError) as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return None
 
 
@@ -321,7 +320,7 @@ def _nokmem(path: Path = COMMAND_LINE) -> bool | None:
     try:
         words = path.read_text(errors="surrogateescape").split()
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return None
     return any("nokmem" in word.partition("=")[2].split(",") for word in words if word.startswith("cgroup.memory="))
 
@@ -339,7 +338,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
         with path.open("rb") as file:
             return file.read(len(magic)) == magic
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return False
 
 
@@ -350,7 +349,7 @@ def _privileged(host_namespace: bool | None) -> bool | None:
     try:
         status = Path("/proc/self/status").read_text()
     except OSError as error:
-        shortages.refuse(error, "/proc/self/status")
+        raise_if_shortage(error, "/proc/self/status")
         return None
     match = re.search(r"^CapEff:\s*([0-9a-f]+)$", status, re.MULTILINE)
     if match is None:
@@ -365,7 +364,7 @@ def _lockdown(path: Path = LOCKDOWN) -> str | None:
     try:
         match = re.search(r"\[(\w+)\]", path.read_text())
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return None
     return match[1] if match else None
 
@@ -374,7 +373,7 @@ def _is_mounted(path: Path, kind: str) -> bool:
     try:
         lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return False
     return any(line.split(" ")[1:3] == [str(path), kind] for line in lines)
 
@@ -389,7 +388,7 @@ def _gfp_account(tracefs: Path | None) -> int | None:
     try:
         text = (tracefs / "events/kmem/kmalloc/format").read_text()
     except OSError as error:
-        shortages.refuse(error, str(tracefs))
+        raise_if_shortage(error, str(tracefs))
         return None
     # What the format file prints is C after the preprocessor: {( unsigned long)((( gfp_t)0x400000u)), "..."}
     match = re.search(r'\{([^{}]*),\s*"__GFP_ACCOUNT"', text)

@@ -7,8 +7,7 @@ import ctypes
 import os
 from functools import lru_cache
 
-from kmemwatch import shortages
-from kmemwatch.errors import UnsupportedError
+from kmemwatch.errors import UnsupportedError, raise_if_shortage
 
 _SONAMES = ("libbpf.so.1", "libbpf.so.0")
 
@@ -98,7 +97,7 @@ def library() -> ctypes.CDLL:
         try:
             lib = ctypes.CDLL(soname, use_errno=True)
         except OSError as error:
-            shortages.refuse(error, soname)
+            raise_if_shortage(error, soname)
             continue
         for name, (restype, argtypes) in _PROTOTYPES.items():
             try:

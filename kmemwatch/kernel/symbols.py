@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kmemwatch import shortages
+from kmemwatch.errors import raise_if_shortage
 
 KALLSYMS = Path("/proc/kallsyms")
 
@@ -20,7 +20,7 @@ def addresses(names: Iterable[str], path: Path = KALLSYMS) -> Mapping[str, int] 
     try:
         text = path.read_bytes()
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return None
     # The address is as wide as a pointer everywhere: "ffffffff81000000 T name". Slicing 120,000 lines takes 35 ms, a
     # regular expression with all names three times as long; start-up has 1.5 s.
@@ -39,5 +39,5 @@ def are_there(path: Path = KALLSYMS) -> bool:
         with path.open("rb") as file:
             return file.read(1) != b""
     except OSError as error:
-        shortages.refuse(error, str(path))
+        raise_if_shortage(error, str(path))
         return False

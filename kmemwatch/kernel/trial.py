@@ -10,7 +10,7 @@ import ctypes
 import os
 import struct
 
-from kmemwatch import shortages
+from kmemwatch.errors import raise_if_shortage
 from kmemwatch.kernel import libbpf
 from kmemwatch.kernel.btf import Btf
 
@@ -33,7 +33,7 @@ def fentry(btf: Btf, privileged: bool | None, function: str = "kfree") -> tuple[
     )
     fd = lib.bpf_prog_load(_BPF_PROG_TYPE_TRACING, b"kmw_trial", b"GPL", _RETURN_0, 2, ctypes.byref(opts))
     if fd < 0:
-        shortages.refuse(OSError(-fd, libbpf.error_text(fd)), "a trial program cannot be loaded", bpf=True)
+        raise_if_shortage(OSError(-fd, libbpf.error_text(fd)), "a trial program cannot be loaded", bpf=True)
         return False, f"a trial program for {function} is refused: {libbpf.error_text(fd)}"
     os.close(fd)
     return True, None

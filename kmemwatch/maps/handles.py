@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import add
 
-from kmemwatch import shortages
-from kmemwatch.errors import KmemwatchError, UnsupportedError
+from kmemwatch.errors import KmemwatchError, UnsupportedError, raise_if_shortage, shortage_number
 from kmemwatch.kernel import libbpf
 from kmemwatch.kernel.facts import POSSIBLE_CPUS
 from kmemwatch.maps.structs import StructLayout
@@ -71,7 +70,7 @@ def possible_cpus() -> int:
     number = int(libbpf.library().libbpf_num_possible_cpus())
     if number < 0:
         error = OSError(-number, f"possible CPUs: {libbpf.error_text(number)}")
-        if shortages.number_of(error) is not None:
+        if shortage_number(error) is not None:
             raise error
         raise UnsupportedError(
             f"{POSSIBLE_CPUS}: cannot be read as a list of CPUs: {libbpf.error_text(number)}",
@@ -221,7 +220,7 @@ class Ring:
         self._ring = self._lib.ring_buffer__new(fd, self._callback, None, None)
         if not self._ring:
             number = ctypes.get_errno()
-            shortages.refuse(OSError(number, libbpf.error_text(number)), "ring buffer")
+            raise_if_shortage(OSError(number, libbpf.error_text(number)), "ring buffer")
             raise KmemwatchError(f"ring buffer: {libbpf.error_text(number)}")
 
     def _sample(self, _context: int, data: int, size: int) -> int:

@@ -11,11 +11,10 @@ from dataclasses import replace
 from functools import partial
 from operator import add
 
-from kmemwatch import shortages
 from kmemwatch.attach.discover import CacheList, CacheRecord
 from kmemwatch.attach.handover import Handed, ProbeResult
 from kmemwatch.attach.plan import RECHARGE_FUNCTION
-from kmemwatch.errors import KmemwatchError
+from kmemwatch.errors import KmemwatchError, raise_if_shortage
 from kmemwatch.maps import decode
 from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.maps.defines import MAX_CHILD_SLABS
@@ -99,7 +98,7 @@ class BpfSource:
                 maps=self._fill,
             )
         except OSError as error:
-            shortages.refuse(error, "reading the BPF maps")
+            raise_if_shortage(error, "reading the BPF maps")
             raise KmemwatchError(f"reading the BPF maps: {error.strerror or error}") from error
 
     def _read_memcgs(self) -> list[MemcgRecord] | None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kmemwatch import shortages
+from kmemwatch.errors import raise_if_shortage
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps.handles import possible_cpus
 from kmemwatch.maps.peek import Peek
@@ -66,7 +66,7 @@ class KprobeMisses:
         except KeyError as error:
             self.why = f"BTF has no {error.args[0].replace('__', '.')}"
         except (OSError, _NotTheProbeError) as error:
-            shortages.refuse(error)
+            raise_if_shortage(error)
             self.why = f"{name}: {error}"
 
     def read(self) -> Mapping[str, int] | None:

@@ -20,7 +20,7 @@ import socket
 import termios
 from collections.abc import Iterable, Iterator, Sequence
 
-from kmemwatch import shortages
+from kmemwatch.errors import raise_if_shortage
 
 _SONAME = "libseccomp.so.2"
 _ALLOW, _ERRNO, _KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
@@ -167,7 +167,7 @@ def _load(otherwise: int, rules: Iterable[_Rule]) -> str | None:
     try:
         lib = ctypes.CDLL(_SONAME)
     except OSError as error:
-        shortages.refuse(error, _CANNOT)  # to go on without a filter would be the wrong answer to that
+        raise_if_shortage(error, _CANNOT)  # to go on without a filter would be the wrong answer to that
         return f"{_SONAME} is not installed"
     lib.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(lib.seccomp_init(ctypes.c_uint32(otherwise)))
@@ -179,10 +179,10 @@ def _load(otherwise: int, rules: Iterable[_Rule]) -> str | None:
             _add(lib, context, action, call, comparisons)
         failed = lib.seccomp_load(context)
         if failed:
-            shortages.refuse(OSError(-failed, os.strerror(-failed)), _CANNOT)
+            raise_if_shortage(OSError(-failed, os.strerror(-failed)), _CANNOT)
         return None if failed == 0 else f"seccomp_load: {errno.errorcode.get(-failed, failed)}"
     except OSError as error:
-        shortages.refuse(error, _CANNOT)
+        raise_if_shortage(error, _CANNOT)
         return str(error)
     finally:
         lib.seccomp_release(context)

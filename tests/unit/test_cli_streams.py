@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch import shortages
 from kmemwatch.cli.main import COMMANDS, report
 from kmemwatch.cli.streams import OutputError
+from kmemwatch.errors import shortage_number, shortage_of
 from kmemwatch.feeds.recording import RecordingWriter
 from tests.unit import fakes
 from tests.unit.test_cli import Terminal
@@ -211,8 +211,8 @@ def test_errors_of_the_environment_are_in_plain_words(
 
 @pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EINVAL, errno.ENODEV, errno.EIO])
 def test_other_errors_are_no_shortage(number: int) -> None:
-    assert shortages.number_of(OSError(number, os.strerror(number))) is None
-    assert shortages.number_of(os.strerror(number)) is None
+    assert shortage_number(OSError(number, os.strerror(number))) is None
+    assert shortage_number(os.strerror(number)) is None
 
 
 @pytest.mark.parametrize(
@@ -227,22 +227,22 @@ def test_a_map_that_is_not_permitted_on_a_kernel_that_counts_it_as_locked_is_one
     btf = tmp_path / "vmlinux"
     if names is not None:
         btf.write_bytes(names)
-    monkeypatch.setattr("kmemwatch.shortages._BTF", btf)
+    monkeypatch.setattr("kmemwatch.errors._BTF", btf)
     monkeypatch.setattr("resource.getrlimit", lambda which: (locked, locked))
     error = PermissionError(errno.EPERM, "Operation not permitted")
     for told in (error, "could not open bpf map: lost, error: Operation not permitted"):
-        found = shortages.of(told, "the probes cannot be attached", bpf=True)
+        found = shortage_of(told, "the probes cannot be attached", bpf=True)
         assert (found is not None) == is_shortage
         assert found is None or str(found) == (
             f"the probes cannot be attached: out of locked memory (the limit is {locked})"
         )
-    assert shortages.of(error) is None, "of a file it means what it says"
+    assert shortage_of(error) is None, "of a file it means what it says"
 
 
 def test_words_are_kept_when_a_shortage_is_the_cause() -> None:
     error = ImportError("cannot import bcc")
     error.__cause__ = OSError(errno.EMFILE, "Too many open files")
-    assert shortages.number_of(error) == errno.EMFILE
+    assert shortage_number(error) == errno.EMFILE
 
 
 # Before there is anything that could report it
