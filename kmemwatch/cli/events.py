@@ -57,7 +57,7 @@ def _ndjson(event: Event) -> str:
 
 def _text(feed: Feed) -> Callable[[Event], str]:
     """Events speak of cgroups that were there before, too; the first snapshot has their paths."""
-    from kmemwatch.views.lines import EventLines
+    from kmemwatch.views.eventlines import EventLines
 
     lines = EventLines()
     first = feed.next_snapshot(0)

@@ -48,7 +48,7 @@ def _run(options: TopOptions, poller: Poller) -> Exception | None:
     from kmemwatch.views.select import select
 
     selection = select(options.view, options.sort, options.filter_)
-    from kmemwatch.top.app import TopApp
+    from kmemwatch.top.topapp import TopApp
 
     if poller.failure is not None:  # no privileges, no such file: say so without drawing a screen first
         return poller.failure

@@ -14,7 +14,7 @@ from typing import Any
 
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.model import Latency, Snapshot
-from kmemwatch.views.field import COUNTER
+from kmemwatch.views.fields import COUNTER
 
 Values = Mapping[str, float]
 """Name of a figure -> value; absent when it is not known."""

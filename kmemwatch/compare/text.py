@@ -12,7 +12,7 @@ from kmemwatch.compare.verdict import Claim, Fact, delay_text, number
 from kmemwatch.compare.workload import describe
 from kmemwatch.model import ABSENT, MISSING
 from kmemwatch.units import UNKNOWN, one_line, rfc3339
-from kmemwatch.views.cells import fit, width
+from kmemwatch.views.texttable import fit, width
 
 WIDTH = 100
 _MIN_WIDTH = 40

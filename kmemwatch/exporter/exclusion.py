@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.model import Cache, Cgroup, Ids, KmemcgId, Recharges, Snapshot
-from kmemwatch.views.field import label
+from kmemwatch.views.fields import label
 
 
 class Exclusion:

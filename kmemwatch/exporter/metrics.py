@@ -9,8 +9,22 @@ from typing import Any
 from kmemwatch import __version__
 from kmemwatch.model import ABSENT, MISSING, MapFill, Pair, Probe, Snapshot
 from kmemwatch.views import derived
-from kmemwatch.views.field import BYTES, COUNT, COUNTER, GAUGE, HISTOGRAM, INFO, SECONDS, Field, MetricTable, label
-from kmemwatch.views.measures import CACHE, CGROUP, PAIR, RECHARGE_TOTAL
+from kmemwatch.views.fields import (
+    BYTES,
+    CACHE,
+    CGROUP,
+    COUNT,
+    COUNTER,
+    GAUGE,
+    HISTOGRAM,
+    INFO,
+    PAIR,
+    RECHARGE_TOTAL,
+    SECONDS,
+    Field,
+    MetricTable,
+    label,
+)
 
 
 def _exported(fields: tuple[Field[Any], ...]) -> tuple[Field[Any], ...]:

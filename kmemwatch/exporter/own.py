@@ -16,7 +16,7 @@ from kmemwatch.exporter.frames import ReaderState
 from kmemwatch.exporter.series import Family, Histogram
 from kmemwatch.exporter.serving import SERVING, SERVING_TABLES, Process, Program, Serving
 from kmemwatch.units import NS_PER_S
-from kmemwatch.views.field import Field
+from kmemwatch.views.fields import Field
 
 READER, HTTP = "reader", "http"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from kmemwatch.views.field import BYTES, COUNT, COUNTER, GAUGE, SECONDS, TIME, Field
+from kmemwatch.views.fields import BYTES, COUNT, COUNTER, GAUGE, SECONDS, TIME, Field
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class Serving:
 
 @dataclass(frozen=True)
 class ServingTable(Generic[T]):
-    """As `views.field.MetricTable`, of a Serving."""
+    """As `views.fields.MetricTable`, of a Serving."""
 
     items: Callable[[Serving], Iterable[T]]
     labels: Mapping[str, Callable[[T], str]]

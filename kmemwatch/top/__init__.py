@@ -2,9 +2,9 @@
 """`top` on a terminal.
 
     poller    a thread that reads the feed; knows nothing of Textual, so it runs while that is still imported
-    app       the screen: who gets which frame, and what each key does
+    topapp    the screen: who gets which frame, and what each key does
     status    the lines above and below the table
-    table     the table; formats only the rows that are visible
+    rowtable  the table; formats only the rows that are visible
     details   everything about one row
     help      keys, columns, and what the signs mean
 

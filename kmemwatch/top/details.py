@@ -12,14 +12,14 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from kmemwatch.model import DYING, Cgroup
-from kmemwatch.top.table import RowTable
+from kmemwatch.top.rowtable import RowTable
 from kmemwatch.units import UNKNOWN
-from kmemwatch.views.cells import fit
-from kmemwatch.views.field import BYTES, BYTES_PER_S, TEXT, Field
-from kmemwatch.views.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
+from kmemwatch.views.fields import BYTES, BYTES_PER_S, TEXT, Field
 from kmemwatch.views.rows import CacheRow, CgroupRow, Frame, IdRow, ZombieRow, cgroup_row, zombie_row
-from kmemwatch.views.select import Selection
-from kmemwatch.views.views import CGROUPS, ZOMBIES, View
+from kmemwatch.views.select import RowSelection
+from kmemwatch.views.subtables import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
+from kmemwatch.views.tables import CGROUPS, ZOMBIES, View
+from kmemwatch.views.texttable import fit
 
 TITLE_CELLS = 15
 
@@ -110,7 +110,7 @@ class DetailsScreen(ModalScreen[None]):
         super().__init__()
         self._view, self._row, self._frame = view, row, shown
         self._gone = False
-        self._selection: Selection | None = None
+        self._selection: RowSelection | None = None
         self._choose_part()
 
     def _choose_part(self) -> None:
@@ -120,7 +120,7 @@ class DetailsScreen(ModalScreen[None]):
             return
         field = part.field(part.sort)
         assert field is not None
-        self._selection = Selection(part, field)
+        self._selection = RowSelection(part, field)
 
     def compose(self) -> ComposeResult:
         yield Static(id="details-title")
@@ -143,7 +143,7 @@ class DetailsScreen(ModalScreen[None]):
         event.stop()
         if self._selection is not None:
             same = self._selection.sort.key == event.field.key
-            self._selection = Selection(self._selection.view, event.field, same and not self._selection.reverse)
+            self._selection = RowSelection(self._selection.view, event.field, same and not self._selection.reverse)
             self._draw()
 
     def put(self, shown: Frame) -> None:

@@ -14,7 +14,7 @@ from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
-from kmemwatch.views.views import VIEWS, View
+from kmemwatch.views.tables import VIEWS, View
 
 KEYS = (
     ("Tab, Shift+Tab", "next, previous view"),

@@ -10,11 +10,11 @@ from rich.text import Text
 
 from kmemwatch.model import ABSENT, MISSING, Snapshot
 from kmemwatch.units import count_human, printable
-from kmemwatch.views.field import SEPARATOR
+from kmemwatch.views.fields import SEPARATOR
 from kmemwatch.views.rows import Frame
-from kmemwatch.views.select import Selection
+from kmemwatch.views.select import RowSelection
+from kmemwatch.views.tables import VIEWS, View
 from kmemwatch.views.texttable import summary
-from kmemwatch.views.views import VIEWS, View
 
 BAD = Style(color="red", bold=True, reverse=True)
 WARN = Style(color="yellow", bold=True)
@@ -89,7 +89,7 @@ def tabs(active: View[object]) -> Text:
     return line
 
 
-def chosen(selection: Selection, extent: tuple[int, int, int], typo: bool) -> Text:
+def chosen(selection: RowSelection, extent: tuple[int, int, int], typo: bool) -> Text:
     """Filter, and which rows of how many are visible; `typo`: what is being typed is not a pattern."""
     first, last, count = extent
     line = Text(no_wrap=True, overflow="ellipsis", end="", justify="right")

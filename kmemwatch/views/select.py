@@ -10,14 +10,14 @@ from typing import Any
 from kmemwatch.errors import UsageError
 from kmemwatch.model import Snapshot
 from kmemwatch.units import printable
-from kmemwatch.views.field import Field
+from kmemwatch.views.fields import Field
 from kmemwatch.views.patterns import Pattern, compiled
 from kmemwatch.views.rows import Frame, is_within
-from kmemwatch.views.views import VIEWS, View
+from kmemwatch.views.tables import VIEWS, View
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
+class RowSelection:
     """What a person chose to see of a view."""
 
     view: View[Any]
@@ -36,12 +36,12 @@ class Selection:
             found = [row for row in found if search(label(row))]
         return sort_rows(found, self.sort, self.reverse)
 
-    def matching(self, regex: str | None) -> Selection:
+    def matching(self, regex: str | None) -> RowSelection:
         """The same with another filter. Raises UsageError."""
         return replace(self, pattern=compile_filter(regex) if regex else None)
 
 
-def select(view: str, sort: str | None = None, regex: str | None = None) -> Selection:
+def select(view: str, sort: str | None = None, regex: str | None = None) -> RowSelection:
     """From the words of the command line; `sort` may begin with ``-`` to turn the order. Raises UsageError."""
     chosen = find_view(view)
     key = sort if sort is not None else chosen.sort
@@ -49,7 +49,7 @@ def select(view: str, sort: str | None = None, regex: str | None = None) -> Sele
     if field is None:
         valid = ", ".join(f.key for f in chosen.fields)
         raise UsageError(f"--sort: view {chosen.name} has no field {printable(key)!r}", f"it has: {valid}")
-    return Selection(chosen, field, key.startswith("-"), compile_filter(regex) if regex else None)
+    return RowSelection(chosen, field, key.startswith("-"), compile_filter(regex) if regex else None)
 
 
 def find_view(name: str) -> View[Any]:

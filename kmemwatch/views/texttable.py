@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plain tables: the columns that fit, a header, rows, totals."""
+"""Plain tables: the columns that fit, a header, rows, totals; text that takes an exact number of terminal cells."""
 
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from kmemwatch.model import LATENCY_KINDS, Snapshot
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, one_line, printable, seconds_human
 from kmemwatch.views import derived
-from kmemwatch.views.cells import fit, width
-from kmemwatch.views.field import SEPARATOR, Field
+from kmemwatch.views.fields import SEPARATOR, Field
 from kmemwatch.views.rows import Frame
-from kmemwatch.views.select import Selection
-from kmemwatch.views.views import View
+from kmemwatch.views.select import RowSelection
+from kmemwatch.views.tables import View
 
 GAP, WIDE_GAP = 1, 2
 """Cells between columns: two where every column fits with them."""
@@ -26,7 +27,7 @@ _TIMED = dict(zip(LATENCY_KINDS, ("allocation", "with a check", "check"), strict
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class FittedColumn:
     field: Field[Any]
     cells: int
 
@@ -44,7 +45,7 @@ class Column:
 class Layout:
     """Columns that fit a width, and the space between them."""
 
-    columns: tuple[Column, ...]
+    columns: tuple[FittedColumn, ...]
     gap: int
 
     def header_line(self) -> str:
@@ -70,12 +71,12 @@ def layout(view: View[Any], cells: int) -> Layout:
         widths[0] = max(1, widths[0] + spare)
     else:
         _share(fields, widths, spare)
-    return Layout(tuple(Column(f, w) for f, w in zip(fields, widths, strict=True)), gap)
+    return Layout(tuple(FittedColumn(f, w) for f, w in zip(fields, widths, strict=True)), gap)
 
 
 def natural_layout(view: View[Any], found: Sequence[Any]) -> Layout:
     """All columns, as wide as what is in them: for files and pipes, where nothing may be cut."""
-    columns = [Column(f, max([width(f.title), *(width(f.text(row)) for row in found)])) for f in view.columns]
+    columns = [FittedColumn(f, max([width(f.title), *(width(f.text(row)) for row in found)])) for f in view.columns]
     return Layout(tuple(columns), WIDE_GAP)
 
 
@@ -135,7 +136,7 @@ def heading(snapshot: Snapshot, title: str) -> str:
     )
 
 
-def table(shown: Frame, selection: Selection, cells: int | None, *, title: str) -> str:
+def table(shown: Frame, selection: RowSelection, cells: int | None, *, title: str) -> str:
     """Heading, totals and the table; ends with a newline.
 
     Lines are cut to `cells`; None: every column, and nothing is cut.
@@ -164,3 +165,59 @@ def _wrap(text: str, cells: int | None) -> list[str]:
     if cells is None or width(text) <= cells:
         return [text]
     return [fit(line, cells).rstrip() for line in textwrap.wrap(text, cells, break_long_words=False)]
+
+
+ELLIPSIS = "…"
+_SKIN_TONES = range(0x1F3FB, 0x1F400)
+
+
+@lru_cache(4096)
+def char_width(char: str) -> int:
+    """Cells of one printable character: 0 for combining marks, 2 for wide ones."""
+    if unicodedata.category(char)[0] == "M" or ord(char) in _SKIN_TONES:
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def width(text: str) -> int:
+    """Cells that the text takes."""
+    return len(text) if text.isascii() else sum(map(char_width, text))
+
+
+def fit(text: str, cells: int, *, right: bool = False, keep_tail: bool = False) -> str:
+    """Exactly `cells` cells: padded, or cut with an ellipsis; `keep_tail` cuts the beginning away.
+
+    The end of a path says more than its beginning.
+    """
+    used = width(text)
+    if used > cells:
+        text = cut_head(text, cells) if keep_tail else cut_tail(text, cells)
+        used = width(text)
+    padding = " " * (cells - used)
+    return padding + text if right else text + padding
+
+
+def cut_tail(text: str, cells: int) -> str:
+    """The beginning and an ellipsis, at most `cells` cells."""
+    if cells < 1:
+        return ""
+    kept, used = [], 0
+    for char in text:
+        used += char_width(char)
+        if used > cells - 1:
+            break
+        kept.append(char)
+    return "".join(kept) + ELLIPSIS
+
+
+def cut_head(text: str, cells: int) -> str:
+    """An ellipsis and the end, at most `cells` cells; never begins with a mark that lost its letter."""
+    if cells < 1:
+        return ""
+    start, used = len(text), 0
+    while start > 0 and used + char_width(text[start - 1]) <= cells - 1:
+        start -= 1
+        used += char_width(text[start])
+    while start < len(text) and char_width(text[start]) == 0:
+        start += 1
+    return ELLIPSIS + text[start:]

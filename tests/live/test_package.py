@@ -100,7 +100,7 @@ def commands(installed: PackageHost) -> Installation:
 
 def test_the_live_view_has_its_libraries(installed: PackageHost, commands: Installation) -> None:
     installed.run(
-        "/usr/bin/python3", "-I", "-c", f"import sys; sys.path.insert(0, {PRIVATE!r}); import kmemwatch.top.app"
+        "/usr/bin/python3", "-I", "-c", f"import sys; sys.path.insert(0, {PRIVATE!r}); import kmemwatch.top.topapp"
     )
     assert "PINNED BY" in commands.works("top", "--replay", "demo", "--batch", "--view", "zombies")
     assert "no name matches" in commands.works("top", "--replay", "demo", "--batch", "--filter", "(a+)+$")

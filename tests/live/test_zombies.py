@@ -19,7 +19,7 @@ import pytest
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED, Cgroup
 from kmemwatch.views.rows import Frame, zombie_row
-from kmemwatch.views.views import pinned_by
+from kmemwatch.views.tables import pinned_by
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import (

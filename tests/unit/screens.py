@@ -13,9 +13,9 @@ from textual.pilot import Pilot
 from textual.strip import Strip
 
 from kmemwatch.model import Snapshot
-from kmemwatch.top.app import TopApp
 from kmemwatch.top.poller import Poller, Refreshed, Update
-from kmemwatch.top.table import RowTable
+from kmemwatch.top.rowtable import RowTable
+from kmemwatch.top.topapp import TopApp
 from kmemwatch.views.rows import frame
 from kmemwatch.views.select import select
 from tests.unit.fakes import FakeFeed

@@ -426,7 +426,7 @@ def test_a_recording_that_breaks_while_it_plays_ends_the_screen_with_one_line(re
 
 def test_a_bug_in_the_screen_restores_the_terminal_and_is_one_line(recording: Path) -> None:
     code = """
-from kmemwatch.top.table import RowTable
+from kmemwatch.top.rowtable import RowTable
 def render_line(self, y):
     raise ZeroDivisionError("boom")
 RowTable.render_line = render_line

@@ -23,7 +23,7 @@ from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Cache, Event, Host, Snapshot
-from kmemwatch.views.field import COUNTER
+from kmemwatch.views.fields import COUNTER
 from tests.unit import fakes
 from tests.unit.compare_sides import BOOT, S, life, recording, snapshot
 from tests.unit.fakes import IDS, FakeFeed

@@ -28,7 +28,7 @@ from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.exporter.series import Delays, SeriesBuilder
 from kmemwatch.exporter.text import write_text
 from kmemwatch.model import DYING, ONLINE, RELEASED, Cache, Cgroup, Pair, Snapshot
-from kmemwatch.views.field import label
+from kmemwatch.views.fields import label
 from tests.unit import fakes, strategies
 
 parse_text: Callable[[str], Iterable[Any]] = text_parser.text_string_to_metric_families

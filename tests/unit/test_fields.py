@@ -23,11 +23,10 @@ from kmemwatch.views.derived import (
     oldest_dying_s,
     pinned_bytes,
 )
-from kmemwatch.views.field import BYTES, COUNTER, SECONDS, Field, rate_human
-from kmemwatch.views.measures import MAX_PREVIOUS_OWNERS
-from kmemwatch.views.parts import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
+from kmemwatch.views.fields import BYTES, COUNTER, MAX_PREVIOUS_OWNERS, SECONDS, Field, rate_human
 from kmemwatch.views.rows import Frame, frame
-from kmemwatch.views.views import VIEWS, View, pinned_by
+from kmemwatch.views.subtables import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
+from kmemwatch.views.tables import VIEWS, View, pinned_by
 from tests.unit import fakes
 
 DESIGN = {

@@ -21,7 +21,7 @@ from kmemwatch.cli.streams import say
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Snapshot
 from kmemwatch.units import one_line
-from kmemwatch.views.rowfiles import csv_header, csv_rows
+from kmemwatch.views.batch import csv_header, csv_rows
 from kmemwatch.views.rows import frame
 from kmemwatch.views.select import select
 from tests.unit import fakes
@@ -220,6 +220,6 @@ def test_numbers_of_csv_stay_numbers() -> None:
     shown = frame(None, fakes.sample())
     (first, *_) = csv.DictReader(io.StringIO(csv_header(selection.view) + csv_rows(shown, selection)))
     assert float(first["kernel_bytes"]) > 0
-    from kmemwatch.views.rowfiles import _cell
+    from kmemwatch.views.batch import _cell
 
     assert [_cell(value) for value in (-5, -0.5, None, 3)] == [-5, -0.5, None, 3]

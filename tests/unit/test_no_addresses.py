@@ -35,10 +35,10 @@ from kmemwatch.serve import wire
 from kmemwatch.serve.publisher import Publisher
 from kmemwatch.source.reading import Reading, RechargeCounts, RechargeKey
 from kmemwatch.views.batch import Printer
-from kmemwatch.views.lines import EventLines
+from kmemwatch.views.eventlines import EventLines
 from kmemwatch.views.rows import frame
 from kmemwatch.views.select import select
-from kmemwatch.views.views import VIEWS
+from kmemwatch.views.tables import VIEWS
 from tests.unit import fakes
 from tests.unit.fake_source import CACHES, FakeSource, recorded_facts
 from tests.unit.fakes import FakeFeed

@@ -11,8 +11,8 @@ from kmemwatch.state.state import KEEP_RELEASED_NS
 from kmemwatch.state.subtrees import Counts, Subtrees
 from kmemwatch.views.rates import rates
 from kmemwatch.views.rows import cgroup_rows, frame
+from kmemwatch.views.tables import CGROUPS, CGROUPS_OWN
 from kmemwatch.views.texttable import layout
-from kmemwatch.views.views import CGROUPS, CGROUPS_OWN
 from tests.unit import fakes
 from tests.unit.fake_source import SECOND, FakeSource, Memcg
 from tests.unit.state_host import Host, cgroup

@@ -12,13 +12,13 @@ from textual.widgets import Input
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.model import DYING, RELEASED
-from kmemwatch.top.app import TopApp
 from kmemwatch.top.details import TITLE_CELLS, DetailsScreen
 from kmemwatch.top.help import HelpScreen
 from kmemwatch.top.poller import Ended, Failed, Poller, Refreshed, Update
+from kmemwatch.top.topapp import TopApp
 from kmemwatch.views.rows import Frame
 from kmemwatch.views.select import check_scope, select
-from kmemwatch.views.views import VIEWS
+from kmemwatch.views.tables import VIEWS
 from tests.unit import fakes
 from tests.unit.fakes import IDS, FakeFeed
 from tests.unit.screens import Person, app_of, drive, key_event, lines, refreshed, table_lines

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import pytest
 
-from kmemwatch.top.app import TopApp
 from kmemwatch.top.poller import Ended
+from kmemwatch.top.topapp import TopApp
 from tests.unit import fakes
 from tests.unit.screens import app_of, refreshed
 

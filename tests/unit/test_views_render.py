@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from kmemwatch.errors import UsageError
 from kmemwatch.model import EVENT_KINDS, LATENCY_KINDS, Event, Latency, LatencyHistogram
 from kmemwatch.units import printable
-from kmemwatch.views.cells import char_width, cut_head, cut_tail, fit, width
-from kmemwatch.views.lines import EventLines
-from kmemwatch.views.rowfiles import csv_header, csv_rows, ndjson_rows
+from kmemwatch.views.batch import csv_header, csv_rows, ndjson_rows
+from kmemwatch.views.eventlines import EventLines
 from kmemwatch.views.rows import Frame, frame
 from kmemwatch.views.select import check_scope, select, sort_rows
-from kmemwatch.views.texttable import layout, summary, table
-from kmemwatch.views.views import VIEWS
+from kmemwatch.views.tables import VIEWS
+from kmemwatch.views.texttable import char_width, cut_head, cut_tail, fit, layout, summary, table, width
 from tests.unit import fakes
 
 SAMPLE = frame(fakes.sample(), fakes.sample(3))
@@ -310,7 +309,7 @@ def test_event_lines_name_cgroups_that_were_there_before() -> None:
 
 
 def test_event_lines_remember_the_latest_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.views.lines._MAX_PATHS", 2)
+    monkeypatch.setattr("kmemwatch.views.eventlines._MAX_PATHS", 2)
     lines = EventLines()
     for id_ in (1, 2, 1, 3):
         lines.line(Event(0, "online", id_, f"/{id_}"))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from kmemwatch.model import Cgroup, Event
 from kmemwatch.units import UNKNOWN, bytes_human, printable, rfc3339
-from kmemwatch.views.measures import cgroup_name
+from kmemwatch.views.fields import cgroup_name
 
 _KIND_CELLS = 15
 _MAX_PATHS = 65_536

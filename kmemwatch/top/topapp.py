@@ -22,11 +22,11 @@ from kmemwatch.top import status
 from kmemwatch.top.details import DetailsScreen
 from kmemwatch.top.help import HelpScreen
 from kmemwatch.top.poller import Ended, Failed, Poller, Refreshed, Update
-from kmemwatch.top.table import RowTable
+from kmemwatch.top.rowtable import RowTable
 from kmemwatch.units import one_line
 from kmemwatch.views.rows import Frame
-from kmemwatch.views.select import Selection, find_view, select
-from kmemwatch.views.views import CGROUPS, CGROUPS_OWN, VIEWS
+from kmemwatch.views.select import RowSelection, find_view, select
+from kmemwatch.views.tables import CGROUPS, CGROUPS_OWN, VIEWS
 
 DELAYS_S = (0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0)
 
@@ -76,7 +76,7 @@ class TopApp(App[None]):
     def __init__(
         self,
         poller: Poller,
-        selection: Selection,
+        selection: RowSelection,
         *,
         opening: str = "attaching…",
         refreshes: int | None = None,
@@ -96,7 +96,7 @@ class TopApp(App[None]):
         self._latest: Refreshed | None = None
         self._how = status.Running("", poller.delay_s, paused=False, ended=False)
         self._ended_notice: str | None = None
-        self._before_filter: Selection | None = None
+        self._before_filter: RowSelection | None = None
 
     # Life
 
@@ -166,7 +166,7 @@ class TopApp(App[None]):
     # Drawing
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> RowSelection:
         """What is shown now."""
         return self._selections[self._view]
 
@@ -193,7 +193,7 @@ class TopApp(App[None]):
             blank = "no name matches the filter; Esc clears it" if selection.pattern else selection.view.empty
         table.put(selection, found, blank)
 
-    def _notices(self, shown: Frame, selection: Selection) -> None:
+    def _notices(self, shown: Frame, selection: RowSelection) -> None:
         notice = self._latest.notice if self._latest else None
         lines = dict.fromkeys(n for n in (self._ended_notice, notice, selection.view.note(shown)) if n)
         self._line("#notice", one_line("; ".join(lines)))
@@ -214,7 +214,7 @@ class TopApp(App[None]):
         text = status.chosen(self.selection, main.query_one(RowTable).extent, typo)
         self._main("#chosen").update(text)
 
-    def _choose(self, selection: Selection) -> None:
+    def _choose(self, selection: RowSelection) -> None:
         self._selections[self._view] = selection
         self._draw()
 

@@ -17,10 +17,9 @@ from textual.widget import Widget
 
 from kmemwatch.model import DYING
 from kmemwatch.units import UNKNOWN
-from kmemwatch.views.cells import fit
-from kmemwatch.views.field import Field
-from kmemwatch.views.select import Selection
-from kmemwatch.views.texttable import Column, Layout, layout
+from kmemwatch.views.fields import Field
+from kmemwatch.views.select import RowSelection
+from kmemwatch.views.texttable import FittedColumn, Layout, fit, layout
 
 LARGEST_FIRST, SMALLEST_FIRST = "▼", "▲"
 _WHEEL_ROWS = 3
@@ -73,7 +72,7 @@ class RowTable(Widget, can_focus=True):
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._selection: Selection | None = None
+        self._selection: RowSelection | None = None
         self._rows: list[Any] = []
         self._blank = ""
         self._layout: Layout | None = None
@@ -82,7 +81,7 @@ class RowTable(Widget, can_focus=True):
         self._held: Hashable = None
         """Identity of the row that a person put the cursor on; None: it stays on the first row."""
 
-    def put(self, selection: Selection | None, found: list[Any] | None, blank: str) -> None:
+    def put(self, selection: RowSelection | None, found: list[Any] | None, blank: str) -> None:
         """Show these rows; `blank` is what to say when there are none."""
         if self._selection is None or selection is None or selection.view is not self._selection.view:
             self._cursor, self._top, self._held = 0, 0, None
@@ -237,7 +236,7 @@ class RowTable(Widget, can_focus=True):
         return Strip(segments, width)
 
 
-def _title(column: Column, mark: str, style: Style) -> Segment:
+def _title(column: FittedColumn, mark: str, style: Style) -> Segment:
     """A column's header; the mark is at the side where its cells begin to differ in length."""
     title, is_text = column.field.title, column.field.is_text
     return Segment(fit(title + mark if is_text else mark + title, column.cells, right=not is_text), style)

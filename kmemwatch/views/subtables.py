@@ -8,11 +8,9 @@ from typing import Any
 from kmemwatch.model import Cache, Snapshot
 from kmemwatch.units import printable
 from kmemwatch.views import rows
-from kmemwatch.views.field import BYTES, ID, TEXT, Field
-from kmemwatch.views.measures import ALLOC_RATES, CACHE, PAIR, by_key
+from kmemwatch.views.fields import ALLOC_RATES, BYTES, CACHE, ID, PAIR, TEXT, Field, by_key
 from kmemwatch.views.rows import Frame, PairRow, SlabsRow, ZombieRow
-from kmemwatch.views.view import View, why_missing
-from kmemwatch.views.views import ZOMBIES
+from kmemwatch.views.tables import ZOMBIES, View, why_missing
 
 _cache, _alloc, _pair = by_key(CACHE), by_key(ALLOC_RATES), by_key(PAIR)
 

@@ -3,37 +3,96 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
-from kmemwatch.model import Cgroup, Snapshot
+from kmemwatch.model import ABSENT, MISSING, Cgroup, Snapshot
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
 from kmemwatch.views import rows
-from kmemwatch.views.derived import dying
-from kmemwatch.views.field import BYTES, BYTES_PER_S, COUNT, SECONDS, TEXT, Field
-from kmemwatch.views.idviews import IDS, RECHARGES
-from kmemwatch.views.measures import ALLOC_RATES, CACHE, CGROUP, CGROUP_RATES, NOTHING, by_key, cgroup_name
-from kmemwatch.views.rows import CacheRow, CgroupRow, Frame, ZombieRow
-from kmemwatch.views.view import View, why_missing
+from kmemwatch.views.derived import PER_MEMCG_ERAS, caches_per_root, dying
+from kmemwatch.views.fields import (
+    ALLOC_RATES,
+    BYTES,
+    BYTES_PER_S,
+    CACHE,
+    CGROUP,
+    CGROUP_RATES,
+    COUNT,
+    COUNT_PER_S,
+    KMEMCG_ID,
+    NOTHING,
+    RECHARGE,
+    SECONDS,
+    SEPARATOR,
+    TEXT,
+    Field,
+    by_key,
+    cgroup_name,
+    rate_human,
+)
+from kmemwatch.views.rates import move_key
+from kmemwatch.views.rows import CacheRow, CgroupRow, Frame, IdRow, RechargeRow, ZombieRow
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class View(Generic[R]):
+    name: str
+    """``--view NAME``."""
+    letter: str
+    """Key that opens it."""
+    help: str
+    """One sentence: what question it answers."""
+    columns: tuple[Field[R], ...]
+    """On the screen, from left to right; the first is the name and takes the room that is left."""
+    extra: tuple[Field[R], ...]
+    """Only in files and details."""
+    sort: str
+    """Key of the field it is sorted by unless told otherwise."""
+    rows: Callable[[Frame], Sequence[R] | None]
+    """None: this kernel, or this source, does not have them; `missing` says why."""
+    missing: Callable[[Snapshot], str]
+    label: Callable[[R], str]
+    """Printable name, what a filter is matched against."""
+    identity: Callable[[R], Hashable]
+    """Keeps the cursor on the same thing over refreshes."""
+    empty: str
+    """What an empty list means, in words."""
+    note: Callable[[Frame], str | None] = lambda _: None
+    """One line that qualifies what is shown."""
+    summary: Callable[[Frame], str | None] = lambda _: None
+    """One printable line of totals."""
+
+    @property
+    def fields(self) -> tuple[Field[R], ...]:
+        """All of them: on the screen and in files."""
+        return self.columns + self.extra
+
+    def field(self, key: str) -> Field[R] | None:
+        """The field of that key, or of that column title, whatever its case."""
+        wanted = key.strip().casefold()
+        for field in self.fields:
+            if wanted in (field.key.casefold(), field.title.casefold()):
+                return field
+        return None
+
+
+def why_missing(snapshot: Snapshot, signals: Sequence[str]) -> str | None:
+    """Reason that the probes give for a signal that is not measured."""
+    for probe in snapshot.probes:
+        if probe.signal in signals and probe.status in (MISSING, ABSENT):
+            return probe.why
+    return None
 
 
 def _cgroup_text(cgroup: Cgroup) -> str:
     return cgroup_name(cgroup.id, cgroup.path)
 
 
-__all__ = [
-    "CACHES",
-    "CGROUPS",
-    "CGROUPS_OWN",
-    "IDS",
-    "RECHARGES",
-    "VIEWS",
-    "ZOMBIES",
-    "View",
-]
-
 _cgroup, _crate, _cache, _alloc = by_key(CGROUP), by_key(CGROUP_RATES), by_key(CACHE), by_key(ALLOC_RATES)
+_id, _recharge = by_key(KMEMCG_ID), by_key(RECHARGE)
 
 
 def _of_cgroup(row: CgroupRow | ZombieRow) -> Cgroup:
@@ -299,6 +358,152 @@ ZOMBIES: View[ZombieRow] = View(
     lambda r: r.cgroup.id,
     "no dying cgroups: nothing pins a removed one",
     _zombie_note,
+)
+
+
+def _no_ids(snapshot: Snapshot) -> str:
+    if snapshot.kernel.era is not None and snapshot.kernel.era not in PER_MEMCG_ERAS:
+        if snapshot.ids.meaning is not None:
+            return f"what a kmemcg_id is on this kernel: {snapshot.ids.meaning}"
+        return "all cgroups share each slab cache on this kernel: no cache belongs to a kmemcg_id"
+    return why_missing(snapshot, ("pins", "ids")) or "the ids of this kernel could not be read"
+
+
+def _no_recharges(snapshot: Snapshot) -> str:
+    return why_missing(snapshot, ("recharge",)) or (
+        "this kernel never recharges slabs: it does not have the patch set (no __memcg_kmem_recharge_slab)"
+        if snapshot.kernel.patchset is False
+        else "recharges of this kernel could not be measured"
+    )
+
+
+def _ids_summary(shown: Frame) -> str | None:
+    ids, copies = shown.snapshot.ids, caches_per_root(shown.snapshot)
+    if ids.map is None:
+        return None
+    children = count_human(None if copies is None else sum(copies.values()))
+    if copies:
+        most = max(copies, key=lambda root: (copies[root], root))
+        children += f", max {count_human(copies[most])} ({printable(most)})"
+    parts = (
+        f"ids {count_human(ids.in_use)} in use, {count_human(ids.reuses_total)} reuses",
+        f"peak {count_human(ids.peak_online_memcgs)} online",
+        f"child caches {children}",
+    )
+    return SEPARATOR.join(parts)
+
+
+def _recharges_summary(shown: Frame) -> str | None:
+    found, rates = shown.snapshot.recharges, shown.rates
+    if found.pairs is None:
+        return None
+    moved = f"{count_human(found.recharges_total)} ({rate_human(rates.recharges_per_s)}/s)"
+    parts = (
+        f"checks {count_human(found.checks_total)} ({rate_human(rates.checks_per_s)}/s)",
+        f"recharges {moved}, {bytes_human(found.recharged_bytes_total)}",
+        f"failures {count_human(found.failures_total)}",
+        f"lost races {count_human(found.lost_races_total)}",
+    )
+    return SEPARATOR.join(parts)
+
+
+def _state_text(row: IdRow) -> str:
+    return NOTHING if row.id.cgroup_id is None else UNKNOWN if row.state is None else row.state
+
+
+IDS: View[IdRow] = View(
+    "ids",
+    "i",
+    "Which memcg has which kmemcg_id, who had it before, and how many caches belong to it?",
+    (
+        Field(
+            "cgroup",
+            "CGROUP",
+            TEXT,
+            "Memcg that has the id now; - when nobody has it.",
+            lambda r: r.cgroup,
+            min_width=20,
+        ),
+        Field("state", "STATE", TEXT, "State of that memcg.", lambda r: r.state, show=_state_text, min_width=6, rank=1),
+        _id["kmemcg_id"].of(lambda r: r.id),
+        Field(
+            "age_s",
+            "AGE",
+            SECONDS,
+            "Time since that memcg got it, or the last gave it back; ? when that was before kmemwatch was attached.",
+            lambda r: r.age_s,
+            rank=2,
+        ),
+        _id["child_caches"].of(lambda r: r.id),
+        _id["slab_bytes"].of(lambda r: r.id, rank=1),
+        _id["reuses"].of(lambda r: r.id, rank=4),
+        Field(
+            "previous",
+            "PREVIOUS",
+            TEXT,
+            "Memcg that had it before; - when kmemwatch saw none.",
+            lambda r: r.previous,
+            min_width=20,
+            rank=3,
+        ),
+    ),
+    (
+        _id["cgroup_id"].of(lambda r: r.id),
+        _id["since"].of(lambda r: r.id),
+        _id["previous_owners"].of(lambda r: r.id),
+    ),
+    "slab_bytes",
+    rows.id_rows,
+    _no_ids,
+    lambda r: f"{printable(r.cgroup)} (kmemcg_id {r.id.kmemcg_id})",
+    lambda r: r.id.kmemcg_id,
+    "no ids are in use",
+    summary=_ids_summary,
+)
+
+RECHARGES: View[RechargeRow] = View(
+    "recharges",
+    "r",
+    "Which slabs moved from one memcg to another, and how often?",
+    (
+        _recharge["cache"].of(lambda r: r.pair),
+        _recharge["kmemcg_id"].of(lambda r: r.pair, rank=4),
+        Field(
+            "from_cgroup",
+            "FROM",
+            TEXT,
+            "Memcg that the slabs were charged to; (nobody) when they were charged to none.",
+            lambda r: r.source,
+            min_width=20,
+        ),
+        _recharge["from_state"].of(lambda r: r.pair, rank=2),
+        Field(
+            "to_cgroup",
+            "TO",
+            TEXT,
+            "Memcg that took them over.",
+            lambda r: r.target,
+            min_width=20,
+        ),
+        _recharge["recharges_total"].of(lambda r: r.pair),
+        Field(
+            "recharges_per_s",
+            "SLABS/s",
+            COUNT_PER_S,
+            "Slabs moved per second.",
+            lambda r: r.recharges_per_s,
+            rank=3,
+        ),
+        _recharge["recharged_bytes_total"].of(lambda r: r.pair, rank=1),
+    ),
+    (_recharge["from_cgroup_id"].of(lambda r: r.pair), _recharge["to_cgroup_id"].of(lambda r: r.pair)),
+    "recharges_total",
+    rows.recharge_rows,
+    _no_recharges,
+    lambda r: f"{_recharge['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
+    lambda r: move_key(r.pair),
+    "no slab was recharged yet",
+    summary=_recharges_summary,
 )
 
 
