@@ -23,7 +23,7 @@ PAIRS = pytest.mark.parametrize("pair", comparison.PAIRS, ids="-".join)
 
 @pytest.mark.parametrize(("command", "printed"), [(line, after.split("```")[0].strip()) for line, _, after in SAMPLES])
 def test_the_readme_shows_what_the_command_prints(command: str, printed: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "110")
+    monkeypatch.setenv("COLUMNS", "80")
     result = CliRunner().invoke(cli, shlex.split(command))
     assert result.exit_code == 0, result.output
     assert f"{printed}\n" in result.output, "or the README is older than the screen"
@@ -31,6 +31,14 @@ def test_the_readme_shows_what_the_command_prints(command: str, printed: str, mo
 
 def test_the_readme_shows_two_views() -> None:
     assert len(SAMPLES) == 2
+
+
+def test_the_beginning_of_the_readme_fits_a_terminal() -> None:
+    screen = README.splitlines()[:25]
+    assert max(map(len, screen)) <= 80
+    assert screen.count("```") == 2
+    for part in ("what keeps removed", "make top", "--replay demo", "PINNED BY"):
+        assert any(part in line for line in screen), part
 
 
 def test_the_document_shows_what_was_printed() -> None:
