@@ -19,8 +19,8 @@ import click
 from kmemwatch.cli.options import FloatParam, Seconds
 from kmemwatch.cli.streams import say, say_over
 from kmemwatch.errors import UsageError
-from kmemwatch.feeds.access import Access, read_password
-from kmemwatch.feeds.files import check_place, write_whole
+from kmemwatch.feeds.http_client import Access, read_password
+from kmemwatch.feeds.user_files import check_place, write_whole
 from kmemwatch.units import parse_rfc3339
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from kmemwatch.compare.side import DAEMON, Side
 from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.feeds.access import Access
 from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.http_client import Access
 from kmemwatch.feeds.remote import RemoteFeed
 
 _TICK_S = 0.2

@@ -11,8 +11,7 @@ from typing import Any, Protocol
 
 from kmemwatch.codec import parse_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds.access import Access
-from kmemwatch.feeds.fetch import Answer, Fetcher, FetchError
+from kmemwatch.feeds.http_client import Access, Answer, Fetcher, FetchError
 
 TIMEOUT_S = DEADLINE_S = 60.0
 _ERROR_CHARS = 500

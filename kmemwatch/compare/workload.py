@@ -10,7 +10,7 @@ from kmemwatch.codec import parse_json
 from kmemwatch.compare import figures
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import UsageError
-from kmemwatch.feeds.files import read_bounded
+from kmemwatch.feeds.user_files import read_bounded
 from kmemwatch.units import parse_rfc3339
 
 _HINT = "it is what kmemwatch churn prints"

@@ -17,7 +17,7 @@ from kmemwatch.clock import RealtimeOffset
 if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
     from kmemwatch.cacheids import CacheIds
     from kmemwatch.model import Event, Snapshot
-    from kmemwatch.source.reading import Reading, Source
+    from kmemwatch.source.reading import KernelSource, Reading
 
 _TICK_S = 0.1
 """Longest time that `close` has to wait for another thread's poll, unless that is between snapshots far apart:"""
@@ -42,7 +42,7 @@ def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
     child = Child(options.without, latency=options.latency)
     try:
         # The child takes a while; what reads its answer is imported meanwhile.
-        import kmemwatch.state.state  # noqa: F401
+        import kmemwatch.state.kernel_state  # noqa: F401
         from kmemwatch.attach import secret
         from kmemwatch.attach.discover import boot_id
         from kmemwatch.cacheids import CacheIds
@@ -77,19 +77,19 @@ class LiveFeed:
     title = "live"
     notice: str | None = None
 
-    def __init__(self, source: Source, cache_ids: CacheIds | None = None) -> None:
+    def __init__(self, source: KernelSource, cache_ids: CacheIds | None = None) -> None:
         """`cache_ids`: those of this boot."""
         from kmemwatch.attach.discover import boot_id, hostname
         from kmemwatch.model import Host
-        from kmemwatch.state.state import State
+        from kmemwatch.state.kernel_state import KernelState
 
         self._source = source
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._updated_at_s: float | None = None
-        facts = source.known.facts
-        self._state = State(
-            source.known,
+        facts = source.info.facts
+        self._state = KernelState(
+            source.info,
             Host(hostname(), facts.release, facts.arch, boot_id()),
             RealtimeOffset(),
             cache_ids,

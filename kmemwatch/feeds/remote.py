@@ -12,8 +12,7 @@ from typing import Final
 from kmemwatch.codec import snapshot_from_json
 from kmemwatch.codec.room import unpack
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds.access import ANYBODY, Access
-from kmemwatch.feeds.fetch import Answer, Fetcher, FetchError
+from kmemwatch.feeds.http_client import ANYBODY, Access, Answer, Fetcher, FetchError
 from kmemwatch.model import Event, Snapshot
 
 SNAPSHOT_PATH: Final = "/api/v1/snapshot"

@@ -23,10 +23,18 @@ from kmemwatch.maps.peek import Peek
 from kmemwatch.maps.slots import Slots, slot_windows
 from kmemwatch.model import Latency, MapFill, Probe
 from kmemwatch.source.latency import latency
+from kmemwatch.source.losses import MissedCalls
 from kmemwatch.source.lru import LruLists
-from kmemwatch.source.reading import ChargeCounts, Forget, Known, PairCounts, Reading, RechargeCounts, RechargeKey
+from kmemwatch.source.reading import (
+    ChargeCounts,
+    FinalCounts,
+    PairCounts,
+    Reading,
+    RechargeCounts,
+    RechargeKey,
+    SourceInfo,
+)
 from kmemwatch.source.scan import SlabScan
-from kmemwatch.source.skips import Skips
 
 if PairCounts._fields != decode.PAIR_COUNTS:
     raise KmemwatchError(f"bpf/: enum pair_count is {', '.join(decode.PAIR_COUNTS)}")
@@ -40,7 +48,7 @@ class BpfSource:
     def __init__(self, handed: Handed) -> None:
         self._handed = handed
         manifest = handed.manifest
-        self.known = Known(
+        self.info = SourceInfo(
             facts=manifest.facts,
             probes=tuple(_probe(result, manifest.learn_error) for result in manifest.probes),
             stats_index=manifest.stats_index,
@@ -62,8 +70,8 @@ class BpfSource:
             if manifest.first_cache:
                 self._caches = CacheList(self._peek, manifest.facts, manifest.first_cache)
         self._scan = _slab_scan(handed)
-        self._skips = Skips(handed, self._peek, self._readers)
-        self.known = replace(self.known, probes=tuple(_with_misses(p, self._skips.why) for p in self.known.probes))
+        self._missed_calls = MissedCalls(handed, self._peek, self._readers)
+        self.info = replace(self.info, probes=tuple(_with_misses(p, self._missed_calls.why) for p in self.info.probes))
         self._closed = False
 
     def _on_event(self, raw: bytes) -> None:
@@ -86,7 +94,7 @@ class BpfSource:
             memcgs = self._read_memcgs()
             return Reading(
                 at_monotonic_ns=started,
-                host_bytes=os.sysconf("SC_PHYS_PAGES") * self.known.facts.page_bytes,
+                host_bytes=os.sysconf("SC_PHYS_PAGES") * self.info.facts.page_bytes,
                 memcgs=memcgs,
                 caches=self._read_caches(),
                 pairs=self._read_pairs(),
@@ -138,7 +146,7 @@ class BpfSource:
 
     def _read_recharges(self) -> RechargeCounts | None:
         reader = self._readers.get("recharges")
-        if reader is None or not self.known.gives("recharge"):
+        if reader is None or not self.info.gives("recharge"):
             return None
         _, counts = self._readers["recharge_counts"].sums()
         keys, sums = reader.sums(decode.RECHARGE_VALUE)
@@ -159,7 +167,7 @@ class BpfSource:
     def _read_latency(self) -> Latency | None:
         reader = self._readers.get("latency")
         timed = self._readers["timed"].lookup(bytes(4)) if "timed" in self._readers else None
-        if reader is None or timed is None or not self.known.gives("latency"):
+        if reader is None or timed is None or not self.info.gives("latency"):
             return None
         _, sums = reader.sums(decode.LATENCY_VALUE)
         return latency(timed, sums, f"latency/entry:{RECHARGE_FUNCTION}" in self._handed.programs)
@@ -167,7 +175,7 @@ class BpfSource:
     def _read_lost(self) -> dict[str, int | None]:
         _, sums = self._readers["lost"].sums()
         lost: dict[str, int | None] = {reason: row[0] for reason, row in zip(decode.LOST_REASONS, sums, strict=True)}
-        lost.update({f"skipped_{signal}": count for signal, count in self._skips.read().items()})
+        lost.update({f"skipped_{signal}": count for signal, count in self._missed_calls.read().items()})
         lost["undecodable"] = self._ring.decode_errors if self._ring else 0
         return lost
 
@@ -181,7 +189,7 @@ class BpfSource:
                 found[name] = (stats.run_cnt, stats.run_time_ns)
         return found
 
-    def forget(self, final: Forget) -> None:
+    def forget(self, final: FinalCounts) -> None:
         """Drop counters that can never change again."""
         if self._slots is not None:
             self._slots.forget(final.pairs)

@@ -54,7 +54,7 @@ class RechargeCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class FinalCounts:
     """Counters that can never change again; the source may drop them."""
 
     pairs: Sequence[tuple[int, int]] = ()
@@ -88,7 +88,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class SourceInfo:
     """What stays the same while a source is attached."""
 
     facts: Facts
@@ -102,10 +102,10 @@ class Known:
         return any(probe.signal == signal and probe.attachment for probe in self.probes)
 
 
-class Source(Protocol):
+class KernelSource(Protocol):
     """Used from one thread at a time."""
 
-    known: Known
+    info: SourceInfo
 
     def poll(self, timeout_s: float) -> list[LifecycleEvent | SlabEvent]:
         """Events since the last call; waits up to `timeout_s` for the first."""
@@ -113,7 +113,7 @@ class Source(Protocol):
     def read(self) -> Reading:
         """Totals of now."""
 
-    def forget(self, final: Forget) -> None:
+    def forget(self, final: FinalCounts) -> None:
         """Drop counters that can never change again, so that maps do not fill with the dead."""
 
     def close(self) -> None:

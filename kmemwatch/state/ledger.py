@@ -14,7 +14,7 @@ from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.era import OBJCG, RECHARGE
 from kmemwatch.model import Cache, Pair
-from kmemwatch.source.reading import ChargeCounts, Known, PairCounts, Reading
+from kmemwatch.source.reading import ChargeCounts, PairCounts, Reading, SourceInfo
 from kmemwatch.state.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Owners, PairRows
 from kmemwatch.state.subtrees import Counts
 
@@ -27,14 +27,14 @@ Pairs = Mapping[tuple[int, int], PairCounts]
 class Ledger:
     """Turns the kernel's counters into rows of `model`."""
 
-    def __init__(self, known: Known, era: str | None, ids: CacheIds) -> None:
-        self._known = known
+    def __init__(self, info: SourceInfo, era: str | None, ids: CacheIds) -> None:
+        self._info = info
         self._ids = ids
         self._era = era
-        allocs, frees = known.gives("alloc"), known.gives("free")
+        allocs, frees = info.gives("alloc"), info.gives("free")
         # With the patch set objects go with their slab from one memcg to another.
         self._pairs = PairRows(allocs, frees, knows_live=allocs and frees and era != RECHARGE)
-        self._knows_charges = known.gives("charge")
+        self._knows_charges = info.gives("charge")
         self._charges: dict[int, ChargeCounts] = {}
         self._settled: dict[int, ChargeCounts] = {}
         """cgroup id -> counts that were forgotten in the maps, for as long as the released memcg is shown."""
@@ -128,7 +128,7 @@ class Ledger:
         if not self._knows_charges or not self.accounted:
             return None, None
         charged, uncharged = self._total_charges(cgroup_id)
-        page = self._known.facts.page_bytes
+        page = self._info.facts.page_bytes
         return charged * page, uncharged * page
 
     def own(self, cgroup_id: int) -> Counts:
@@ -164,7 +164,7 @@ class Ledger:
     def _cache_rows(
         self, totals: Mapping[int, tuple[int, int]], caches: Mapping[int, CacheRecord]
     ) -> tuple[Cache, ...]:
-        allocs, frees = self._known.gives("alloc"), self._known.gives("free")
+        allocs, frees = self._info.gives("alloc"), self._info.gives("free")
         rows = []
         for address, (objects, freed) in totals.items():
             cache = caches.get(address)
@@ -213,11 +213,11 @@ class Ledger:
 
     def _charged_column(self, cache: CacheRecord | None) -> int | None:
         """Which of `PairCounts` the kernel charges: all of a SLAB_ACCOUNT cache, else those with __GFP_ACCOUNT."""
-        if cache is None or self._known.slab_account is None or not self.accounted:
+        if cache is None or self._info.slab_account is None or not self.accounted:
             return None
-        if cache.flags & self._known.slab_account:
+        if cache.flags & self._info.slab_account:
             return OBJECTS
-        return ACCOUNT_OBJECTS if self._known.facts.gfp_account is not None else None
+        return ACCOUNT_OBJECTS if self._info.facts.gfp_account is not None else None
 
     def _root_name(self, cache: CacheRecord | None, caches: Mapping[int, CacheRecord]) -> str | None:
         """Name of the root cache of a child."""

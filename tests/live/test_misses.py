@@ -22,8 +22,7 @@ from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps import handles as maps
 from kmemwatch.maps.handles import MapHandle, MapReader, possible_cpus, program_stats
 from kmemwatch.maps.peek import Peek
-from kmemwatch.source.misses import KprobeMisses
-from kmemwatch.source.skips import Skips
+from kmemwatch.source.losses import KprobeMisses, MissedCalls
 from tests.live.kprobe_truth import attach_inside, calling, doing_nothing, profile, tracefs_probes
 from tests.live.tell import workload
 from tests.symbols import has_member
@@ -256,7 +255,7 @@ def test_every_free_is_a_hit_or_a_miss(
 FREE = "free/kprobe:kmem_cache_free"
 
 
-def frees_at_rest(program: int, misses: KprobeMisses, skips: Skips) -> tuple[int, int, int]:
+def frees_at_rest(program: int, misses: KprobeMisses, skips: MissedCalls) -> tuple[int, int, int]:
     """(hits, runs by the kernel's count, hits without a run as kmemwatch tells) of FREE when nothing was freed."""
     before, (runs, not_run) = undisturbed(misses.hits, lambda: (program_stats(program).run_cnt, skips.not_run()))
     assert before is not None
@@ -271,7 +270,7 @@ def test_what_is_not_run_while_maps_are_read_is_lost(
     misses = KprobeMisses(peek, facts, {FREE: of_kmemwatch(handed)[FREE]})
     readers = {name: MapReader(handle) for name, handle in handed.maps.items() if handle.key_bytes}
     # What comes while it begins to count may pass for what was lost before.
-    _, skips = undisturbed(misses.hits, lambda: Skips(handed, peek, readers), tries=100)
+    _, skips = undisturbed(misses.hits, lambda: MissedCalls(handed, peek, readers), tries=100)
     assert skips.why is None
     done = threading.Event()
 

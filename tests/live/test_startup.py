@@ -41,7 +41,7 @@ class Starts:
         self.file = kept / "-without-".join(["start", *sorted(without)])
         self._without = without
         self._opened: list[LiveFeed] = []
-        self.cold = self.open()._source.known
+        self.cold = self.open()._source.info
         """What the first start found, which was cold; it is over."""
         self.close()
         self.image = self.file.read_bytes() if self.file.exists() else None
@@ -92,7 +92,7 @@ def starts(after_cold: Starts) -> Iterator[Starts]:
 
 
 def test_a_warm_start_knows_what_the_cold_one_knew(starts: Starts) -> None:
-    warm = starts.open(warm=True)._source.known
+    warm = starts.open(warm=True)._source.info
     assert warm.probes == starts.cold.probes
     assert warm.facts == starts.cold.facts
     assert (warm.stats_index, warm.slab_account) == (starts.cold.stats_index, starts.cold.slab_account)

@@ -17,8 +17,8 @@ from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.model import ATTACHED, MISSING, Host, Probe
-from kmemwatch.source.reading import ChargeCounts, Forget, Known, PairCounts, Reading
-from kmemwatch.state.state import State
+from kmemwatch.source.reading import ChargeCounts, FinalCounts, PairCounts, Reading, SourceInfo
+from kmemwatch.state.kernel_state import KernelState
 
 FACTS_DIR = Path(__file__).parent / "facts"
 SLAB_ACCOUNT = 0x2000
@@ -72,7 +72,7 @@ class FakeSource:
         base = facts or recorded_facts()
         base = replace(base, offsets={**base.offsets, "mem_cgroup__id": 200})  # the recorded ones are older than it
         hierarchy = {"version": 2, "hierarchy_id": 0, "mount": "/sys/fs/cgroup"}
-        self.known = Known(replace(base, hierarchy=hierarchy), probes, STATS, SLAB_ACCOUNT, self.now_ns)
+        self.info = SourceInfo(replace(base, hierarchy=hierarchy), probes, STATS, SLAB_ACCOUNT, self.now_ns)
         self.root = Memcg(ROOT, "", None)
         self.memcgs: dict[int, Memcg] = {ROOT: self.root}
         self.pairs: dict[tuple[int, int], list[int]] = {}
@@ -192,7 +192,7 @@ class FakeSource:
             memcg_id=memcg.cgroup_id if memcg.online or memcg.in_swap else 0,
         )
 
-    def forget(self, final: Forget) -> None:
+    def forget(self, final: FinalCounts) -> None:
         for pair in final.pairs:
             self.pairs.pop(pair, None)
         for cgroup_id in final.cgroup_ids:
@@ -216,5 +216,5 @@ IDS = CacheIds(b"secret of the invented kernel")
 """Its ids of caches."""
 
 
-def make_state(source: FakeSource, clock: Clock | None = None) -> State:
-    return State(source.known, Host("test", "6.18", "x86_64", None), clock or Clock(), IDS)
+def make_state(source: FakeSource, clock: Clock | None = None) -> KernelState:
+    return KernelState(source.info, Host("test", "6.18", "x86_64", None), clock or Clock(), IDS)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from kmemwatch.model import Cgroup, Event, Snapshot
-from kmemwatch.state.state import State
+from kmemwatch.state.kernel_state import KernelState
 from tests.unit.fake_source import DENTRY, IDS, Clock, FakeSource, Memcg, make_state
 
 
@@ -14,7 +14,7 @@ class Host:
     def __init__(self, source: FakeSource | None = None) -> None:
         self.source = source or FakeSource()
         self.clock = Clock()
-        self.state: State = make_state(self.source, self.clock)
+        self.state: KernelState = make_state(self.source, self.clock)
         self.events: list[Event] = []
 
     def poll(self) -> None:

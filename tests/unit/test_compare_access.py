@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds.access import ANYBODY, Access, read_password
-from kmemwatch.feeds.fetch import Fetcher, FetchError
+from kmemwatch.feeds.http_client import ANYBODY, Access, Fetcher, FetchError, read_password
 from kmemwatch.feeds.remote import RemoteFeed
 from tests.unit.certificates import Authority
 from tests.unit.compare_sides import snapshot

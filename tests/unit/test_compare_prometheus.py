@@ -23,7 +23,7 @@ from kmemwatch.compare.prometheus_api import Api
 from kmemwatch.compare.report import compare
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds.access import ANYBODY, Access
+from kmemwatch.feeds.http_client import ANYBODY, Access
 
 T0 = 1_800_000_000
 DB1 = {"job": "kmemwatch", "instance": "db1:10777"}

@@ -25,7 +25,7 @@ from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
 from kmemwatch.kernel import bpf_calls, btf, cgroupfs, facts, libbpf, symbols, trial
 from kmemwatch.maps import handles as maps
 from kmemwatch.source import bpf_source
-from kmemwatch.source.misses import KprobeMisses
+from kmemwatch.source.losses import KprobeMisses
 from kmemwatch.web import sandbox
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_attach_plan import LOCKED

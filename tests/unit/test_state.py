@@ -9,7 +9,7 @@ import pytest
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.model import DYING, ONLINE, RELEASED
-from kmemwatch.source.reading import Forget
+from kmemwatch.source.reading import FinalCounts
 from tests.unit.fake_source import (
     DENTRY,
     FILP,
@@ -154,7 +154,7 @@ def test_a_birth_that_the_walk_has_not_seen_stays() -> None:
     memcg = host.source.mkdir("young")
     host.source.alloc(memcg, objects=3)
     host.poll()
-    assert host.state.update(reading) == Forget([], [], [])
+    assert host.state.update(reading) == FinalCounts([], [], [])
     assert cgroup(host.state.snapshot(reading), memcg).state == ONLINE
     snapshot = host.snapshot()
     assert pair(snapshot, memcg) == (3, 0, 3 * 192)
@@ -267,7 +267,7 @@ def test_what_a_memcg_that_is_older_than_kmemwatch_has_alive_is_unknown() -> Non
     source.alloc(old, objects=1000)
     source.pairs.clear()
     source.poll(0)  # nobody was attached then
-    source.known = replace(source.known, attached_at_monotonic_ns=source.now_ns)
+    source.info = replace(source.info, attached_at_monotonic_ns=source.now_ns)
     source.alloc(old, objects=7)
     assert pair(host.snapshot(), old) == (7, 0, None)
     source.free(old, objects=30)

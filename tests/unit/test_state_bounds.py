@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 
 from kmemwatch.model import RELEASED
-from kmemwatch.state import state as state_module
-from kmemwatch.state.state import State
+from kmemwatch.state import kernel_state as state_module
+from kmemwatch.state.kernel_state import KernelState
 from tests.unit.fake_source import MS, ROOT, SECOND, FakeSource, make_state
 from tests.unit.state_host import Host, allocations, cgroup, pair
 
@@ -40,7 +40,7 @@ def test_20000_memcgs_come_and_go() -> None:
     assert not any(sizes(host.state).values()), "something is kept for each of the dead"
 
 
-def sizes(state: State) -> dict[str, bool]:
+def sizes(state: KernelState) -> dict[str, bool]:
     """Which containers hold more than a few entries."""
     parts = {**vars(state), **vars(state._ledger)}
     return {name: len(value) > 10 for name, value in parts.items() if isinstance(value, dict | set)}

@@ -103,7 +103,7 @@ def impossible(snapshot: Snapshot) -> list[tuple[str, float]]:
 def test_no_figure_is_negative_or_larger_than_the_host(sequence: list[Reading], version: int, facts: str) -> None:
     source = FakeSource(facts=recorded_facts(facts))
     hierarchy = {"version": version, "hierarchy_id": 0, "mount": "/sys/fs/cgroup"}
-    source.known = replace(source.known, facts=replace(source.known.facts, hierarchy=hierarchy))
+    source.info = replace(source.info, facts=replace(source.info.facts, hierarchy=hierarchy))
     state = make_state(source, Clock())
     state.update(source.read())  # with the root only: all others are younger
     for number, drawn in enumerate(sequence, 1):

@@ -20,7 +20,7 @@ CHARGED = {cache.address for cache in CACHES if cache.flags & SLAB_ACCOUNT}
 
 
 class Kernel(RuleBasedStateMachine):
-    """The invented kernel's own books against those of State and Ledger."""
+    """The invented kernel's own books against those of KernelState and Ledger."""
 
     memcgs = Bundle("memcgs")
     dying = Bundle("dying")

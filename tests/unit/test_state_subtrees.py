@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from kmemwatch.state.state import KEEP_RELEASED_NS
+from kmemwatch.state.kernel_state import KEEP_RELEASED_NS
 from kmemwatch.state.subtrees import Counts, Subtrees
 from kmemwatch.views.rates import rates
 from kmemwatch.views.rows import cgroup_rows, frame
@@ -49,7 +49,7 @@ def test_what_those_below_did_counts_above_them_also_when_they_are_gone() -> Non
 
 
 def test_more_that_are_released_at_once_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.state.state.MAX_RELEASED", 3)
+    monkeypatch.setattr("kmemwatch.state.kernel_state.MAX_RELEASED", 3)
     host = Host()
     host.snapshot()
     top = host.source.mkdir("slice")

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import BinaryIO, TypeVar
 
 from kmemwatch.errors import UsageError
-from kmemwatch.feeds.files import without_waiting
 from kmemwatch.feeds.recording.files import Lines
 from kmemwatch.feeds.recording.format import HEADER, MAGIC, Record, check_version, parse_line
+from kmemwatch.feeds.user_files import without_waiting
 
 T = TypeVar("T")
 

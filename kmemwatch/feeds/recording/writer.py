@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds.files import check_place, replaced
 from kmemwatch.feeds.recording.files import compress
 from kmemwatch.feeds.recording.format import HEADER, event_line, header_line, snapshot_line
 from kmemwatch.feeds.recording.reader import RecordingReader
+from kmemwatch.feeds.user_files import check_place, replaced
 from kmemwatch.model import Event, Snapshot
 from kmemwatch.units import printable
 

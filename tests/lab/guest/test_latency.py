@@ -128,7 +128,7 @@ def test_a_warm_start_times_as_the_cold_one_did(
             assert after.calls_total["allocation"] - before.calls_total["allocation"] >= 2 * FILES
             samples = [sum(one.samples_total for one in latency.histograms) for latency in (before, after)]
             assert samples[1] > samples[0]
-            probes.append(feed._source.known.probes)
+            probes.append(feed._source.info.probes)
         finally:
             feed.close()
     assert probes[0] == probes[1]

@@ -3,31 +3,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.maps.decode import SlabEvent
 from kmemwatch.model import ChildSlabs, Event, Ids, Recharges
-from kmemwatch.source.reading import Known, Reading, RechargeKey
-from kmemwatch.state.cachewatch import CacheWatch
+from kmemwatch.source.reading import Reading, RechargeKey, SourceInfo
 from kmemwatch.state.ids import IdMap, meaning
 from kmemwatch.state.recharges import RechargeLedger
+from kmemwatch.units import NS_PER_S
+
+LATE_NS = 60 * NS_PER_S
+"""A cache leaves the list before it is released, with SLAB_TYPESAFE_BY_RCU a grace period before."""
 
 
-class Children:
-    """A part of `state.State`, mutable like it."""
+@dataclass(frozen=True, slots=True)
+class CacheChange:
+    kind: str
+    """``cache_created`` or ``cache_destroyed``."""
+    name: str
+    kmemcg_id: int | None
 
-    def __init__(self, known: Known, patchset: bool | None, cache_ids: CacheIds) -> None:
+
+class CacheChanges:
+    """Knows which caches there are."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[str, int | None]] | None = None
+        """address -> name, kmemcg_id; None before the first reading."""
+        self._told: dict[int, int] = {}
+        """address -> CLOCK_MONOTONIC of its latest event: a list that was read before knows less."""
+        self._early: list[SlabEvent] = []
+        """Before the first reading."""
+        self._ahead: dict[tuple[int, str], int] = {}
+        """(address, kind) -> CLOCK_MONOTONIC of what a list has shown before any event."""
+
+        self._untold: list[CacheChange] = []
+        """What an event has shown that none had told."""
+
+    def tell(self, event: SlabEvent) -> bool:
+        """An event of kind ``cache_created`` or ``cache_destroyed``; False when `compare` was first to tell that."""
+        if event.cache is None:
+            return True
+        self._told[event.cache] = event.at_monotonic_ns
+        if self._known is None:
+            self._early.append(event)
+            return True
+        if self._ahead.pop((event.cache, event.kind), None) is not None:
+            return False
+        if event.kind == "cache_created":
+            before = self._known.get(event.cache)
+            if before is not None:  # the event of its end was lost
+                self._untold.append(CacheChange("cache_destroyed", *before))
+            self._known[event.cache] = event.cache_name or "", event.kmemcg_id if event.kmemcg_id >= 0 else None
+        else:
+            self._known.pop(event.cache, None)
+        return True
+
+    def compare(self, caches: Iterable[CacheRecord], began_monotonic_ns: int) -> Iterator[CacheChange]:
+        """What changed since the last list and was not told; nothing for the first one."""
+        now = {cache.address: (cache.name, cache.kmemcg_id) for cache in caches}
+        if self._known is None:
+            self._known = now
+            for event in self._early:
+                if event.at_monotonic_ns >= began_monotonic_ns:
+                    self.tell(event)
+            self._early.clear()
+            return
+        yield from self._untold
+        self._untold.clear()
+        self._told = {address: at for address, at in self._told.items() if at >= began_monotonic_ns}
+        self._ahead = {change: at for change, at in self._ahead.items() if began_monotonic_ns - at < LATE_NS}
+        for address, (name, kmemcg_id) in list(self._known.items()):
+            if now.get(address) != (name, kmemcg_id) and address not in self._told:
+                del self._known[address]
+                self._ahead[address, "cache_destroyed"] = began_monotonic_ns
+                yield CacheChange("cache_destroyed", name, kmemcg_id)
+        for address, (name, kmemcg_id) in now.items():
+            if address not in self._known and address not in self._told:
+                self._known[address] = name, kmemcg_id
+                self._ahead[address, "cache_created"] = began_monotonic_ns
+                yield CacheChange("cache_created", name, kmemcg_id)
+
+
+class ChildCaches:
+    """A part of `state.KernelState`, mutable like it."""
+
+    def __init__(self, info: SourceInfo, patchset: bool | None, cache_ids: CacheIds) -> None:
         self._cache_ids = cache_ids
-        self._known = known
+        self._info = info
         self._patchset = patchset
-        self._exist = "kmem_cache__memcg_params__root_cache" in known.facts.offsets
-        self._page_bytes = known.facts.page_bytes
+        self._exist = "kmem_cache__memcg_params__root_cache" in info.facts.offsets
+        self._page_bytes = info.facts.page_bytes
         self._ids = IdMap()
         self._recharges = RechargeLedger(self._page_bytes, cache_ids)
-        self._watch = CacheWatch()
+        self._watch = CacheChanges()
         self._caches: dict[int, CacheRecord] = {}
         """Of the latest reading, by address."""
 
@@ -99,10 +171,10 @@ class Children:
 
     def ids(self, reading: Reading, peak_online_memcgs: int | None, monotonic_to_realtime_ns: int) -> Ids:
         """For `Snapshot.ids`."""
-        told = meaning(self._known.facts, self._exist, self._patchset, reading.memcgs)
+        told = meaning(self._info.facts, self._exist, self._patchset, reading.memcgs)
         if not self._exist or reading.memcgs is None:
             return Ids(peak_online_memcgs=peak_online_memcgs, meaning=told)
-        events = self._known.gives("ids")
+        events = self._info.gives("ids")
         return Ids(
             in_use=self._ids.in_use,
             peak_online_memcgs=peak_online_memcgs,

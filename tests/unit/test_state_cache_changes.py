@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.maps.decode import SlabEvent
-from kmemwatch.state.cachewatch import LATE_NS, CacheChange, CacheWatch
+from kmemwatch.state.child_caches import LATE_NS, CacheChange, CacheChanges
 
 DENTRY = 0x1000
 
@@ -22,16 +22,16 @@ def event(kind: str, at_ns: int, address: int, name: str, kmemcg_id: int | None 
     return SlabEvent(kind, at_ns, None, 42, "kworker", number, address, DENTRY, name)
 
 
-def compare(watch: CacheWatch, at_ns: int, *caches: CacheRecord) -> list[CacheChange]:
+def compare(watch: CacheChanges, at_ns: int, *caches: CacheRecord) -> list[CacheChange]:
     return list(watch.compare(caches, at_ns))
 
 
 def test_the_first_list_is_no_news() -> None:
-    assert compare(CacheWatch(), 10, cache(1, "dentry(0)")) == []
+    assert compare(CacheChanges(), 10, cache(1, "dentry(0)")) == []
 
 
 def test_what_no_event_told_is_told_by_the_list() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"), cache(2, "nfsd", None))
     assert compare(watch, 20, cache(1, "dentry(0)"), cache(3, "filp(4)", 4)) == [
         CacheChange("cache_destroyed", "nfsd", None),
@@ -41,7 +41,7 @@ def test_what_no_event_told_is_told_by_the_list() -> None:
 
 
 def test_what_an_event_told_is_not_told_again() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"))
     assert watch.tell(event("cache_destroyed", 11, 1, "dentry(0)"))
     assert watch.tell(event("cache_created", 12, 2, "filp(0)"))
@@ -49,7 +49,7 @@ def test_what_an_event_told_is_not_told_again() -> None:
 
 
 def test_a_list_that_was_read_before_the_event() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"))
     assert watch.tell(event("cache_destroyed", 21, 1, "dentry(0)"))
     assert watch.tell(event("cache_created", 22, 2, "filp(0)"))
@@ -58,7 +58,7 @@ def test_a_list_that_was_read_before_the_event() -> None:
 
 
 def test_the_first_list_may_be_older_than_the_first_events() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     assert watch.tell(event("cache_created", 5, 3, "pipe(0)"))
     assert watch.tell(event("cache_destroyed", 11, 1, "dentry(0)"))
     assert watch.tell(event("cache_created", 12, 2, "filp(0)"))
@@ -67,7 +67,7 @@ def test_the_first_list_may_be_older_than_the_first_events() -> None:
 
 
 def test_a_cache_that_leaves_the_list_before_it_is_released() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10, cache(1, "sighand_cache(0)"))
     assert compare(watch, 20) == [CacheChange("cache_destroyed", "sighand_cache(0)", 0)]
     assert not watch.tell(event("cache_destroyed", 25, 1, "sighand_cache(0)"))
@@ -77,7 +77,7 @@ def test_a_cache_that_leaves_the_list_before_it_is_released() -> None:
 
 
 def test_a_cache_that_is_in_the_list_before_its_creation_is_told() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10)
     assert compare(watch, 20, cache(1, "dentry(0)")) == [CacheChange("cache_created", "dentry(0)", 0)]
     assert not watch.tell(event("cache_created", 25, 1, "dentry(0)"))
@@ -85,7 +85,7 @@ def test_a_cache_that_is_in_the_list_before_its_creation_is_told() -> None:
 
 
 def test_an_address_that_is_used_again_at_once() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"))
     assert compare(watch, 20, cache(1, "filp(3)", 3)) == [
         CacheChange("cache_destroyed", "dentry(0)", 0),
@@ -97,7 +97,7 @@ def test_an_address_that_is_used_again_at_once() -> None:
 
 
 def test_an_event_that_never_came_is_not_waited_for() -> None:
-    watch = CacheWatch()
+    watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"))
     compare(watch, 20)
     compare(watch, 30 + LATE_NS)
@@ -110,7 +110,7 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.watch = CacheWatch()
+        self.watch = CacheChanges()
         self.now_ns = 1000
         self.there: dict[int, str] = {}
         """The list: address -> name."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.source import skips
-from kmemwatch.source.skips import Skips, run_numbers
+from kmemwatch.source import losses
+from kmemwatch.source.losses import MissedCalls, run_numbers
 
 ALLOC, FREE, KFREE, BULK = "alloc/raw_tp:kmem_cache_alloc", "free/kprobe:f", "free/kprobe:kfree", "free-bulk/kprobe:b"
 CHECK, RETURN = "recharge/kprobe:check", "recharge/kretprobe:check"
@@ -53,16 +53,16 @@ class Kernel:
         return found | ({"runs": SimpleNamespace(sums=runs)} if self.runs else {})
 
 
-def skips_of(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, *others: str, peek: Any = "reader") -> Skips:
+def skips_of(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, *others: str, peek: Any = "reader") -> MissedCalls:
     names = [*others, *kernel.hits]
     handed: Any = SimpleNamespace(
         programs={name: number for number, name in enumerate(names)},
         link_of={name: 100 + number for number, name in enumerate(names)},
         manifest=SimpleNamespace(facts=None),
     )
-    monkeypatch.setattr(skips, "KprobeMisses", kernel.misses)
-    monkeypatch.setattr(skips, "program_stats", lambda fd: SimpleNamespace(recursion_misses=kernel.recursion.get(fd)))
-    return Skips(handed, peek, kernel.readers())
+    monkeypatch.setattr(losses, "KprobeMisses", kernel.misses)
+    monkeypatch.setattr(losses, "program_stats", lambda fd: SimpleNamespace(recursion_misses=kernel.recursion.get(fd)))
+    return MissedCalls(handed, peek, kernel.readers())
 
 
 def test_programs_are_numbered_as_they_are_compiled() -> None:

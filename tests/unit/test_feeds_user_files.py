@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds.files import check_place, read_bounded, replaced, write_whole
+from kmemwatch.feeds.user_files import check_place, read_bounded, replaced, write_whole
 
 
 def test_what_is_written_takes_the_place_at_once(tmp_path: Path) -> None:

@@ -20,9 +20,8 @@ import pytest
 
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.feeds import fetch
-from kmemwatch.feeds.access import ANYBODY, Access
-from kmemwatch.feeds.fetch import Fetcher, FetchError
+from kmemwatch.feeds import http_client
+from kmemwatch.feeds.http_client import ANYBODY, Access, Fetcher, FetchError
 from kmemwatch.feeds.remote import RemoteFeed
 from tests.unit import fakes
 
@@ -137,7 +136,7 @@ def test_a_name_server_that_is_slow_ends_with_the_deadline(monkeypatch: pytest.M
 
 
 def test_what_comes_fast_may_take_longer_than_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "BYTES_PER_S", 1000)
+    monkeypatch.setattr(http_client, "BYTES_PER_S", 1000)
 
     def says(connection: socket.socket) -> None:
         connection.sendall(OK + b"Content-Length: 2000\r\n\r\n")
@@ -150,7 +149,7 @@ def test_what_comes_fast_may_take_longer_than_the_deadline(monkeypatch: pytest.M
 
 
 def test_an_answer_without_an_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(http_client, "MAX_BYTES", 1 << 20)
 
     def says(connection: socket.socket) -> None:
         connection.sendall(OK + b"\r\n")

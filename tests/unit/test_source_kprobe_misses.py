@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.source import misses as module
-from kmemwatch.source.misses import KprobeMisses
+from kmemwatch.source import losses as module
+from kmemwatch.source.losses import KprobeMisses
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_attach_discover import FakeMemory
 

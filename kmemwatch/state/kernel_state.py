@@ -28,9 +28,9 @@ from kmemwatch.model import (
     Snapshot,
     Totals,
 )
-from kmemwatch.source.reading import Forget, Known, Reading
+from kmemwatch.source.reading import FinalCounts, Reading, SourceInfo
 from kmemwatch.state import pins
-from kmemwatch.state.children import Children
+from kmemwatch.state.child_caches import ChildCaches
 from kmemwatch.state.ledger import Ledger
 from kmemwatch.state.subtrees import Subtrees
 from kmemwatch.units import NS_PER_S
@@ -85,12 +85,12 @@ class _Memcg:
     figures: _Figures = _UNKNOWN
 
 
-class State:
+class KernelState:
     """Everything known about one kernel since the probes were attached."""
 
     def __init__(
         self,
-        known: Known,
+        info: SourceInfo,
         host: Host,
         monotonic_to_realtime_ns: Callable[[], int],
         cache_ids: CacheIds | None = None,
@@ -98,15 +98,15 @@ class State:
         """`monotonic_to_realtime_ns`: what to add to CLOCK_MONOTONIC now, to get CLOCK_REALTIME; `cache_ids`: of this
         boot, else of this process."""
         cache_ids = CacheIds() if cache_ids is None else cache_ids
-        self._known = known
+        self._info = info
         self._host = host
         self._offset_ns = monotonic_to_realtime_ns
-        self._kernel = _kernel(known)
-        self._units = _units(known, self._kernel)
+        self._kernel = _kernel(info)
+        self._units = _units(info, self._kernel)
         self._memcgs: dict[int, _Memcg] = {}
-        self._ledger = Ledger(known, self._kernel.era, cache_ids)
-        self._ledger.accounted = not known.facts.nokmem
-        self._children = Children(known, self._kernel.patchset, cache_ids)
+        self._ledger = Ledger(info, self._kernel.era, cache_ids)
+        self._ledger.accounted = not info.facts.nokmem
+        self._children = ChildCaches(info, self._kernel.patchset, cache_ids)
         self._subtrees = Subtrees()
         self._gone: dict[int, int | None] = {}
         """cgroup id -> id of its parent, of memcgs that the latest update has forgotten."""
@@ -189,7 +189,7 @@ class State:
         memcg.name = event.name
         memcg.parent_id = event.parent_id
         memcg.path = self._path(memcg)
-        memcg.young |= event.at_monotonic_ns >= self._known.attached_at_monotonic_ns
+        memcg.young |= event.at_monotonic_ns >= self._info.attached_at_monotonic_ns
         memcg.online_at_ns = event.at_monotonic_ns + self._offset_ns()
         memcg.offline_at_ns = memcg.released_at_ns = memcg.offline_monotonic_ns = None
         memcg.release_told = memcg.found_dying = False
@@ -229,7 +229,7 @@ class State:
 
     # Readings
 
-    def update(self, reading: Reading) -> Forget:
+    def update(self, reading: Reading) -> FinalCounts:
         """Fold in one reading; what is final in it and can be forgotten by the source."""
         reading, began_ns = pins.checked(reading, self._units.page_bytes), reading.at_monotonic_ns
         self._children.begin(reading)
@@ -247,7 +247,7 @@ class State:
         } | gone
         young = frozenset(memcg.cgroup_id for memcg in self._memcgs.values() if memcg.young)
         pairs, cgroup_ids = self._ledger.update(reading, self._present_ids(reading), released, ancestors, young)
-        return Forget(pairs, cgroup_ids, self._children.finish(reading, released, gone))
+        return FinalCounts(pairs, cgroup_ids, self._children.finish(reading, released, gone))
 
     def _present_ids(self, reading: Reading) -> set[int] | None:
         """Ids that still count; None without a walk."""
@@ -300,7 +300,7 @@ class State:
 
     def _take_facts(self, records: Collection[MemcgRecord]) -> None:
         """What a walk says of all memcgs together."""
-        if "mem_cgroup__id" in self._known.facts.offsets:
+        if "mem_cgroup__id" in self._info.facts.offsets:
             self._ids_in_use = sum(record.memcg_id != 0 for record in records)
         if self._newest_serial_nr is None:
             self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
@@ -339,7 +339,7 @@ class State:
 
     @property
     def _counts_references(self) -> bool:
-        return "percpu_ref_data__count" in self._known.facts.offsets
+        return "percpu_ref_data__count" in self._info.facts.offsets
 
     def _expire(self, now_monotonic_ns: int) -> set[int]:
         """Forget the released after a while, the oldest first; their ids."""
@@ -375,14 +375,14 @@ class State:
         walked = reading.memcgs is not None
         peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
         below = Counter(memcg.parent_id for memcg in self._memcgs.values() if memcg.state == DYING)
-        events = self._known.gives("lifecycle")
+        events = self._info.gives("lifecycle")
         return Snapshot(
             taken_at_ns=reading.at_monotonic_ns + self._offset_ns(),
             monotonic_ns=reading.at_monotonic_ns,
-            duration_s=(reading.at_monotonic_ns - self._known.attached_at_monotonic_ns) / NS_PER_S,
+            duration_s=(reading.at_monotonic_ns - self._info.attached_at_monotonic_ns) / NS_PER_S,
             host=self._host,
             kernel=self._kernel,
-            probes=self._known.probes,
+            probes=self._info.probes,
             caches=caches,
             cgroups=tuple(self._cgroup(self._memcgs[cgroup_id], below) for cgroup_id in sorted(self._memcgs)),
             pairs=pairs,
@@ -429,7 +429,7 @@ class State:
             own_slab_bytes=figures.own_slab_bytes,
             subtree_charged_bytes_total=None if charged is None else subtree.charged_pages * page,
             subtree_uncharged_bytes_total=None if uncharged is None else subtree.uncharged_pages * page,
-            subtree_allocations_total=subtree.objects if self._known.gives("alloc") else None,
+            subtree_allocations_total=subtree.objects if self._info.gives("alloc") else None,
         )
 
     def _lost(self, lost: Mapping[str, int | None]) -> Lost:
@@ -450,24 +450,24 @@ _MAP_FULL = ("pair_map_full", "charge_map_full", "recharge_map_full")
 _UNRESOLVED = ("cgroup_unreadable", "cache_unreadable", "recharge_unfollowed")
 
 
-def _kernel(known: Known) -> Kernel:
-    version = (known.facts.hierarchy or {}).get("version")
+def _kernel(info: SourceInfo) -> Kernel:
+    version = (info.facts.hierarchy or {}).get("version")
     return Kernel(
-        era=era(known.facts),
-        patchset=has_patchset(known.facts),
+        era=era(info.facts),
+        patchset=has_patchset(info.facts),
         cgroup_version=version if isinstance(version, int) else None,
-        lockdown=known.facts.lockdown,
+        lockdown=info.facts.lockdown,
     )
 
 
-def _units(known: Known, kernel: Kernel) -> pins.Units:
-    facts = known.facts
+def _units(info: SourceInfo, kernel: Kernel) -> pins.Units:
+    facts = info.facts
     swap = facts.offsets.get("mem_cgroup__swap__usage")
     return pins.Units(
         facts.page_bytes,
         kernel.cgroup_version,
         kernel.era,
-        known.stats_index,
+        info.stats_index,
         facts.cpus,
         memsw=swap is not None and swap == facts.offsets.get("mem_cgroup__memsw__usage"),
         pages_move="lru_reparent_memcg" in (facts.symbols or facts.function_args),
