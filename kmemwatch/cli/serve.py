@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from kmemwatch.feeds.feed import Feed
     from kmemwatch.serve.http_process import HttpProcess
     from kmemwatch.serve.publisher import Publisher
-    from kmemwatch.web.configfiles import WebFiles
-    from kmemwatch.web.configmodel import Web
+    from kmemwatch.web.config import LoadedConfig
+    from kmemwatch.web.configfiles import WebConfigFiles
 
 INTERVAL_S = 5.0
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
@@ -64,7 +64,7 @@ _FIRST_S = 2.0
 @latency_option
 def command(**given: Any) -> None:
     """Serve metrics for Prometheus, and the latest snapshot as JSON, over HTTP until SIGTERM or Ctrl-C."""
-    from kmemwatch.web.heap import keep_memory_low
+    from kmemwatch.serve.memory import keep_memory_low
 
     keep_memory_low()
     with until_stopped(), ExitStack() as stack:
@@ -163,18 +163,18 @@ class Daemon:
             if files is not None:
                 files.reload(lambda now: http.tell(NewWeb(now)), lambda why: http.tell(BrokenWeb(why)))
 
-    def _read_web(self) -> tuple[WebFiles, Web] | tuple[None, None]:
+    def _read_web(self) -> tuple[WebConfigFiles, LoadedConfig] | tuple[None, None]:
         if self._options.config_file is None:
             return None, None
         from kmemwatch.web import privileges
-        from kmemwatch.web.configfiles import WebFiles
+        from kmemwatch.web.configfiles import WebConfigFiles
 
-        files = WebFiles(self._options.config_file)
+        files = WebConfigFiles(self._options.config_file)
         # As it will have to be read when it changes: a certificate must not be found unreadable when it is renewed.
-        with privileges.only(()):
+        with privileges.using_only(()):
             return files, files.load()
 
-    def _start_http(self, web: Web | None) -> tuple[HttpProcess, list[str]]:
+    def _start_http(self, web: LoadedConfig | None) -> tuple[HttpProcess, list[str]]:
         """The process, and where it can be reached."""
         from kmemwatch.serve.http_process import HttpProcess
         from kmemwatch.serve.reader import ReaderProbe
@@ -237,15 +237,15 @@ def _is_live(feed: Feed) -> bool:
 
 def give_up_privileges(feed: Feed) -> None:
     """Keep what reading needs, for good: nothing on most kernels, CAP_BPF on some. Raises KmemwatchError."""
-    from kmemwatch.web import privileges, sandbox
+    from kmemwatch.web import privileges
 
     # A whole snapshot: every way in which the kernel is read is tried.
-    _, enough = privileges.least_for(lambda: feed.next_snapshot(0))
+    _, enough = privileges.least_needed(lambda: feed.next_snapshot(0))
     try:
         privileges.give_up(enough)
     except OSError as error:
         raise KmemwatchError(f"privileges cannot be given up: {error}") from error
-    if missing := sandbox.for_reader():
+    if missing := privileges.filter_reader_calls():
         _log(f"system calls are not filtered: {missing}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from kmemwatch.units import NS_PER_S
 from kmemwatch.views.fields import Field
 
 READER, HTTP = "reader", "http"
+
+
+@dataclass
+class WebConfigStatus:
+    """Whether the web configuration in use is the one in the file. One thread writes it, others read it."""
+
+    successful: bool
+    loaded_at_s: float
+    """Since the epoch, of the configuration in use."""
 
 
 class OwnProcess:

@@ -16,7 +16,7 @@ from kmemwatch.exporter.frames import Frame
 from kmemwatch.model import Snapshot
 from kmemwatch.serve.landing import landing_page
 from kmemwatch.serve.paths import HEALTHY_PATH, LANDING_PATH, READY_PATH, SNAPSHOT_PATH
-from kmemwatch.web.front import Message, Receive, Send
+from kmemwatch.web.access import Message, Receive, Send
 
 _METHODS = ("GET", "HEAD")
 _CHUNK_BYTES = 256 * 1024

@@ -25,7 +25,7 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter.frames import Frame, ReaderState
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.model import Cgroup, Pair, Snapshot
-from kmemwatch.web.configmodel import Web
+from kmemwatch.web.config import LoadedConfig
 
 _HEAD = struct.Struct("=Q")
 _MAX_ANSWER_BYTES = 64 * 1024
@@ -71,14 +71,14 @@ class Settings:
     stale_s: float
     selection: SelectionOptions
     reader: ReaderState
-    web: Web | None
+    web: LoadedConfig | None
 
 
 @dataclass(frozen=True)
 class NewWeb:
     """The web configuration has changed."""
 
-    web: Web
+    web: LoadedConfig
 
 
 @dataclass(frozen=True)

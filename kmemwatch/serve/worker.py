@@ -23,20 +23,19 @@ from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.exclusion import Exclusion
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Latest
+from kmemwatch.exporter.own import WebConfigStatus
 from kmemwatch.kernel import lifeline
 from kmemwatch.serve import wire
 from kmemwatch.serve.app import App
+from kmemwatch.serve.memory import keep_memory_low
 from kmemwatch.serve.wire import BrokenWeb, FrameMessage, NewWeb, Settings
 from kmemwatch.units import one_line
 from kmemwatch.views import patterns
-from kmemwatch.web import privileges, sandbox
-from kmemwatch.web.change import weaker
+from kmemwatch.web import privileges
+from kmemwatch.web.access import AccessControl, AccessRules, TokenBucket
 from kmemwatch.web.clientlog import ClientLog
-from kmemwatch.web.configmodel import RateLimit, Web, WebConfig, WebState
-from kmemwatch.web.front import Front, Rules, TokenBucket
-from kmemwatch.web.heap import keep_memory_low
-from kmemwatch.web.protocol import Connections
-from kmemwatch.web.server import Server
+from kmemwatch.web.config import LoadedConfig, RateLimit, WebConfig, weaker
+from kmemwatch.web.server import Connections, Server
 
 _CHECK_MS = 1000
 _TOLD = RateLimit(10.0, 20)
@@ -56,7 +55,7 @@ class Worker:
         self._latest = Latest(settings.stale_s)
         self._latest.reader = settings.reader
         web = settings.web
-        self._web = None if web is None else WebState(True, web.loaded_at_s)
+        self._web = None if web is None else WebConfigStatus(True, web.loaded_at_s)
         self._exposition = Exposition(
             self._latest.frame,
             settings.max_series,
@@ -65,7 +64,9 @@ class Worker:
             web=self._web,
         )
         shown = Exclusion(settings.selection)
-        self._front = Front(App(self._latest, self._exposition, settings.telemetry_path, self._clients.say, shown))
+        self._access = AccessControl(
+            App(self._latest, self._exposition, settings.telemetry_path, self._clients.say, shown)
+        )
         self._told = TokenBucket(_TOLD)
         self._untold: list[str] = []
         self._config = WebConfig()
@@ -75,11 +76,11 @@ class Worker:
             if web.config.tls is not None:
                 from kmemwatch.web import tls
 
-                context = tls.CurrentContext.of(lambda: self._front.rules.context)
+                context = tls.CurrentContext.of(lambda: self._access.rules.context)
         listeners = [socket.socket(fileno=fd) for fd in settings.listeners]
-        self._connections = Connections(lambda: self._front.rules.admission)
+        self._connections = Connections(lambda: self._access.rules.requirements)
         self._server = Server(
-            self._front, listeners, tls=context, connections=self._connections, log=self._clients.say, beat=beat
+            self._access, listeners, tls=context, connections=self._connections, log=self._clients.say, beat=beat
         )
 
     def start(self) -> None:
@@ -119,7 +120,7 @@ class Worker:
         elif isinstance(message, BrokenWeb):
             self._keep_last(message.why)
 
-    def _use(self, web: Web) -> None:
+    def _use(self, web: LoadedConfig) -> None:
         """In place of the one before. Raises UsageError, and changes nothing then."""
         less = "; ".join(weaker(self._config, web.config))
         if (web.config.tls is None) != (self._config.tls is None):
@@ -128,9 +129,9 @@ class Worker:
         if less:
             raise UsageError(f"{web.name}: protects less than what is in use, which takes a restart: {less}")
         self._exchange(web)
-        self._server.soon(self._connections.close_outdated)
+        self._server.call_soon(self._connections.close_outdated)
 
-    def _exchange(self, web: Web) -> None:
+    def _exchange(self, web: LoadedConfig) -> None:
         """Raises UsageError, and changes nothing then."""
         assert self._web is not None
         context = None
@@ -139,7 +140,7 @@ class Worker:
 
             context = tls.context_of(web)
         # At once: whoever looks sees the one or the other, and nobody a mixture.
-        self._front.rules = Rules.of(web.config, self._front.rules, context, web.admission)
+        self._access.rules = AccessRules.of(web.config, self._access.rules, context, web.requirements)
         self._config = web.config
         self._web.loaded_at_s, self._web.successful = web.loaded_at_s, True
 
@@ -167,13 +168,13 @@ class Worker:
 
 def confine(log: Callable[[str], None], lifeline_fd: int) -> None:
     """Give up everything. Raises OSError."""
-    privileges.limit()
+    privileges.drop_from_bounding_set()
     if not privileges.become_nobody() and os.geteuid() == 0:
         log("http: stays root, without capabilities: becoming nobody takes CAP_SETUID and CAP_SETGID, and a user 65534")
     privileges.give_up()
     # Before, it was as the user that this process is no more.
     lifeline.tie_myself(lifeline_fd)
-    if missing := sandbox.for_http():
+    if missing := privileges.filter_http_calls():
         log(f"http: system calls are not filtered: {missing}")
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Lines of the log that clients cause: some, so that somebody notices, and never so many that a disk fills up."""
+"""Log lines that clients cause, limited in number so that no client can fill the disk."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 
 from kmemwatch.units import printable
-from kmemwatch.web.configmodel import RateLimit
-from kmemwatch.web.front import TokenBucket
+from kmemwatch.web.access import TokenBucket
+from kmemwatch.web.config import RateLimit
 
 LIMIT = RateLimit(60.0, 10)
-"""Lines: ten at once, and one more each minute."""
+"""Ten lines at once, and one more each minute."""
 MAX_CHARS = 400
 
 
 class ClientLog:
-    """All such lines go through one of these, from any thread."""
+    """A log with the limit; may be used from any thread."""
 
     def __init__(self, log: Callable[[str], None], now_s: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -27,7 +27,7 @@ class ClientLog:
         self._last = ""
 
     def say(self, message: str) -> None:
-        """Log `message`, or count it when there are too many."""
+        """Log `message`, or only count it when there were too many."""
         message = printable(message)
         if len(message) > MAX_CHARS:
             message = message[:MAX_CHARS] + "..."
@@ -39,7 +39,7 @@ class ClientLog:
         self._log(message)
 
     def catch_up(self) -> None:
-        """To be called now and then: log how many lines were left out, as soon as there is room for a line."""
+        """Log how many lines were left out, once the limit allows a line. To be called about once a second."""
         with self._lock:
             if not self._left_out or not self._bucket.take():
                 return

@@ -1,161 +1,168 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``--web.config.file``: the format of Prometheus' exporter-toolkit, as data. Pure.
+"""A web configuration as data, and whether a new one protects less than the one in use. Pure.
 
-https://github.com/prometheus/exporter-toolkit/blob/master/docs/web-configuration.md
-
-As there, a key that is not known is an error. Errors are UsageError and name file, line and key. What Python's `ssl`
-cannot do is an error, too: a server that is less strict than its configuration says would be worse than none.
+One process parses the file, the other one uses it, so this module imports next to nothing.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import yaml
+NO_CLIENT_CERT = "NoClientCert"
+VERIFY_IF_GIVEN = "VerifyClientCertIfGiven"
+REQUIRE_AND_VERIFY = "RequireAndVerifyClientCert"
+TLS_SECTION = "tls_server_config"
 
-from kmemwatch.errors import UsageError
-from kmemwatch.units import printable
-from kmemwatch.web import tlsnames
-from kmemwatch.web.configmodel import NO_CLIENT_CERT, REQUIRE_AND_VERIFY, Pem, RateLimit, TlsConfig, WebConfig
-from kmemwatch.web.section import HINT, Section
-
-_TLS, _HTTP, _USERS, _LIMIT = "tls_server_config", "http_server_config", "basic_auth_users", "rate_limit"
-_BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{53}")
-_MIN_COST, _MAX_COST = 4, 31
-_HEADERS: Mapping[str, Callable[[str], bool]] = {
-    "Content-Security-Policy": lambda value: True,
-    "Strict-Transport-Security": lambda value: True,
-    "X-Content-Type-Options": lambda value: value.lower() in ("", "nosniff"),
-    "X-Frame-Options": lambda value: value.lower() in ("", "deny", "sameorigin"),
-    "X-XSS-Protection": lambda value: True,
+TLS12_CIPHERS: Mapping[str, str] = {
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA": "ECDHE-ECDSA-AES128-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA": "ECDHE-ECDSA-AES256-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA": "ECDHE-RSA-AES128-SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA": "ECDHE-RSA-AES256-SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256": "ECDHE-ECDSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384": "ECDHE-ECDSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256": "ECDHE-RSA-AES128-GCM-SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384": "ECDHE-RSA-AES256-GCM-SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-RSA-CHACHA20-POLY1305",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256": "ECDHE-ECDSA-CHACHA20-POLY1305",
 }
-"""Name -> whether a value is allowed; an empty one means that the header is not sent."""
-_DURATION = re.compile(r"(?P<digits>\d+(?:\.\d*)?|\.\d+)(?P<unit>ns|us|µs|μs|ms|s|m|h)", re.ASCII)
-_UNITS_S = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+"""Go's name (tls.CipherSuites()) -> OpenSSL's."""
+_WEAK_CIPHERS = tuple(name for name in TLS12_CIPHERS if "_CBC_" in name)
+"""For old clients only: Go, too, calls CBC with SHA-1 a last resort."""
 
 
-def parse(data: bytes, name: str) -> WebConfig:
-    """`name` is what messages call the file. Raises UsageError."""
-    try:
-        root = yaml.compose(data.decode("utf-8"), Loader=yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{name}: not UTF-8 at byte {error.start}", HINT) from error
-    except RecursionError as error:
-        raise UsageError(f"{name}: nested too deeply", HINT) from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = name if mark is None else f"{name}:{mark.line + 1}"
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UsageError(f"{place}: not YAML: {printable(problem)}", HINT) from error
-    top = Section(name, "", root)
-    with_tls = top.section(_TLS)
-    http, limit = top.section(_HTTP), top.section(_LIMIT)
-    config = WebConfig(
-        tls=_tls(with_tls) if with_tls is not None and with_tls.given else None,
-        headers=_headers(http) if http is not None else {},
-        users=_users(top.section(_USERS)),
-        rate_limit=_rate_limit(limit) if limit is not None else None,
-    )
-    top.finish()
-    return config
+@dataclass(frozen=True)
+class Pem:
+    """A certificate, a key or several certificates: as text in the configuration file, or in a file of its own."""
+
+    key: str
+    """Where the configuration names it, for messages: ``tls_server_config.key_file``."""
+    path: str | None = None
+    text: str | None = field(default=None, repr=False)
 
 
-def _tls(section: Section) -> TlsConfig:
-    cert, key = _pem(section, "cert"), _pem(section, "key")
-    client_ca, client_auth_type = _pem(section, "client_ca"), tlsnames.client_auth(section)
-    allowed, (min_version, max_version) = section.texts("client_allowed_sans"), tlsnames.versions(section)
-    ciphers, curves = tlsnames.ciphers(section), tlsnames.curves(section)
-    prefer = section.flag("prefer_server_cipher_suites")
-    section.finish()
-    if cert is None or key is None:
-        name = "cert_file" if cert is None else "key_file"
-        raise section.refuse(name, "is missing", "cert_file and key_file belong together")
-    tls = TlsConfig(
-        cert=cert,
-        key=key,
-        client_ca=client_ca,
-        client_auth_type=client_auth_type,
-        client_allowed_sans=allowed,
-        min_version=min_version,
-        max_version=max_version,
-        ciphers=ciphers,
-        prefer_server_cipher_suites=prefer is not False,
-        curves=curves,
-    )
-    _check_clients(section, tls)
-    return tls
+@dataclass(frozen=True)
+class TlsConfig:
+    """``tls_server_config``."""
+
+    cert: Pem
+    key: Pem
+    client_ca: Pem | None = None
+    client_auth_type: str = NO_CLIENT_CERT
+    client_allowed_sans: tuple[str, ...] = ()
+    min_version: str = "TLS12"
+    max_version: str = "TLS13"
+    ciphers: tuple[str, ...] = ()
+    """OpenSSL's names, for TLS up to 1.2; empty: all with forward secrecy."""
+    prefer_server_cipher_suites: bool = True
+    curves: tuple[str, ...] = ()
+    """OpenSSL's names; empty: OpenSSL's choice."""
 
 
-def _check_clients(section: Section, tls: TlsConfig) -> None:
-    """As the toolkit: what would be ignored is an error."""
-    if tls.client_ca is not None and tls.client_auth_type == NO_CLIENT_CERT:
-        key = tls.client_ca.key.rpartition(".")[2]
-        raise section.refuse(key, "has no effect without client_auth_type", "RequireAndVerifyClientCert")
-    if tls.client_allowed_sans and tls.client_auth_type != REQUIRE_AND_VERIFY:
-        raise section.refuse("client_allowed_sans", f"needs client_auth_type: {REQUIRE_AND_VERIFY}")
+@dataclass(frozen=True)
+class RateLimit:
+    """``rate_limit``: a request every `interval_s`, `burst` at once."""
+
+    interval_s: float
+    burst: int
 
 
-def _pem(section: Section, key: str) -> Pem | None:
-    text, path = section.text(key), section.text(f"{key}_file")
-    if text is not None and path is not None:
-        raise section.refuse(f"{key}_file", f"and {key} exclude each other")
-    if text is not None:
-        return Pem(section.full(key), text=text)
-    return None if path is None else Pem(section.full(f"{key}_file"), path=path)
+@dataclass(frozen=True)
+class WebConfig:
+    """The whole file."""
+
+    tls: TlsConfig | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Name -> bcrypt hash."""
+    rate_limit: RateLimit | None = None
+
+    @property
+    def pems(self) -> tuple[Pem, ...]:
+        """All certificates and keys."""
+        return () if self.tls is None else tuple(p for p in (self.tls.cert, self.tls.key, self.tls.client_ca) if p)
 
 
-def _headers(section: Section) -> dict[str, str]:
-    # HTTP/1.1 is all that is spoken here, which is what a client gets that does not insist on HTTP/2.
-    section.flag("http2")
-    found, inner = {}, section.section("headers")
-    for name, is_valid in _HEADERS.items() if inner is not None else ():
-        assert inner is not None
-        value = inner.text(name)
-        if value is None:
-            continue
-        if not is_valid(value) or not (value.isprintable() and value.isascii()):
-            raise inner.refuse(name, f"{value!r} is not allowed")
-        found[name] = value
-    if inner is not None:
-        inner.finish()
-    section.finish()
-    return found
+@dataclass(frozen=True)
+class ClientRequirements:
+    """What the server requires of a client when the TLS connection is made.
+
+    A connection that was made under other requirements than the current ones is no longer used.
+    """
+
+    client_auth_type: str
+    client_ca: bytes | None
+    allowed_names: tuple[str, ...]
+    """The client's certificate must have one of these names; empty: any name."""
+    versions: tuple[str, str]
+    ciphers: tuple[str, ...]
 
 
-def _users(section: Section | None) -> dict[str, str]:
-    users: dict[str, str] = {}
-    for name in section.keys if section is not None else ():
-        assert section is not None
-        text = "" if section.is_null(name) else section.text(name) or ""
-        found = _BCRYPT.fullmatch(text)
-        if found is None or not _MIN_COST <= int(found["cost"]) <= _MAX_COST:
-            raise section.refuse(name, "is not a bcrypt hash", "make one with: htpasswd -nBC 10 NAME")
-        if ":" in name or not name:
-            raise section.refuse(name, "a name must not be empty, nor have a colon in it")
-        users[name] = text
-    return users
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration with the contents of all its files."""
 
+    name: str
+    """Of the configuration file, for messages."""
+    config: WebConfig
+    contents: Mapping[str, bytes] = field(repr=False)
+    """`Pem.key` -> content."""
+    loaded_at_s: float
+    """Since the epoch."""
 
-def _rate_limit(section: Section) -> RateLimit | None:
-    text, burst = section.text("interval", or_number=True), section.number("burst")
-    section.finish()
-    interval_s = 0.0 if text in (None, "0") else _seconds(text or "")
-    if interval_s is None:
-        raise section.refuse("interval", f"{(text or '')[:40]!r} is not a duration", "for example 1s, 500ms or 1m30s")
-    if interval_s and not burst:
-        raise section.refuse("burst", "must be at least 1: without it no request is ever answered")
-    return RateLimit(interval_s, burst or 0) if interval_s else None
-
-
-def _seconds(text: str) -> float | None:
-    """A duration as Go writes it; None for what is none."""
-    total, at = 0.0, 0
-    while at < len(text):
-        part = _DURATION.match(text, at)
-        if part is None:
+    @property
+    def requirements(self) -> ClientRequirements | None:
+        """None without TLS."""
+        tls = self.config.tls
+        if tls is None:
             return None
-        total += float(part["digits"]) * _UNITS_S[part["unit"]]
-        at = part.end()
-    return total if text and math.isfinite(total) else None
+        authority = None if tls.client_ca is None else self.contents[tls.client_ca.key]
+        versions = (tls.min_version, tls.max_version)
+        return ClientRequirements(tls.client_auth_type, authority, tls.client_allowed_sans, versions, tls.ciphers)
+
+
+_STRICTNESS = {NO_CLIENT_CERT: 0, VERIFY_IF_GIVEN: 1, REQUIRE_AND_VERIFY: 2}
+_TLS_VERSIONS = ("TLS12", "TLS13")
+
+
+def weaker(old: WebConfig, new: WebConfig) -> tuple[str, ...]:
+    """Where `new` protects less than `old`: key and reason of each; empty when `new` may replace it.
+
+    A file that is still being written, or was cut off, often parses as a valid one that says less. So the running
+    server never gives up protection; that takes a restart. It accepts all other changes; docs/interfaces.md has the
+    table.
+    """
+    found = []
+    if old.users and not new.users:
+        found.append("basic_auth_users: nobody would need a password")
+    if old.rate_limit is not None and new.rate_limit is None:
+        found.append("rate_limit: there would be none")
+    if old.tls is not None:
+        found += [f"{TLS_SECTION}: there would be no TLS"] if new.tls is None else _weaker_tls(old.tls, new.tls)
+    return tuple(found)
+
+
+def _weaker_tls(old: TlsConfig, new: TlsConfig) -> list[str]:
+    found = []
+    if _STRICTNESS[new.client_auth_type] < _STRICTNESS[old.client_auth_type]:
+        found.append(f"client_auth_type: {new.client_auth_type} asks for less than {old.client_auth_type}")
+    elif old.client_ca is not None and new.client_ca is None:
+        found.append("client_ca_file: every authority that this host knows would be trusted")
+    if old.client_allowed_sans and not new.client_allowed_sans:
+        found.append("client_allowed_sans: a certificate with any name would do")
+    for key, before, now in (
+        ("min_version", old.min_version, new.min_version),
+        ("max_version", old.max_version, new.max_version),
+    ):
+        if _TLS_VERSIONS.index(now) < _TLS_VERSIONS.index(before):
+            found.append(f"{key}: {now} is lower than {before}")
+    if added := _weak_ciphers(new) - _weak_ciphers(old):
+        found.append(f"cipher_suites: {', '.join(sorted(added))} would be allowed")
+    return [f"{TLS_SECTION}.{text}" for text in found]
+
+
+def _weak_ciphers(tls: TlsConfig) -> set[str]:
+    """Go's names of the weak cipher suites that `tls` allows; kmemwatch's default has none."""
+    if tls.min_version == "TLS13":
+        return set()
+    return {name for name in _WEAK_CIPHERS if TLS12_CIPHERS[name] in tls.ciphers}

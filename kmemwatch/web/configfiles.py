@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The files of a web configuration: read together, and again when one of them has changed.
+"""The files of a web configuration: read together, and again when one of them changes.
 
-They are read by the process that reads the kernel. The one that serves HTTP may not be able to: it gets their contents.
+The process that reads the kernel reads them, because the one that serves HTTP may not have the rights. It sends the
+contents to that one.
 """
 
 from __future__ import annotations
@@ -13,78 +14,79 @@ from pathlib import Path
 
 from kmemwatch.errors import UsageError
 from kmemwatch.units import printable
-from kmemwatch.web.config import parse
-from kmemwatch.web.configmodel import Pem, Web
+from kmemwatch.web.config import LoadedConfig, Pem
+from kmemwatch.web.configformat import parse
 
 MAX_BYTES = 1 << 20
 
 _SETTLED_NS = 2_000_000_000
+"""File systems may give two changes within this time the same time stamp."""
 
 Signature = tuple[tuple[str, object], ...]
 
 
-class WebFiles:
+class WebConfigFiles:
     """``--web.config.file`` and the files that it names."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
-        self._seen: _Seen | None = None
+        self._last: _Reading | None = None
 
-    def load(self) -> Web:
-        """Read everything. Raises UsageError that names file and key."""
-        seen = self._seen = self._look()
-        if isinstance(seen.result, UsageError):
-            raise seen.result
-        return seen.result
+    def load(self) -> LoadedConfig:
+        """Read all files. Raises UsageError that names file and key."""
+        reading = self._last = self._read_all()
+        if isinstance(reading.result, UsageError):
+            raise reading.result
+        return reading.result
 
-    def reload(self, use: Callable[[Web], None], broken: Callable[[str], None]) -> None:
-        """If a file has changed, `use` what is there now, or say why it is `broken`.
+    def reload(self, use: Callable[[LoadedConfig], None], broken: Callable[[str], None]) -> None:
+        """If a file has changed, call `use` with the new configuration, or `broken` with the reason why it is none.
 
-        One that is being written is looked at again the next time.
+        A file that changes during the reading is read again next time.
         """
-        before = self._seen
+        before = self._last
         if before is not None and before.is_settled and before.signature == _signature(before.paths):
             return
-        seen = self._look()
-        if seen.signature != _signature(seen.paths):
+        reading = self._read_all()
+        if reading.signature != _signature(reading.paths):
             return
-        self._seen = seen
-        if before is not None and (seen.signature, seen.contents) == (before.signature, before.contents):
+        self._last = reading
+        if before is not None and (reading.signature, reading.contents) == (before.signature, before.contents):
             return
-        if isinstance(seen.result, UsageError):
-            broken(str(seen.result))
+        if isinstance(reading.result, UsageError):
+            broken(str(reading.result))
         else:
-            use(seen.result)
+            use(reading.result)
 
-    def _look(self) -> _Seen:
-        seen = _Seen()
+    def _read_all(self) -> _Reading:
+        reading = _Reading()
         try:
-            config = parse(seen.read(self._path, str(self._path)), str(self._path))
+            config = parse(reading.read(self._path, str(self._path)), str(self._path))
             contents: dict[str, bytes] = {}
             problem: UsageError | None = None
             for pem in config.pems:
-                # All of them, even if one is missing: a change of any is a reason to look again.
+                # Read all files even if one is missing: a change of any of them is a reason to read again.
                 try:
-                    contents[pem.key] = self._content(pem, seen)
+                    contents[pem.key] = self._content(pem, reading)
                 except UsageError as error:
                     problem = problem or error
-            seen.result = problem or Web(str(self._path), config, contents, time.time())
+            reading.result = problem or LoadedConfig(str(self._path), config, contents, time.time())
         except UsageError as error:
-            seen.result = error
-        return seen
+            reading.result = error
+        return reading
 
-    def _content(self, pem: Pem, seen: _Seen) -> bytes:
+    def _content(self, pem: Pem, reading: _Reading) -> bytes:
         if pem.path is None:
             return (pem.text or "").encode("utf-8")
-        # Names in the file are relative to it.
-        return seen.read(self._path.parent / pem.path, f"{self._path}: {pem.key}: {pem.path}")
+        # Names in the configuration are relative to its directory.
+        return reading.read(self._path.parent / pem.path, f"{self._path}: {pem.key}: {pem.path}")
 
 
-class _Seen:
-    """What one look at the files has found."""
+class _Reading:
+    """What one reading of the files has found."""
 
     def __init__(self) -> None:
-        self.result: Web | UsageError
+        self.result: LoadedConfig | UsageError
         self.contents: list[bytes] = []
         self._states: list[tuple[str, object]] = []
         self._newest_ns = 0
@@ -92,21 +94,21 @@ class _Seen:
 
     @property
     def signature(self) -> Signature:
-        """Of each file before it was read: what changes while it is read is seen as a change later."""
+        """Of each file before it was read, so that a change during the reading counts as a change later."""
         return tuple(self._states)
 
     @property
     def paths(self) -> list[Path]:
-        """In the order in which they were read."""
+        """In the order of reading."""
         return [Path(path) for path, _ in self._states]
 
     @property
     def is_settled(self) -> bool:
-        """No file was changed so shortly before that another change may have left the same times behind."""
+        """No file changed so shortly before the reading that a later change could have the same time stamp."""
         return self._at_ns - self._newest_ns > _SETTLED_NS
 
     def read(self, path: Path, name: str) -> bytes:
-        """Contents of a file. Raises UsageError."""
+        """The content of a file. Raises UsageError."""
         state = _state(path)
         self._states.append((str(path), state))
         if isinstance(state, tuple):
@@ -117,7 +119,7 @@ class _Seen:
 
 def _read(path: Path, name: str) -> bytes:
     try:
-        # Who puts a FIFO in its place must not stop the one who reads.
+        # A FIFO in place of the file must not block this process.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with open(fd, "rb", buffering=0) as file:
             data = b""
@@ -126,7 +128,7 @@ def _read(path: Path, name: str) -> bytes:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise UsageError(f"{name}: {reason}", _HINTS.get(type(error))) from error
-    except ValueError as error:  # NUL, or what is no text for a file system
+    except ValueError as error:  # NUL, or characters that a file name cannot have
         raise UsageError(f"{printable(name)}: not a name of a file") from error
     if len(data) > MAX_BYTES:
         raise UsageError(f"{name}: larger than {MAX_BYTES} bytes", "is it the right file?")
@@ -134,7 +136,7 @@ def _read(path: Path, name: str) -> bytes:
 
 
 def _state(path: Path) -> tuple[int, int, int, int, int] | int | None:
-    """Changes when a file does, also when a link to it is moved; a number when it cannot be had."""
+    """Changes when the file changes, or a link points to another file; an errno when there is none."""
     try:
         state = path.stat()
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""TLS for the server, from configuration and the contents of its files, and exchangeable while it runs."""
+"""TLS for the server, made from a configuration and replaceable while the server runs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from kmemwatch.errors import UsageError
-from kmemwatch.web.configmodel import (
+from kmemwatch.web.config import (
     NO_CLIENT_CERT,
     REQUIRE_AND_VERIFY,
     VERIFY_IF_GIVEN,
-    Admission,
+    ClientRequirements,
+    LoadedConfig,
     Pem,
     TlsConfig,
-    Web,
 )
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
@@ -27,51 +27,45 @@ _VERIFY = {
     REQUIRE_AND_VERIFY: ssl.CERT_REQUIRED,
 }
 _MISMATCHES = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED")
-"""The last is what OpenSSL says of keys of two kinds."""
+"""OpenSSL says the last one when the key is of another kind than the certificate."""
 
 
 _FORWARD_SECRET = "ECDHE+AESGCM:ECDHE+CHACHA20"
-"""For TLS 1.2, in OpenSSL's words, unless the configuration names others: whoever gets the key later cannot read what
-was recorded before. In TLS 1.3 all are so. Python's default is OpenSSL's on some distributions, which has others."""
+"""Default for TLS 1.2, in OpenSSL's words: with these, the server's key does not decrypt traffic that was recorded
+earlier. In TLS 1.3 this holds for all. On some distributions Python's default is OpenSSL's, which includes others."""
 
 
-class ServingContext(ssl.SSLContext):
-    """Of one configuration; a connection finds it again as the `context` of its `ssl.SSLObject`."""
+class ConfigContext(ssl.SSLContext):
+    """The context of one configuration; a connection has it as the `context` of its `ssl.SSLObject`."""
 
-    admission: Admission | None = None
-    """What it demands of clients."""
+    requirements: ClientRequirements | None = None
 
 
 class CurrentContext(ssl.SSLContext):
-    """Every new connection gets the context that is current then; those that there are keep theirs."""
+    """Gives every new connection the context that is current then; existing connections keep theirs."""
 
     _current: Callable[[], ssl.SSLContext | None]
 
     @classmethod
     def of(cls, current: Callable[[], ssl.SSLContext | None]) -> CurrentContext:
-        """`current` tells which."""
+        """`current`: returns the context for a new connection."""
         made = cls(ssl.PROTOCOL_TLS_SERVER)
         made._current = current
         return made
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """What asyncio calls for each connection."""
+        """asyncio calls it for each connection."""
         context = self._current()
         assert context is not None
         return context.wrap_bio(*args, **options)
 
 
-def context_of(web: Web) -> ServingContext:
-    """Of a configuration that has TLS. Raises UsageError that names the key."""
-    assert web.config.tls is not None
-    context = make_context(web.config.tls, web.contents, web.name)
-    context.admission = web.admission
-    return context
-
-
-def make_context(config: TlsConfig, contents: Mapping[str, bytes], name: str) -> ServingContext:
-    """`contents`: of each `Pem`, by its key; `name` of the configuration file. Raises UsageError that names the key."""
-    context = ServingContext(ssl.PROTOCOL_TLS_SERVER)
+def context_of(loaded: LoadedConfig) -> ConfigContext:
+    """The context of a configuration that has TLS. Raises UsageError that names the key."""
+    config, contents, name = loaded.config.tls, loaded.contents, loaded.name
+    assert config is not None
+    context = ConfigContext(ssl.PROTOCOL_TLS_SERVER)
+    context.requirements = loaded.requirements
     context.minimum_version = _VERSIONS[config.min_version]
     context.maximum_version = _VERSIONS[config.max_version]
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -151,7 +145,7 @@ def _set_curves(context: ssl.SSLContext, curves: tuple[str, ...], place: str) ->
 
 @contextmanager
 def _readable(content: bytes) -> Iterator[str]:
-    """A name under which `content` can be read, which is not on any disk: Python's `ssl` takes keys only by name."""
+    """A path to read `content` from, which is on no disk: Python's `ssl` takes keys only as files."""
     fd = os.memfd_create("kmemwatch-pem")
     try:
         os.write(fd, content)

@@ -17,8 +17,7 @@ from pathlib import Path
 import bcrypt
 import pytest
 
-from kmemwatch.web.protocol import MAX_CONNECTIONS
-from kmemwatch.web.server import _AT_ONCE
+from kmemwatch.web.server import _AT_ONCE, MAX_CONNECTIONS
 from tests.load.clients import TIMEOUT_S, Address, Client, Crowd, repeating, scraping
 from tests.load.daemon import Daemon, cpu_s, descriptors, peak_mb, resident_mb, serving, until
 

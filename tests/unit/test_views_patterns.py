@@ -136,7 +136,7 @@ def composed() -> list[tuple[str, re.Pattern[str] | re.Pattern[bytes]]]:
     from kmemwatch.compare.prometheus import _SELECTOR
     from kmemwatch.exporter.kubernetes import _POD
     from kmemwatch.feeds.recording.format import _VERSION
-    from kmemwatch.web.config import _DURATION
+    from kmemwatch.web.configformat import _DURATION
 
     return [("_SELECTOR", _SELECTOR), ("_POD", _POD), ("_VERSION", _VERSION), ("_DURATION", _DURATION)]
 

@@ -17,9 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmemwatch.errors import UsageError
-from kmemwatch.web.change import weaker
-from kmemwatch.web.config import parse
-from kmemwatch.web.configmodel import WebConfig
+from kmemwatch.web.config import WebConfig, weaker
+from kmemwatch.web.configformat import parse
 from tests.unit.certificates import Authority, Signed
 from tests.unit.web import Site, Sites, sites
 
@@ -279,18 +278,18 @@ def test_nobody_gets_in_by_any_half_of_a_file(start: Sites) -> None:
 def test_nobody_gets_in_by_half_of_a_file_with_tls(start: Sites, pki: Pki) -> None:
     site = start(BLOCKS)
     assert gets_in(site, client(pki, pki.client), ME)
-    before = site.worker._front.rules
+    before = site.worker._access.rules
     for size in range(len(BLOCKS)):
         site.write(BLOCKS[:size])
         site.reload()
-        rules = site.worker._front.rules
+        rules = site.worker._access.rules
         assert rules.passwords is not None
         assert rules.bucket is not None
-        assert rules.admission is not None
-        assert before.admission is not None
-        assert rules.admission.client_ca == before.admission.client_ca
-        assert rules.admission.versions == before.admission.versions
-        assert set(rules.admission.allowed_names) & {"client.example"}
+        assert rules.requirements is not None
+        assert before.requirements is not None
+        assert rules.requirements.client_ca == before.requirements.client_ca
+        assert rules.requirements.versions == before.requirements.versions
+        assert set(rules.requirements.allowed_names) & {"client.example"}
     assert not gets_in(site, client(pki, pki.client))
     assert not gets_in(site, client(pki), ME)
     assert not gets_in(site, client(pki, pki.stranger), ME)
@@ -347,11 +346,11 @@ def test_nobody_gets_in_while_the_file_is_rewritten(start: Sites) -> None:
 def test_a_refused_file_changes_nothing_and_says_what_would_be_less(start: Sites, pki: Pki, tmp_path: Path) -> None:
     site = start(tls() + users(alice=ALICE) + LIMIT)
     known = client(pki)
-    rules = site.worker._front.rules
+    rules = site.worker._access.rules
     put(tmp_path, pki.renewed, pki.ours)
     site.write(tls() + "http_server_config: {headers: {X-Frame-Options: deny}}\n")
     site.reload()
-    assert site.worker._front.rules is rules, "not even the certificate"
+    assert site.worker._access.rules is rules, "not even the certificate"
     (told,) = site.logged
     less = "basic_auth_users: nobody would need a password; rate_limit: there would be none"
     assert told.startswith(f"{site.path}: protects less than what is in use, which takes a restart: {less} (")
@@ -365,14 +364,14 @@ def test_a_refused_file_changes_nothing_and_says_what_would_be_less(start: Sites
     site.reload()
     assert site.logged[-1].endswith("in use as it is now")
     assert gets_in(site, known, ("alice", "later"))
-    assert site.worker._front.rules.context is not rules.context
+    assert site.worker._access.rules.context is not rules.context
 
 
 @pytest.mark.parametrize("how", ["gone", "unreadable", "half a key", "half a certificate", "no authority"])
 def test_files_that_are_broken_change_nothing(start: Sites, pki: Pki, tmp_path: Path, how: str) -> None:
     text = tls(MUTUAL)
     site = start(text)
-    rules = site.worker._front.rules
+    rules = site.worker._access.rules
     if how == "gone":
         site.path.unlink()
     elif how == "unreadable":
@@ -385,7 +384,7 @@ def test_files_that_are_broken_change_nothing(start: Sites, pki: Pki, tmp_path: 
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
     site.reload()
-    assert site.worker._front.rules is rules
+    assert site.worker._access.rules is rules
     assert len(site.logged) == 1
     assert not gets_in(site, client(pki))
     assert gets_in(site, client(pki, pki.client))
@@ -398,7 +397,7 @@ def test_every_half_of_an_authority(start: Sites, pki: Pki, tmp_path: Path) -> N
     for size in range(0, len(both), 7):
         (tmp_path / "ca.pem").write_bytes(both[:size])
         site.reload()
-        admission = site.worker._front.rules.admission
+        admission = site.worker._access.rules.requirements
         assert admission is not None
         assert admission.client_ca is not None
         assert admission.client_ca.startswith(pki.ours.cert.read_bytes().rstrip())

@@ -16,11 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kmemwatch.errors import UsageError
-from kmemwatch.web import configfiles as webfiles
-from kmemwatch.web import tlsnames
-from kmemwatch.web.config import parse
-from kmemwatch.web.configfiles import WebFiles
-from kmemwatch.web.configmodel import Pem, RateLimit, TlsConfig, Web, WebConfig
+from kmemwatch.web import configfiles
+from kmemwatch.web.config import TLS12_CIPHERS, LoadedConfig, Pem, RateLimit, TlsConfig, WebConfig
+from kmemwatch.web.configfiles import WebConfigFiles
+from kmemwatch.web.configformat import parse
 
 HASH = "$2y$10$" + "a" * 53
 TLS = "tls_server_config: {cert_file: c, key_file: k"
@@ -146,7 +145,7 @@ def test_nothing_at_all(text: str) -> None:
         ("basic_auth_users:\n  alice: secret", "web.yml:2: basic_auth_users.alice: is not a bcrypt hash"),
         (f"basic_auth_users: {{alice: {HASH}x}}", "basic_auth_users.alice: is not a bcrypt hash"),
         (f"basic_auth_users: {{alice: {HASH.replace('10', '99')}}}", "basic_auth_users.alice: is not a bcrypt hash"),
-        (f"basic_auth_users: {{'a:b': {HASH}}}", "basic_auth_users.a:b: a name must not be empty, nor have a colon"),
+        (f"basic_auth_users: {{'a:b': {HASH}}}", "basic_auth_users.a:b: a name must not be empty or contain a colon"),
         ("basic_auth_users: {alice: }", "basic_auth_users.alice: is not a bcrypt hash"),
         ("rate_limit: {interval: soon, burst: 1}", "web.yml:1: rate_limit.interval: 'soon' is not a duration"),
         ("rate_limit: {interval: 5, burst: 1}", "web.yml:1: rate_limit.interval: '5' is not a duration"),
@@ -225,7 +224,7 @@ hashes = st.builds(
 user_maps = st.dictionaries(st.text(min_size=1).filter(lambda n: ":" not in n and n.isprintable()), hashes, max_size=4)
 
 
-@given(names, names, st.lists(st.sampled_from(sorted(tlsnames.CIPHERS)), unique=True), user_maps, st.integers(1, 99))
+@given(names, names, st.lists(st.sampled_from(sorted(TLS12_CIPHERS)), unique=True), user_maps, st.integers(1, 99))
 def test_what_is_written_is_what_is_meant(
     cert: str, key: str, ciphers: list[str], users: dict[str, str], burst: int
 ) -> None:
@@ -238,7 +237,7 @@ def test_what_is_written_is_what_is_meant(
     assert found.tls == TlsConfig(
         Pem("tls_server_config.cert_file", cert),
         Pem("tls_server_config.key", text=key),
-        ciphers=tuple(tlsnames.CIPHERS[name] for name in ciphers),
+        ciphers=tuple(TLS12_CIPHERS[name] for name in ciphers),
     )
     assert found.users == users
     assert found.rate_limit == RateLimit(2.0, burst)
@@ -267,10 +266,10 @@ def as_nobody() -> Iterator[None]:
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"/web\.yml: No such file or directory") as caught:
-        WebFiles(str(tmp_path / "web.yml")).load()
+        WebConfigFiles(str(tmp_path / "web.yml")).load()
     assert caught.value.exit_code == 2
     with pytest.raises(UsageError, match=r": Is a directory"):
-        WebFiles(str(tmp_path)).load()
+        WebConfigFiles(str(tmp_path)).load()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -280,7 +279,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     path.chmod(0o600)
     tmp_path.chmod(0o755)
     with as_nobody(), pytest.raises(UsageError, match=r"Permission denied") as caught:
-        WebFiles(str(path)).load()
+        WebConfigFiles(str(path)).load()
     assert "without capabilities" in str(caught.value.hint)
 
 
@@ -288,14 +287,14 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     (tmp_path / "web.yml").write_text(f'tls_server_config: {{cert_file: "{name}", key_file: k}}')
     with pytest.raises(UsageError, match=r"not a name of a file") as caught:
-        WebFiles(str(tmp_path / "web.yml")).load()
+        WebConfigFiles(str(tmp_path / "web.yml")).load()
     assert str(caught.value).isprintable()
 
 
 def test_a_fifo_stops_nobody(tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text("{}")
-    files = WebFiles(str(path))
+    files = WebConfigFiles(str(path))
     files.load()
     path.unlink()
     os.mkfifo(path)
@@ -306,7 +305,7 @@ def test_a_fifo_stops_nobody(tmp_path: Path) -> None:
 
 def test_a_file_that_never_ends() -> None:
     with pytest.raises(UsageError, match=r"/dev/zero: larger than 1048576 bytes"):
-        WebFiles("/dev/zero").load()
+        WebConfigFiles("/dev/zero").load()
 
 
 def test_names_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,7 +313,7 @@ def test_names_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "k").write_text("key")
     (tmp_path / "web.yml").write_text(TLS + "}")
     monkeypatch.chdir(tmp_path.parent)
-    web = WebFiles(f"{tmp_path.name}/web.yml").load()
+    web = WebConfigFiles(f"{tmp_path.name}/web.yml").load()
     assert web.contents == {"tls_server_config.cert_file": b"cert", "tls_server_config.key_file": b"key"}
     assert "b'key'" not in repr(web)
 
@@ -322,8 +321,8 @@ def test_names_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
 def test_reload_sees_every_change_once(tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text("{}")
-    files = WebFiles(str(path))
-    used: list[Web] = []
+    files = WebConfigFiles(str(path))
+    used: list[LoadedConfig] = []
     broken: list[str] = []
     files.load()
 
@@ -344,7 +343,7 @@ def test_reload_sees_every_change_once(tmp_path: Path) -> None:
     assert [reload(), reload()] == [(2, 3), (2, 3)]
     os.utime(tmp_path / "k")
     assert reload() == (3, 3)
-    assert webfiles.MAX_BYTES > 100_000
+    assert configfiles.MAX_BYTES > 100_000
 
 
 def test_a_change_within_the_same_tick_is_seen(tmp_path: Path) -> None:
@@ -352,13 +351,13 @@ def test_a_change_within_the_same_tick_is_seen(tmp_path: Path) -> None:
     path = tmp_path / "web.yml"
     path.write_text("rate_limit: {interval: 1s, burst: 1}")
     before = path.stat()
-    files = WebFiles(str(path))
+    files = WebConfigFiles(str(path))
     files.load()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(webfiles, "_state", lambda path: (before.st_mtime_ns, before.st_ctime_ns, 36, 1, 1))
-        files = WebFiles(str(path))
+        patch.setattr(configfiles, "_state", lambda path: (before.st_mtime_ns, before.st_ctime_ns, 36, 1, 1))
+        files = WebConfigFiles(str(path))
         files.load()
-        used: list[Web] = []
+        used: list[LoadedConfig] = []
         path.write_text("rate_limit: {interval: 1s, burst: 2}")
         files.reload(used.append, pytest.fail)
         files.reload(used.append, pytest.fail)
@@ -368,10 +367,10 @@ def test_a_change_within_the_same_tick_is_seen(tmp_path: Path) -> None:
 def test_what_is_written_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "web.yml"
     path.write_text("{}")
-    files = WebFiles(str(path))
+    files = WebConfigFiles(str(path))
     files.load()
-    real = webfiles._read
-    used: list[Web] = []
+    real = configfiles._read
+    used: list[LoadedConfig] = []
 
     def interrupted(path: Path, name: str) -> bytes:
         data = real(path, name)
@@ -380,7 +379,7 @@ def test_what_is_written_while_it_is_read_is_read_again(tmp_path: Path, monkeypa
 
     path.write_text("rate_limit: {interval: 1s, burst: 2}")
     with monkeypatch.context() as patch:
-        patch.setattr(webfiles, "_read", interrupted)
+        patch.setattr(configfiles, "_read", interrupted)
         files.reload(used.append, pytest.fail)
     assert used == []
     files.reload(used.append, pytest.fail)

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.frames import Frame, Latest
 from kmemwatch.serve.app import App
-from kmemwatch.web.front import Front
-from kmemwatch.web.hosts import is_misdirected
+from kmemwatch.web.access import AccessControl, is_misdirected
 from kmemwatch.web.listening import listen
 from kmemwatch.web.server import Server
 from tests.unit import fakes
@@ -133,7 +132,7 @@ def test_a_unix_socket_answers_to_any_name(tmp_path: Path) -> None:
     listener = listen(f"unix:{tmp_path}/kmemwatch.sock")
     latest = Latest(60)
     latest.publish(Frame(fakes.sample(), time.monotonic()))
-    server = Server(Front(App(latest, Exposition(latest.frame, 20_000), "/metrics", print)), [listener])
+    server = Server(AccessControl(App(latest, Exposition(latest.frame, 20_000), "/metrics", print)), [listener])
     server.start()
     try:
         with closing(socket.socket(socket.AF_UNIX)) as client:

@@ -21,7 +21,7 @@ _BEGIN = """
 import ctypes, json, os, socket, subprocess, sys
 from pathlib import Path
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.web import privileges, sandbox
+from kmemwatch.web import privileges
 def status():
     lines = Path("/proc/self/status").read_text().splitlines()
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -66,7 +66,7 @@ def test_what_is_given_up_does_not_come_back_with_a_new_program() -> None:
 @needs_root
 def test_nobody() -> None:
     found = run("""
-privileges.limit()
+privileges.drop_from_bounding_set()
 changed = privileges.become_nobody()
 privileges.give_up()
 shadow = refused(lambda: open("/etc/shadow"))
@@ -88,7 +88,7 @@ if os.geteuid() == 0:
     privileges.become_nobody()
 privileges.give_up({privileges.CAP_BPF})
 dumpable = ctypes.CDLL(None).prctl(3, 0, 0, 0, 0)
-missing = sandbox.for_http()
+missing = privileges.filter_http_calls()
 tell(missing=missing, dumpable=dumpable, **status())
 """)
     assert bits(found["CapPrm"]) == set()
@@ -109,7 +109,7 @@ def attempt():
         raise KmemwatchError("reading the BPF maps") from PermissionError(1, "Operation not permitted")
     return "read"
 tried, before = [], privileges.permitted()
-result, kept = privileges.least_for(attempt)
+result, kept = privileges.least_needed(attempt)
 tell(result=result, kept=sorted(kept), tried=tried, restored=privileges.permitted() == before)
 """)
     wanted = [] if needed is None else [needed]
@@ -124,7 +124,7 @@ tell(result=result, kept=sorted(kept), tried=tried, restored=privileges.permitte
 def test_the_kernel_is_asked_for_real() -> None:
     """sethostname(2) is one of the calls that take CAP_SYS_ADMIN."""
     found = run("""
-_, kept = privileges.least_for(lambda: socket.sethostname(socket.gethostname()))
+_, kept = privileges.least_needed(lambda: socket.sethostname(socket.gethostname()))
 privileges.give_up(kept)
 socket.sethostname(socket.gethostname())
 tell(kept=sorted(kept), chown=refused(lambda: os.chown("/", 0, 1)))
@@ -135,7 +135,7 @@ tell(kept=sorted(kept), chown=refused(lambda: os.chown("/", 0, 1)))
 @needs_root
 def test_what_no_choice_helps_is_raised() -> None:
     with pytest.raises(PermissionError):
-        privileges.least_for(refuse)
+        privileges.least_needed(refuse)
 
 
 def refuse() -> None:
@@ -151,7 +151,7 @@ def test_other_errors_are_not_tried_again() -> None:
         raise KmemwatchError("broken") from OSError(5, "Input/output error")
 
     with pytest.raises(KmemwatchError, match="broken"):
-        privileges.least_for(attempt)
+        privileges.least_needed(attempt)
     assert tried == [1]
 
 
@@ -175,7 +175,7 @@ def test_the_reader_may_read() -> None:
         + """
 privileges.give_up({privileges.CAP_BPF, privileges.CAP_SYS_ADMIN})
 before = [bpf(command) for command in range(45)]
-assert sandbox.for_reader() is None
+assert privileges.filter_reader_calls() is None
 tell(before=before, after=[bpf(command) for command in range(45)], execve=refused(lambda: os.execv("/bin/true", ["x"])),
      socket=refused(socket.socket))
 """
@@ -194,7 +194,7 @@ def test_the_http_process_may_serve_and_nothing_else() -> None:
 listener = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(listener.getsockname())
 privileges.give_up()
-assert sandbox.for_http() is None
+assert privileges.filter_http_calls() is None
 served, _ = listener.accept()
 client.sendall(b"x")
 assert served.recv(1) == b"x"
@@ -213,5 +213,5 @@ tell(bpf=[bpf(command) for command in range(45)], socket=refused(socket.socket),
 
 
 def test_no_libseccomp_is_told() -> None:
-    found = run('sandbox._SONAME = "libnone.so.9"; tell(why=sandbox.for_http())')
+    found = run('privileges._SONAME = "libnone.so.9"; tell(why=privileges.filter_http_calls())')
     assert found == {"why": "libnone.so.9 is not installed"}

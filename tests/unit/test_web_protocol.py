@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.web import protocol
+from kmemwatch.web import server
 from kmemwatch.web.listening import listen
-from kmemwatch.web.protocol import Connections, LimitedProtocol
-from kmemwatch.web.server import Server
+from kmemwatch.web.server import Connections, LimitedProtocol, Server
 from tests.unit.certificates import Authority
 
 LARGE = b"x" * (64 << 20)
@@ -45,7 +44,7 @@ class Served:
 
     @property
     def number(self) -> int:
-        return self.connections._number
+        return self.connections._count
 
     def settled(self, number: int) -> bool:
         """There are as many connections, now or soon."""
@@ -142,7 +141,7 @@ def test_who_does_not_take_the_answer(serve: Callable[..., Served]) -> None:
 
 def test_who_does_not_take_the_end_of_the_answer(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
     """The answer is complete for us, and what is left of it waits in a buffer."""
-    monkeypatch.setattr(protocol, "_FLUSH_S", 0.2)
+    monkeypatch.setattr(server, "_FLUSH_S", 0.2)
     served = serve()
     served.server._server.config.timeout_keep_alive = 0
     served.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)

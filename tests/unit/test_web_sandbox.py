@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.web import sandbox
+from kmemwatch.web import privileges
 
 ROOT = Path(__file__).parents[2]
 SIDES = ["http", "reader"]
@@ -27,7 +27,7 @@ GARBAGE = 1 << 32
 
 _BEGIN = """
 import ctypes, errno, json, mmap, os, signal, subprocess, sys, threading
-from kmemwatch.web import privileges, sandbox
+from kmemwatch.web import privileges
 libc = ctypes.CDLL(None, use_errno=True)
 seccomp = ctypes.CDLL("libseccomp.so.2")
 def number(name):
@@ -52,7 +52,7 @@ me = os.getpid()
 
 def inside(side: str, code: str, code_before: str = "") -> tuple[int, Any]:
     """(exit status, what the code tells) in a process that has the filter of that side."""
-    script = f"{_BEGIN}{code_before}\nprivileges.give_up()\nassert sandbox.for_{side}() is None\n{code}"
+    script = f"{_BEGIN}{code_before}\nprivileges.give_up()\nassert privileges.filter_{side}_calls() is None\n{code}"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
@@ -72,7 +72,7 @@ def told(side: str, code: str, code_before: str = "") -> Any:
 
 @pytest.mark.parametrize("side", SIDES)
 def test_every_call_that_is_never_made_is_refused(side: str) -> None:
-    names = [*sandbox.NEVER, *(sandbox.HTTP_NEVER if side == "http" else ())]
+    names = [*privileges.REFUSED_CALLS, *(privileges.HTTP_REFUSED_CALLS if side == "http" else ())]
     found = told(side, f"tell({{name: call(name, *[2**64 - 1] * 6) for name in {names!r}}})")
     assert {name for name, code in found.items() if code not in (EPERM, None)} == set()
     assert sum(code is None for code in found.values()) < 12, "most of them are there on any machine"
@@ -236,6 +236,6 @@ getpid = ctypes.CFUNCTYPE(ctypes.c_long)(ctypes.addressof(ctypes.c_char.from_buf
 
 
 def test_lists_do_not_contradict_each_other() -> None:
-    assert not {*sandbox.HTTP_MAY} & {*sandbox.NEVER, *sandbox.HTTP_NEVER}
-    for names in (sandbox.HTTP_MAY, sandbox.NEVER, sandbox.HTTP_NEVER):
+    assert not {*privileges.HTTP_ALLOWED_CALLS} & {*privileges.REFUSED_CALLS, *privileges.HTTP_REFUSED_CALLS}
+    for names in (privileges.HTTP_ALLOWED_CALLS, privileges.REFUSED_CALLS, privileges.HTTP_REFUSED_CALLS):
         assert list(names) == sorted(set(names))

@@ -18,7 +18,7 @@ from kmemwatch.serve import wire
 from kmemwatch.serve.reader import ReaderProbe
 from kmemwatch.serve.wire import BrokenWeb, NewWeb, Settings
 from kmemwatch.serve.worker import Worker
-from kmemwatch.web.configfiles import WebFiles
+from kmemwatch.web.configfiles import WebConfigFiles
 from kmemwatch.web.listening import listen
 from tests.unit import fakes
 
@@ -33,7 +33,7 @@ class Site:
         self.directory = directory
         self.path = directory / "web.yml"
         self.path.write_text(text)
-        self.files = WebFiles(str(self.path))
+        self.files = WebConfigFiles(str(self.path))
         self.logged: list[str] = []
         self.listener = listen("127.0.0.1:0")
         self.port = self.listener.getsockname()[1]

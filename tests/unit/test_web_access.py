@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmemwatch.web import front
-from kmemwatch.web.configmodel import RateLimit
-from kmemwatch.web.front import TokenBucket
+from kmemwatch.web import access
+from kmemwatch.web.access import TokenBucket
+from kmemwatch.web.config import RateLimit
 from tests.unit.web import Site, Sites, sites
 
 PAGES = ("/", "/metrics", "/api/v1/snapshot", "/-/healthy", "/-/ready", "/none")
@@ -180,7 +180,7 @@ def test_many_wrong_passwords_do_not_keep_others_waiting(start: Sites, spy: Bcry
     site = start(users(alice=hashed("right")))
     assert status(site, "alice", "right") == 200
     addresses = [f"127.0.0.{number}" for number in range(2, 12)]
-    with guessing(site, spy, addresses, front.MAX_WAITING):
+    with guessing(site, spy, addresses, access.MAX_WAITING):
         assert status(site, "alice", "right") == 200, "who is known does not wait"
         assert status(site, "alice", "wrong") == 429
     assert status(site, "alice", "right") == 200
@@ -188,7 +188,7 @@ def test_many_wrong_passwords_do_not_keep_others_waiting(start: Sites, spy: Bcry
 
 def test_one_address_leaves_places_for_others(start: Sites, spy: Bcrypt) -> None:
     site = start(users(alice=hashed("right")))
-    with guessing(site, spy, ["127.0.0.2"], front.MAX_WAITING_EACH), ThreadPoolExecutor(1) as pool:
+    with guessing(site, spy, ["127.0.0.2"], access.MAX_WAITING_EACH), ThreadPoolExecutor(1) as pool:
         alice = pool.submit(status, site, "alice", "right")
         threading.Event().wait(0.2)
         assert not alice.done(), "she waits for her turn"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What stands before the routes, as the web configuration says: rate limit, passwords, headers. ASGI."""
+"""Which requests are answered: host names, rate limit, passwords. Adds the configured headers to answers. ASGI."""
 
 from __future__ import annotations
 
@@ -8,106 +8,113 @@ import base64
 import binascii
 import hashlib
 import hmac
+import ipaddress
 import os
+import re
+import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from kmemwatch.web.configmodel import ADMISSION, Admission, RateLimit, WebConfig
-from kmemwatch.web.hosts import is_misdirected
+from kmemwatch.web.config import ClientRequirements, RateLimit, WebConfig
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Message, Receive, Send], Awaitable[None]]
 
+REQUIREMENTS = "requirements"
+"""Key in a request's ASGI state: the ClientRequirements of its connection."""
 MAX_WAITING = 16
-"""Passwords that wait to be checked; more are turned away. Those that were right before do not wait."""
+"""Passwords that may wait for bcrypt; more are refused. A password that was right before does not wait."""
 MAX_WAITING_EACH = 4
-"""Of them from one address, so that nobody takes all places by guessing."""
+"""From one address, so that one client's guesses do not take all places."""
 _BCRYPT_BYTES = 72
-"""bcrypt looks at no more, and some versions of it refuse more."""
+"""bcrypt ignores the rest, and some versions of the library refuse longer passwords."""
 _TEXT = b"text/plain; charset=utf-8"
 _MISDIRECTED = b"421 misdirected request: on a loopback address, Host must be a loopback name such as localhost\n"
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """What passwords need from one configuration to the next."""
+class LoginCache:
+    """What stays when a new configuration comes into use."""
 
     secret: bytes = field(default_factory=lambda: os.urandom(32))
     never: bytes = field(default_factory=lambda: os.urandom(32))
-    """In place of what is remembered of somebody who has not logged in."""
+    """Compared for a user who has not logged in yet; matches nothing."""
     right: dict[str, bytes] = field(default_factory=dict)
-    """User -> keyed hash of the last right password, and of the bcrypt hash that it belongs to."""
-    worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bcrypt"))
+    """User -> keyed hash of the last right password and its bcrypt hash."""
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "bcrypt"))
 
 
 class Passwords:
     """``basic_auth_users``.
 
-    bcrypt takes a tenth of a second on purpose, so it runs in a thread, one password at a time, and the last right one
-    of each user is remembered (only as a keyed hash). A name that is not there costs what one that is there does.
+    bcrypt takes a tenth of a second on purpose, so it runs in a thread, one password at a time, and the last right
+    password of each user is remembered (as a keyed hash only). Unknown users take as long to reject as known ones.
     """
 
-    def __init__(self, users: Mapping[str, str], remembered: Remembered | None = None) -> None:
-        """`remembered`: of the configuration before this one; it stays valid for hashes that are the same."""
-        import bcrypt  # not loaded where there are no passwords
+    def __init__(self, users: Mapping[str, str], cache: LoginCache | None = None) -> None:
+        """`cache`: of the previous configuration; it stays valid for users whose hash is the same."""
+        import bcrypt  # only where there are passwords
 
         self._check = bcrypt.checkpw
         self._users = dict(users)
         self._names = sorted(users)
         self._waiting: Counter[str] = Counter()
-        """Address -> how many of its passwords wait."""
-        self.remembered = remembered or Remembered()
+        """Address -> number of its passwords that wait."""
+        self.cache = cache or LoginCache()
 
     async def accept(self, header: str, address: str = "") -> bool | None:
-        """Whether an Authorization header is of a user; None: too many are being checked, or of that `address`."""
+        """Whether an Authorization header is right; None when too many passwords wait, in all or from `address`."""
         credentials = _credentials(header)
         if credentials is None:
             return False
         user, password = credentials
         known = user in self._users
         hashed = self._users[user] if known else self._stand_in(user)
-        mark = self._mark(user, hashed, password)
-        if hmac.compare_digest(self.remembered.right.get(user, self.remembered.never), mark) and known:
+        digest = self._digest(user, hashed, password)
+        if hmac.compare_digest(self.cache.right.get(user, self.cache.never), digest) and known:
             return True
         if self._waiting.total() >= MAX_WAITING or self._waiting[address] >= MAX_WAITING_EACH:
             return None
         self._waiting[address] += 1
         try:
             right = await asyncio.get_running_loop().run_in_executor(
-                self.remembered.worker, self._is_right, password, hashed
+                self.cache.thread, self._is_right, password, hashed
             )
         finally:
-            self._waiting -= Counter((address,))  # forgets it at 0
+            self._waiting -= Counter((address,))  # drops the address at 0
         if right and known:
-            self.remembered.right[user] = mark
+            self.cache.right[user] = digest
         return right and known
 
-    def _mark(self, user: str, hashed: str, password: bytes) -> bytes:
+    def _digest(self, user: str, hashed: str, password: bytes) -> bytes:
         parts = (user.encode("utf-8", "surrogateescape"), hashed.encode(), password)
-        # No part can be taken for another: each is hashed by itself.
-        return hmac.digest(self.remembered.secret, b"".join(hashlib.sha256(part).digest() for part in parts), "sha256")
+        # Each part is hashed by itself, so no other split of the same bytes has this digest.
+        return hmac.digest(self.cache.secret, b"".join(hashlib.sha256(part).digest() for part in parts), "sha256")
 
     def _stand_in(self, user: str) -> str:
-        """The hash of somebody else, always the same: hashes may differ in cost, which must not tell who is there."""
-        digest = hmac.digest(self.remembered.secret, user.encode("utf-8", "surrogateescape"), "sha256")
+        """Some known user's hash for an unknown user, always the same one.
+
+        Hashes may differ in cost, so any other choice would show by its time that the user is unknown.
+        """
+        digest = hmac.digest(self.cache.secret, user.encode("utf-8", "surrogateescape"), "sha256")
         return self._users[self._names[int.from_bytes(digest[:8], "big") % len(self._names)]]
 
     def _is_right(self, password: bytes, hashed: str) -> bool:
         try:
             return self._check(password[:_BCRYPT_BYTES], hashed.encode())
-        except ValueError:  # a version of bcrypt that takes no NUL
+        except ValueError:  # some versions of bcrypt refuse NUL
             return False
 
 
 def _credentials(header: str) -> tuple[str, bytes] | None:
-    """(user, password) of an Authorization header; None when there are none in it."""
+    """(user, password) of an Authorization header; None when it has none."""
     scheme, _, encoded = header.strip().partition(" ")
     if scheme.lower() != "basic":
         return None
@@ -139,8 +146,8 @@ class TokenBucket:
 
 
 @dataclass(frozen=True)
-class Rules:
-    """A web configuration at work: whole, so that nobody ever sees half of one and half of another."""
+class AccessRules:
+    """A web configuration in use. It is replaced as a whole, so that no request sees parts of two configurations."""
 
     headers: Mapping[bytes, bytes] = field(default_factory=dict)
     passwords: Passwords | None = None
@@ -148,30 +155,30 @@ class Rules:
     limit: RateLimit | None = None
     context: ssl.SSLContext | None = None
     """For new connections."""
-    admission: Admission | None = None
-    """What `context` demands of clients."""
+    requirements: ClientRequirements | None = None
+    """What `context` requires of clients."""
 
     @staticmethod
     def of(
         config: WebConfig,
-        before: Rules,
+        before: AccessRules,
         context: ssl.SSLContext | None = None,
-        admission: Admission | None = None,
-    ) -> Rules:
-        """Those of `config`; what is unchanged since `before` goes on."""
+        requirements: ClientRequirements | None = None,
+    ) -> AccessRules:
+        """The rules of `config`. Logins and an unchanged rate limit carry over from `before`."""
         headers = {name.lower().encode(): value.encode() for name, value in config.headers.items()}
-        remembered = None if before.passwords is None else before.passwords.remembered
-        passwords = Passwords(config.users, remembered) if config.users else None
+        cache = None if before.passwords is None else before.passwords.cache
+        passwords = Passwords(config.users, cache) if config.users else None
         bucket = before.bucket if config.rate_limit == before.limit else None
         if bucket is None and config.rate_limit is not None:
             bucket = TokenBucket(config.rate_limit)
-        return Rules(headers, passwords, bucket, config.rate_limit, context, admission)
+        return AccessRules(headers, passwords, bucket, config.rate_limit, context, requirements)
 
 
-class Front:
-    """Lets through to `app` what the rules allow; they can be exchanged at any time."""
+class AccessControl:
+    """Passes requests that the rules allow to `app`, and refuses the others. `rules` may be replaced at any time."""
 
-    def __init__(self, app: Asgi, rules: Rules = Rules()) -> None:
+    def __init__(self, app: Asgi, rules: AccessRules = AccessRules()) -> None:
         self._app = app
         self.rules = rules
 
@@ -190,8 +197,8 @@ class Front:
         if is_misdirected(scope.get("server"), scope["headers"]):
             await _refuse(send_with_headers, scope, 421, _MISDIRECTED, [])
             return
-        if rules.admission != scope.get("state", {}).get(ADMISSION):
-            # Its client has met what another configuration asks for; this one's demands are met by connecting anew.
+        if rules.requirements != scope.get("state", {}).get(REQUIREMENTS):
+            # The client met the requirements of another configuration. A new connection checks the current ones.
             await _refuse(send_with_headers, scope, 503, b"503 connect anew\n", [(b"connection", b"close")])
             return
         if rules.bucket is not None and not rules.bucket.take():
@@ -210,7 +217,7 @@ class Front:
 
 
 def _authorization(scope: Message) -> str:
-    """The header, empty when there is none, or more than one."""
+    """The header; empty without one, or with several."""
     found = [value for name, value in scope["headers"] if name == b"authorization"]
     return found[0].decode("latin-1") if len(found) == 1 else ""
 
@@ -219,3 +226,43 @@ async def _refuse(send: Send, scope: Message, status: int, body: bytes, more: li
     headers = [(b"content-type", _TEXT), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+_HOST = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::[0-9]*)?")
+
+
+def is_misdirected(
+    local: Sequence[object] | None, headers: Iterable[tuple[bytes, bytes]], own_name: str = socket.gethostname()
+) -> bool:
+    """Whether a request on a loopback address has the Host header of another site. Such a request is refused.
+
+    A web page can make its own name resolve to 127.0.0.1 (DNS rebinding), and so read through the browser of a user of
+    this host what other hosts cannot reach. Its requests carry the page's own name. On other addresses a scraper may
+    use any name, and no browser can connect to a Unix socket.
+
+    Allowed are localhost, names below it, loopback addresses, and this host's own name, which Debian resolves to
+    127.0.1.1. HTTP/1.0 needs no Host, and browsers always send one. `local`: (address, port) of the server's end of the
+    connection; `headers`: names in lower case.
+    """
+    if not local or not _is_loopback(str(local[0])):
+        return False
+    return not all(_is_own_name(value.decode("latin-1"), own_name) for name, value in headers if name == b"host")
+
+
+def _is_own_name(host: str, own_name: str) -> bool:
+    found = _HOST.fullmatch(host.strip())
+    if found is None:
+        return False
+    name = found["name"].lower().removesuffix(".")
+    if name == "localhost" or name.endswith(".localhost") or name == own_name.lower():
+        return True
+    return _is_loopback(name.strip("[]")) and ("[" in name) == (":" in name)
+
+
+def _is_loopback(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text.partition("%")[0])
+    except ValueError:  # a Unix socket
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
