@@ -11,27 +11,28 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from kmemwatch.cli.options import FloatParam, Seconds
 from kmemwatch.cli.streams import say, say_over
+from kmemwatch.compare.comparison import Comparison, compare
+from kmemwatch.compare.html import to_html
+from kmemwatch.compare.measure import DaemonWatch, read_recording, run_all, watch
+from kmemwatch.compare.output import WIDTH, to_json, to_text
+from kmemwatch.compare.prometheus import PREFIX, PrometheusServer, TimeRange, parse, read_prometheus
+from kmemwatch.compare.side import Side
+from kmemwatch.compare.workload import read_workload
 from kmemwatch.errors import UsageError
 from kmemwatch.feeds.http_client import Access, read_password
 from kmemwatch.feeds.user_files import check_place, write_whole
 from kmemwatch.units import parse_rfc3339
 
-if TYPE_CHECKING:
-    from kmemwatch.compare.daemons import DaemonWatch
-    from kmemwatch.compare.report import Comparison
-    from kmemwatch.compare.side import Side
-
 OUTPUTS = ("table", "json", "html")
 DURATION_S, INTERVAL_S = 60.0, 5.0
 RANGE_S = 3600.0
-PREFIX = "prometheus:"
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhdw]?)")
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -142,8 +143,6 @@ def command(a: str, b: str, output: str, out: str | None, **options: Any) -> Non
     )
     measuring = Measuring(*(options[name] for name in ("duration", "interval", "from_s", "to_s", "range_s", "step_s")))
     _check(sides, measuring, output, out)
-    from kmemwatch.compare.report import compare
-
     _write(compare(*_read(sides, measuring)), output, out)
 
 
@@ -182,9 +181,6 @@ def _check(sides: tuple[SideOptions, ...], measuring: Measuring, output: str, ou
 
 def _read(sides: tuple[SideOptions, ...], measuring: Measuring) -> tuple[Side, Side]:
     """Files and servers first: they tell at once what is wrong with them."""
-    from kmemwatch.compare.daemons import run_all, watch
-    from kmemwatch.compare.workload import read_workload
-
     workloads = [None if side.workload is None else read_workload(side.workload) for side in sides]
     found: dict[str, Side] = {}
     for side in sides:
@@ -207,20 +203,14 @@ def _read(sides: tuple[SideOptions, ...], measuring: Measuring) -> tuple[Side, S
 
 def _read_at_rest(side: SideOptions, measuring: Measuring) -> Side:
     if not side.source.startswith(PREFIX):
-        from kmemwatch.compare.recordings import read_recording
-
         return read_recording(side.label, side.source)
-    from kmemwatch.compare.prometheus import Range, parse, read_prometheus
-    from kmemwatch.compare.prometheus_api import Api
-
     url, selector = parse(side.source)
     to_s = measuring.to_s if measuring.to_s is not None else time.time()
     from_s = measuring.from_s if measuring.from_s is not None else to_s - (measuring.range_s or RANGE_S)
     if from_s >= to_s:
         raise UsageError("--from is not before --to")
-    return read_prometheus(
-        side.label, side.source, Api(url, side.access), selector, Range.of(from_s, to_s, measuring.step_s)
-    )
+    over = TimeRange.of(from_s, to_s, measuring.step_s)
+    return read_prometheus(side.label, side.source, PrometheusServer(url, side.access), selector, over)
 
 
 def _progress(duration_s: float) -> Callable[[float], None]:
@@ -235,16 +225,10 @@ def _progress(duration_s: float) -> Callable[[float], None]:
 
 def _write(found: Comparison, output: str, out: str | None) -> None:
     if output == "json":
-        from kmemwatch.compare.json_output import to_json
-
         text = to_json(found, time.time_ns())
     elif output == "html":
-        from kmemwatch.compare.html import to_html
-
         text = to_html(found, time.time_ns())
     else:
-        from kmemwatch.compare.text import WIDTH, to_text
-
         text = to_text(found, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
     if out is None:
         sys.stdout.write(text)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Two sides (recordings, daemons, Prometheus) -> what each is, the claims of the cover letter, a table, a report.
+"""Compares two sides (recordings, daemons, Prometheus) by the claims of the patch set's cover letter.
 
-Every kind of side becomes the same `Side`: samples of figures that are named as the exported metrics, and the delays
-from removal to release. Claims are pure functions of a Side; renderers only print what they found. Only `html` knows
-jinja2, and loads it when it is used.
+Each kind of side becomes the same `Side` (`measure`, `prometheus`): samples of `figures`, and the delays from removal
+to release. `claims` judges one side, `comparison` puts the two together, `output` and `html` write what it found.
 """
 
 from __future__ import annotations

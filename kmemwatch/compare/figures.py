@@ -1,131 +1,117 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The figures that sides are compared by: exported metrics, added up over the labels that do not matter here; pure.
 
-A figure is named as Prometheus writes a series, for example ``kmemwatch_recharges_total{from_state="dying"}``. A
-snapshot and a query give the same names, as both are read by way of the one table in `kmemwatch.exporter.metrics`.
+`Metric` is the one table: `read` fills its figures from a snapshot, `kmemwatch.compare.prometheus` from queries.
 """
 
 from __future__ import annotations
 
-import sys
+import functools
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.model import Latency, Snapshot
-from kmemwatch.views.fields import COUNTER
-
-Values = Mapping[str, float]
-"""Name of a figure -> value; absent when it is not known."""
-
-ONLINE = "kmemwatch_online_cgroups"
-ONLINE_PEAK = "kmemwatch_online_cgroups_peak"
-DYING = "kmemwatch_dying_cgroups"
-DYING_BYTES = "kmemwatch_dying_cgroup_bytes"
-DYING_AGES = "kmemwatch_dying_cgroups_by_age"
-OLDEST_DYING = "kmemwatch_oldest_dying_cgroup_seconds"
-CHILD_SLABS = "kmemwatch_dying_cgroup_child_slab_bytes"
-OFFLINED = "kmemwatch_cgroups_offlined_total"
-RELEASED = "kmemwatch_cgroups_released_total"
-CACHES_MAX = "kmemwatch_caches_per_root_max"
-IDS = "kmemwatch_kmemcg_ids_in_use"
-IDS_GIVEN = "kmemwatch_kmemcg_ids_given_total"
-IDS_FREED = "kmemwatch_kmemcg_ids_freed_total"
-IDS_REUSED = "kmemwatch_kmemcg_id_reuses_total"
-CHECKS = "kmemwatch_recharge_checks_total"
-FAILURES = "kmemwatch_recharge_failures_total"
-LOST_RACES = "kmemwatch_recharge_lost_races_total"
-RECHARGES = "kmemwatch_recharges_total"
-RECHARGED_BYTES = "kmemwatch_recharged_bytes_total"
-ALLOCATIONS = "kmemwatch_cache_allocations_total"
-SLAB_BYTES = "kmemwatch_cache_slab_bytes"
-KERNEL_BYTES = "kmemwatch_cgroup_kernel_bytes"
-LOST = "kmemwatch_events_lost_total"
-BPF_SECONDS = "kmemwatch_bpf_run_seconds_total"
-BPF_RUNS = "kmemwatch_bpf_runs_total"
-LATENCY_SAMPLES = "latency_samples"
-LATENCY_NS = "latency_ns"
-LATENCY_DROPPED = "latency_dropped"
-LATENCY_BUCKET = "latency_bucket"
-"""Those of `Snapshot.latency`, which is no metric: by kind, the last by ``KIND/NUMBER``."""
+from kmemwatch.views.fields import MetricTable
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
-    """A metric, the labels that are kept, and those that choose series."""
+class Series:
+    """Which series of an exported metric make the figures of a `Metric`."""
 
     metric: str
-    keep: tuple[str, ...] = ()
-    match: tuple[tuple[str, str], ...] = ()
+    """Its exported name; those of `Snapshot.latency` are not exported."""
+    label: str | None = None
+    """Label that gives each figure its own; over all other labels the series are added up."""
     counter: bool = False
+    match: tuple[tuple[str, str], ...] = ()
+    """Labels that choose series."""
     in_snapshots: bool = True
-    """False: only the exporter knows it."""
+    """False: only the exporter knows it, or `Snapshot` needs a way of its own."""
+    in_prometheus: bool = True
     grown_by: str | None = None
-    """Label to add up growth over: items come and go, so that their plain sum would fall; see `Growth`."""
+    """Label to add up growth over: its values come and go, so the plain sum would fall; see `Growth`."""
 
 
-FIGURES: tuple[Figure, ...] = (
-    *(Figure(name) for name in (ONLINE, ONLINE_PEAK, DYING, OLDEST_DYING, CACHES_MAX, IDS, SLAB_BYTES)),
-    Figure(KERNEL_BYTES, match=(("cgroup", "/"),)),
-    Figure(DYING_BYTES, ("kind",)),
-    Figure(DYING_AGES, ("at_least",)),
-    Figure(CHILD_SLABS, ("cache",)),
-    *(
-        Figure(name, counter=True)
-        for name in (OFFLINED, RELEASED, IDS_GIVEN, IDS_FREED, IDS_REUSED, CHECKS, FAILURES, LOST_RACES)
-    ),
-    Figure(ALLOCATIONS, counter=True, in_snapshots=False, grown_by="cache"),
-    Figure(RECHARGES, ("from_state",), counter=True),
-    Figure(RECHARGED_BYTES, ("from_state",), counter=True),
-    Figure(LOST, ("reason",), counter=True),
-    Figure(BPF_SECONDS, counter=True, in_snapshots=False),
-    Figure(BPF_RUNS, counter=True, in_snapshots=False),
-)
-_LATENCY = frozenset({LATENCY_SAMPLES, LATENCY_NS, LATENCY_DROPPED, LATENCY_BUCKET})
-COUNTERS = frozenset(figure.metric for figure in FIGURES if figure.counter) | _LATENCY
+def _latency(name: str) -> Series:
+    return Series(name, "kind", counter=True, in_snapshots=False, in_prometheus=False)
 
 
-def name(metric: str, labels: Iterable[tuple[str, str]] = ()) -> str:
-    """As Prometheus writes it."""
-    inside = ",".join(f'{label}="{_escaped(value)}"' for label, value in labels)
-    return sys.intern(f"{metric}{{{inside}}}") if inside else metric
+class Metric(Enum):
+    """Everything that sides are compared by."""
+
+    ONLINE = Series("kmemwatch_online_cgroups")
+    ONLINE_PEAK = Series("kmemwatch_online_cgroups_peak")
+    DYING = Series("kmemwatch_dying_cgroups")
+    OLDEST_DYING = Series("kmemwatch_oldest_dying_cgroup_seconds")
+    CACHES_MAX = Series("kmemwatch_caches_per_root_max")
+    IDS = Series("kmemwatch_kmemcg_ids_in_use")
+    SLAB_BYTES = Series("kmemwatch_cache_slab_bytes")
+    KERNEL_BYTES = Series("kmemwatch_cgroup_kernel_bytes", match=(("cgroup", "/"),))
+    DYING_BYTES = Series("kmemwatch_dying_cgroup_bytes", "kind")
+    DYING_AGES = Series("kmemwatch_dying_cgroups_by_age", "at_least")
+    CHILD_SLABS = Series("kmemwatch_dying_cgroup_child_slab_bytes", "cache")
+    OFFLINED = Series("kmemwatch_cgroups_offlined_total", counter=True)
+    RELEASED = Series("kmemwatch_cgroups_released_total", counter=True)
+    IDS_GIVEN = Series("kmemwatch_kmemcg_ids_given_total", counter=True)
+    IDS_FREED = Series("kmemwatch_kmemcg_ids_freed_total", counter=True)
+    IDS_REUSED = Series("kmemwatch_kmemcg_id_reuses_total", counter=True)
+    CHECKS = Series("kmemwatch_recharge_checks_total", counter=True)
+    FAILURES = Series("kmemwatch_recharge_failures_total", counter=True)
+    LOST_RACES = Series("kmemwatch_recharge_lost_races_total", counter=True)
+    ALLOCATIONS = Series("kmemwatch_cache_allocations_total", counter=True, in_snapshots=False, grown_by="cache")
+    RECHARGES = Series("kmemwatch_recharges_total", "from_state", counter=True)
+    RECHARGED_BYTES = Series("kmemwatch_recharged_bytes_total", "from_state", counter=True)
+    LOST = Series("kmemwatch_events_lost_total", "reason", counter=True)
+    BPF_SECONDS = Series("kmemwatch_bpf_run_seconds_total", counter=True, in_snapshots=False)
+    BPF_RUNS = Series("kmemwatch_bpf_runs_total", counter=True, in_snapshots=False)
+    LATENCY_SAMPLES = _latency("latency_samples")
+    LATENCY_NS = _latency("latency_ns")
+    LATENCY_DROPPED = _latency("latency_dropped")
+    LATENCY_BUCKET = _latency("latency_bucket")
+
+    __hash__ = object.__hash__  # Enum's is written in Python, and every look-up would call it
+
+    def of(self, values: Values) -> float | None:
+        """The figure of a metric that is not split by a label."""
+        return values.get(figure(self))
+
+    def total(self, values: Values) -> float | None:
+        """All its figures added up; None when there is none."""
+        found = [value for one, value in values.items() if one.metric is self]
+        return sum(found) if found else None
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+class Figure(NamedTuple):
+    """What a sample has one value of."""
+
+    metric: Metric
+    label: str = ""
+    """Value of `Series.label`; empty without one."""
+    bucket: int = 0
+    """Of a histogram of latencies: its number."""
 
 
-def is_counter(figure: str) -> bool:
-    """Whether a figure (by its name) only grows."""
-    return figure.partition("{")[0] in COUNTERS
+Values = Mapping[Figure, float]
+"""A figure that is not known is absent."""
 
 
-def of_metric(values: Iterable[str], metric: str) -> list[str]:
-    """Names among `values` that belong to the metric."""
-    return [one for one in values if one == metric or one.startswith(metric + "{")]
-
-
-def label_value(figure: str) -> str:
-    """Value of the only label of a figure; empty when it has none."""
-    _, _, rest = figure.partition('="')
-    return rest.removesuffix('"}').replace('\\"', '"').replace("\\\\", "\\")
-
-
-def known_sum(values: Values, metric: str) -> float | None:
-    """All figures of a metric added up; None when there is none."""
-    found = [values[one] for one in of_metric(values, metric)]
-    return sum(found) if found else None
+@functools.cache
+def figure(metric: Metric, label: str = "", bucket: int = 0) -> Figure:
+    """The same object each time: thousands of samples have it as a key."""
+    return Figure(metric, label, bucket)
 
 
 def pinned(values: Values) -> float | None:
-    """Bytes of all kinds that keep dying memcgs: 0 when none is dying."""
-    found = known_sum(values, DYING_BYTES)
-    return 0.0 if found is None and values.get(DYING) == 0 else found
+    """Bytes of all kinds that keep memcgs dying: 0 when none is dying."""
+    found = Metric.DYING_BYTES.total(values)
+    return 0.0 if found is None and Metric.DYING.of(values) == 0 else found
 
 
 class Growth:
-    """Adds up what counters grow by, each by itself: one that is gone took nothing away."""
+    """Adds up what counters grow by, each by itself, so that one that disappears takes nothing away."""
 
     def __init__(self) -> None:
         self._seen: dict[Hashable, float] = {}
@@ -145,46 +131,44 @@ class Growth:
         self._seen, self._total = {}, 0.0
 
 
-_WANTED = {figure.metric: figure for figure in FIGURES if figure.in_snapshots}
+_BY_NAME = {metric.value.metric: metric for metric in Metric if metric.value.in_snapshots}
+FROM_STATES = ("dying", "none", "online")
+"""Who had a slab before it was recharged."""
 
 
-def read(snapshot: Snapshot) -> dict[str, float]:
+def read(snapshot: Snapshot) -> dict[Figure, float]:
     """The figures of one snapshot."""
-    found: dict[str, float] = {}
+    found: dict[Figure, float] = {}
     for table in METRICS:
-        fields = [(field, _WANTED[field.metric]) for field in table.fields if field.metric in _WANTED]
-        if not fields:
-            continue
-        for item in table.items(snapshot):
-            for field, figure in fields:
-                value = field.get(item)
-                if isinstance(value, int | float) and _matches(table.labels, item, figure):
-                    key = name(figure.metric, [(label, table.labels[label](item)) for label in figure.keep])
+        fields = [(field.get, _BY_NAME[field.metric]) for field in table.fields if field.metric in _BY_NAME]
+        for item in table.items(snapshot) if fields else ():
+            for get, metric in fields:
+                value = get(item)
+                if isinstance(value, int | float) and _matches(table, item, metric.value):
+                    label = metric.value.label
+                    key = figure(metric, table.labels[label](item) if label is not None else "")
                     found[key] = found.get(key, 0) + value
     if snapshot.recharges.totals is not None:  # a state that has no row has no recharges
-        for state in ("dying", "none", "online"):
-            found.setdefault(name(RECHARGES, [("from_state", state)]), 0)
-            found.setdefault(name(RECHARGED_BYTES, [("from_state", state)]), 0)
+        for state in FROM_STATES:
+            found.setdefault(figure(Metric.RECHARGES, state), 0)
+            found.setdefault(figure(Metric.RECHARGED_BYTES, state), 0)
     if snapshot.latency is not None:
-        found |= _of_latency(snapshot.latency)
+        found |= _read_latency(snapshot.latency)
     return found
 
 
-def _of_latency(latency: Latency) -> dict[str, float]:
-    found: dict[str, float] = {
-        name(LATENCY_DROPPED, [("kind", what)]): count for what, count in latency.dropped_total.items()
+def _matches(table: MetricTable[Any], item: Any, series: Series) -> bool:
+    return all(table.labels[label](item) == value for label, value in series.match)
+
+
+def _read_latency(latency: Latency) -> dict[Figure, float]:
+    found: dict[Figure, float] = {
+        figure(Metric.LATENCY_DROPPED, kind): count for kind, count in latency.dropped_total.items()
     }
     for one in latency.histograms:
-        found[name(LATENCY_SAMPLES, [("kind", one.kind)])] = one.samples_total
-        found[name(LATENCY_NS, [("kind", one.kind)])] = one.sum_ns_total
+        found[figure(Metric.LATENCY_SAMPLES, one.kind)] = one.samples_total
+        found[figure(Metric.LATENCY_NS, one.kind)] = one.sum_ns_total
         for number, count in enumerate(one.buckets):
             if count:
-                found[name(LATENCY_BUCKET, [("kind", f"{one.kind}/{number}")])] = count
+                found[figure(Metric.LATENCY_BUCKET, one.kind, number)] = count
     return found
-
-
-def _matches(labels: Mapping[str, Any], item: Any, figure: Figure) -> bool:
-    return all(labels[label](item) == value for label, value in figure.match)
-
-
-assert all(field.kind == COUNTER for table in METRICS for field in table.fields if field.metric in COUNTERS)

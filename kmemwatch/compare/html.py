@@ -11,12 +11,11 @@ from importlib import resources
 from typing import Any
 
 from kmemwatch import __version__
-from kmemwatch.compare import figures
-from kmemwatch.compare.json_output import thinned
-from kmemwatch.compare.report import Comparison, memory_text
-from kmemwatch.compare.side import Delays, Side
+from kmemwatch.compare.comparison import Comparison, memory_text
+from kmemwatch.compare.figures import Metric, Values, pinned
+from kmemwatch.compare.output import fact_text, identity, pairs, thinned
+from kmemwatch.compare.side import ReleaseDelays, Side
 from kmemwatch.compare.stats import survival
-from kmemwatch.compare.text import fact_text, identity, pairs
 from kmemwatch.compare.verdict import FAILS, HOLDS, delay_text, number
 from kmemwatch.units import rfc3339
 
@@ -94,21 +93,21 @@ def _probe(probe: Any) -> str:
 
 
 def charts(found: Comparison) -> list[dict[str, Any]]:
-    """What is drawn: those charts that any side has figures for."""
+    """The charts that any side has figures for."""
     sides = found.sides
     wanted: list[dict[str, Any] | None] = [
-        _over_time("dying", "Dying memory cgroups", "count", sides, lambda v: v.get(figures.DYING)),
-        _over_time("pinned", "Memory that they keep", "bytes", sides, figures.pinned),
+        _over_time("dying", "Dying memory cgroups", "count", sides, Metric.DYING.of),
+        _over_time("pinned", "Memory that they keep", "bytes", sides, pinned),
         _over_time(
             "slab", "Slab memory of the host, change since the beginning", "bytes", sides,
-            lambda v: v.get(figures.SLAB_BYTES), change=True,
+            Metric.SLAB_BYTES.of, change=True,
         ),
         _curve(sides),
         _over_time(
-            "caches", "Most child caches of one root cache", "count", sides, lambda v: v.get(figures.CACHES_MAX),
-            dashed=("memcgs online", lambda v: v.get(figures.ONLINE)),
+            "caches", "Most child caches of one root cache", "count", sides, Metric.CACHES_MAX.of,
+            dashed=("memcgs online", Metric.ONLINE.of),
         ),
-        _over_time("ids", "kmemcg_ids in use", "count", sides, lambda v: v.get(figures.IDS)),
+        _over_time("ids", "kmemcg_ids in use", "count", sides, Metric.IDS.of),
     ]  # fmt: skip
     return [chart for chart in wanted if chart is not None]
 
@@ -118,10 +117,10 @@ def _over_time(
     title: str,
     unit: str,
     sides: Sequence[Side],
-    get: Callable[[figures.Values], float | None],
+    get: Callable[[Values], float | None],
     *,
     change: bool = False,
-    dashed: tuple[str, Callable[[figures.Values], float | None]] | None = None,
+    dashed: tuple[str, Callable[[Values], float | None]] | None = None,
 ) -> dict[str, Any] | None:
     """One line for each side, and a dashed one if there is something to compare it with."""
     lines: list[tuple[dict[str, Any], Side, Points]] = []
@@ -153,7 +152,7 @@ def _over_time(
 
 
 def _resampled(points: Points, times: Sequence[float], gaps: Sequence[tuple[float, float]]) -> list[float | None]:
-    """The latest value at each time, so that one place of the pointer shows all lines; nothing in a gap."""
+    """The latest value at each time, none in a gap: so the pointer shows the values of all lines at once."""
     found: list[float | None] = []
     place = 0
     for t in times:
@@ -170,7 +169,7 @@ def _short(value: float) -> float:
 
 
 def _curve(sides: Sequence[Side]) -> dict[str, Any] | None:
-    """Share of the dead that is not released, by the time since their removal."""
+    """Share of the removed memcgs that are not released, by the time since removal."""
     known = [(side, _steps(side.delays)) for side in sides]
     known = [(side, steps) for side, steps in known if steps]
     if not known:
@@ -191,7 +190,7 @@ Step = tuple[float, float, float | None, float | None]
 """(after, share not released, low, high)."""
 
 
-def _steps(delays: Delays) -> list[Step]:
+def _steps(delays: ReleaseDelays) -> list[Step]:
     found = survival(delays.released_s, delays.still_dying_s)
     if found is not None:
         rows: list[Step] = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every kind of side becomes: hosts, the runs of each, samples of figures, and delays; pure.
+"""What a recording, a daemon and a query of Prometheus become: hosts, the runs of each, and samples of figures; pure.
 
 None is unknown, as everywhere. Times of samples are seconds since the side began.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from kmemwatch.compare import figures
-from kmemwatch.compare.figures import Values, is_counter, of_metric
+from kmemwatch.compare.figures import Figure, Metric, Values
 
 RECORDING, DAEMON, PROMETHEUS = "recording", "daemon", "prometheus"
 
@@ -37,28 +37,32 @@ class Run:
     exact: bool = False
     """It is known to be one run, so a counter that falls is not one that began at 0 again."""
 
-    def increase(self, figure: str) -> tuple[float | None, int]:
-        """(what a counter grew by, how often it fell): after a fall it is taken to have begun at 0 again."""
-        total, falls, before = 0.0, 0, 0.0 if self.from_zero else None
-        for place, sample in enumerate(self.samples):
-            value = sample.values.get(figure)
-            if value is None:
-                continue
-            if before is None:  # a series that comes later than the others begins at 0 with what it counts first
-                before = value if place == 0 else 0.0
-            if value < before:
-                falls, before = falls + 1, value if self.exact else 0.0
-            total += value - before
-            before = value
-        known = any(figure in sample.values for sample in self.samples)
-        return (total if known else None), falls
+    def increase(self, one: Figure) -> tuple[float | None, int]:
+        """As `increase` says, of one counter."""
+        return increase([sample.values.get(one) for sample in self.samples], from_zero=self.from_zero, exact=self.exact)
 
 
-@dataclass(frozen=True, slots=True)
-class Track:
-    """One host of a side."""
+def increase(values: Sequence[float | None], *, from_zero: bool, exact: bool = False) -> tuple[float | None, int]:
+    """(what a counter grew by, how often it fell); after a fall it began at 0 again, unless the run is `exact`."""
+    total, falls, before = 0.0, 0, 0.0 if from_zero else None
+    for place, value in enumerate(values):
+        if value is None:
+            continue
+        if before is None:  # a series that comes later than the others begins at 0 with what it counts first
+            before = value if place == 0 else 0.0
+        if value < before:
+            falls, before = falls + 1, value if exact else 0.0
+        total += value - before
+        before = value
+    known = any(value is not None for value in values)
+    return (total if known else None), falls
 
-    host: str
+
+@dataclass(frozen=True)
+class HostRuns:
+    """One host of a side, and the runs of kmemwatch there."""
+
+    name: str
     runs: tuple[Run, ...]
     kernel: str | None = None
     """``uname -r``."""
@@ -78,37 +82,35 @@ class Track:
         samples = self.samples
         return samples[-1].elapsed_s - samples[0].elapsed_s if samples else 0.0
 
-    def names(self, metric: str) -> list[str]:
-        """Figures of the metric that any sample has, sorted."""
-        return sorted(of_metric(self.figures(), metric))
+    @cached_property
+    def figures(self) -> frozenset[Figure]:
+        """Those that any sample has."""
+        return frozenset().union(*(sample.values for run in self.runs for sample in run.samples))
 
-    def figures(self) -> set[str]:
-        """Names that any sample has."""
-        return set().union(*(sample.values for run in self.runs for sample in run.samples))
+    def figures_of(self, metric: Metric) -> list[Figure]:
+        """Those of the metric."""
+        return [one for one in self.figures if one.metric is metric]
 
-    def increase(self, metric: str) -> float | None:
+    def increase(self, metric: Metric) -> float | None:
         """What the counters of a metric grew by, restarts included; None when it is not known."""
-        found = [self.increase_of(one) for one in self.names(metric)]
-        known = [one for one in found if one is not None]
-        return sum(known) if known else None
+        return known_total(self.increase_of(one) for one in self.figures_of(metric))
 
-    def increase_of(self, figure: str) -> float | None:
-        """The same for one figure."""
-        known = [grown for run in self.runs if (grown := run.increase(figure)[0]) is not None]
-        return sum(known) if known else None
+    def increase_of(self, one: Figure) -> float | None:
+        """The same of one figure."""
+        return known_total(run.increase(one)[0] for run in self.runs)
 
     def falls(self) -> int:
-        """Counters that fell within a run: kmemwatch was restarted unseen."""
-        names = filter(is_counter, self.figures())
-        return max((sum(run.increase(one)[1] for run in self.runs) for one in names), default=0)
+        """How often counters fell within a run: kmemwatch was restarted, and nothing else shows it."""
+        counters = [one for one in self.figures if one.metric.value.counter]
+        return max((sum(run.increase(one)[1] for run in self.runs) for one in counters), default=0)
 
     def series(self, get: Callable[[Values], float | None]) -> list[tuple[float, float]]:
         """(elapsed seconds, value) of the samples where it is known."""
         return [(s.elapsed_s, value) for s in self.samples if (value := get(s.values)) is not None]
 
-    def largest(self, figure: str) -> float | None:
+    def largest(self, one: Figure) -> float | None:
         """The largest value of a gauge."""
-        return max((s.values[figure] for s in self.samples if figure in s.values), default=None)
+        return max((s.values[one] for s in self.samples if one in s.values), default=None)
 
     def last(self) -> Values:
         """The latest sample, empty when there is none."""
@@ -122,7 +124,7 @@ class Track:
 
 
 @dataclass(frozen=True, slots=True)
-class Delays:
+class ReleaseDelays:
     """How long memcgs that were removed during the side took to be released."""
 
     released_s: tuple[float, ...] = ()
@@ -141,8 +143,8 @@ class Delays:
 
 
 @dataclass(frozen=True, slots=True)
-class Handovers:
-    """Child caches that were there when their kmemcg_id went to its next memcg; from events."""
+class InheritedCaches:
+    """Child caches that existed when their kmemcg_id went to its next memcg; from events."""
 
     reuses: int = 0
     with_caches: int = 0
@@ -159,9 +161,9 @@ class Side:
     """RECORDING, DAEMON or PROMETHEUS."""
     source: str
     """As the user named it, without passwords."""
-    tracks: tuple[Track, ...]
-    delays: Delays = Delays()
-    handovers: Handovers | None = None
+    hosts: tuple[HostRuns, ...]
+    delays: ReleaseDelays = ReleaseDelays()
+    inherited: InheritedCaches | None = None
     """None when there are no events."""
     probes: tuple[Mapping[str, Any], ...] = ()
     """signal, attachment, status, why; None where unknown."""
@@ -181,20 +183,20 @@ class Side:
     cut: str | None = None
     """Where the recording was cut off."""
     contradictions: tuple[str, ...] = ()
-    """What cannot be if the samples are what a kmemwatch wrote."""
+    """What no kmemwatch writes: the source was changed, or put together from several."""
     fingerprint: str = ""
-    """Equal when two sides are the same figures of the same time."""
+    """Equal for two sides with the same figures of the same time."""
     notes: tuple[str, ...] = ()
 
     @property
     def samples(self) -> int:
         """Of all hosts."""
-        return sum(len(run.samples) for track in self.tracks for run in track.runs)
+        return sum(len(run.samples) for host in self.hosts for run in host.runs)
 
     @property
     def duration_s(self) -> float:
         """Of the host that was watched longest."""
-        return max((track.duration_s for track in self.tracks), default=0.0)
+        return max((host.duration_s for host in self.hosts), default=0.0)
 
     @property
     def span_s(self) -> tuple[float, float]:
@@ -204,14 +206,14 @@ class Side:
 
     def all_samples(self) -> Iterator[Sample]:
         """Of all hosts, one after the other."""
-        for track in self.tracks:
-            yield from track.samples
+        for host in self.hosts:
+            yield from host.samples
 
     def each(self, what: str) -> list[Any]:
-        """Different values of an attribute of the hosts (``kernel``, ``era``, ``patchset``), unknown left out."""
+        """Different known values of an attribute of the hosts, such as ``kernel``."""
         found: list[Any] = []
-        for track in self.tracks:
-            if (value := getattr(track, what)) is not None and value not in found:
+        for host in self.hosts:
+            if (value := getattr(host, what)) is not None and value not in found:
                 found.append(value)
         return found
 
@@ -221,29 +223,29 @@ class Side:
         found = self.each("patchset")
         return found[0] if len(found) == 1 else None
 
-    def increase(self, metric: str) -> float | None:
+    def increase(self, metric: Metric) -> float | None:
         """Sum over the hosts where it is known."""
-        return known_total(track.increase(metric) for track in self.tracks)
+        return known_total(host.increase(metric) for host in self.hosts)
 
-    def increase_of(self, figure: str) -> float | None:
-        """The same for one figure."""
-        return known_total(track.increase_of(figure) for track in self.tracks)
+    def increase_of(self, one: Figure) -> float | None:
+        """The same of one figure."""
+        return known_total(host.increase_of(one) for host in self.hosts)
 
     def at_end(self, get: Callable[[Values], float | None]) -> float | None:
         """Sum over the hosts where it is known, at the end of each."""
-        return known_total(get(track.last()) for track in self.tracks)
+        return known_total(get(host.last()) for host in self.hosts)
 
-    def labels(self, metric: str) -> list[str]:
-        """Figures of a metric that any host has."""
-        return sorted({one for track in self.tracks for one in track.names(metric)})
+    def figures_of(self, metric: Metric) -> list[Figure]:
+        """Figures of a metric that any host has, sorted by their labels."""
+        return sorted({one for host in self.hosts for one in host.figures_of(metric)}, key=lambda one: one[1:])
 
     def total(self, get: Callable[[Values], float | None]) -> list[tuple[float, float]]:
         """(elapsed seconds, sum over all hosts); only where each host has a value, the latest one up to then."""
-        return summed([track.series(get) for track in self.tracks])
+        return summed([host.series(get) for host in self.hosts])
 
     def dying(self) -> list[tuple[float, float]]:
         """Dying memcgs over time."""
-        return self.total(lambda values: values.get(figures.DYING))
+        return self.total(Metric.DYING.of)
 
 
 def known_total(values: Iterable[float | None]) -> float | None:

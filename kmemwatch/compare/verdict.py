@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is said of a claim for one side: verdict, reason, and the figures it rests on; how figures are written."""
+"""A verdict on a claim for one side: with its reason, and the figures behind it; how figures are written."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from kmemwatch.compare.stats import GROWING, SHRINKING, Share, is_small
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, seconds_human
 
-HOLDS, FAILS, UNTOLD = "holds", "does not hold", "cannot be told"
+HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "cannot be told"
 
 BYTES, COUNT, SECONDS, SHARE, RATIO, PER_HOUR, BYTES_PER_HOUR, NANOSECONDS = (
     "bytes", "count", "seconds", "share", "ratio", "per hour", "bytes per hour", "ns",
 )  # fmt: skip
 
 MIN_DEAD = 20
-"""With fewer memcgs that died, or ids that were given, nothing is said."""
+"""With fewer removed memcgs, or fewer ids given, there is no verdict."""
 MIN_CHECKS = 1000
 """The same of recharge checks."""
 MIN_SAMPLES = 1000
@@ -37,9 +37,9 @@ class Fact:
     low: float | None = None
     high: float | None = None
     trend: str | None = None
-    """Of a trend: what its interval says (`stats.direction`)."""
+    """Of a trend: its direction, from its interval (`stats.direction`)."""
     small: float | None = None
-    """Of a trend: what is less is of no consequence."""
+    """Of a trend: a smaller change does not matter."""
 
     @property
     def text(self) -> str:
@@ -53,7 +53,7 @@ class Fact:
 
     @property
     def _limit(self) -> str:
-        """Words for a change that is certain, and small: that it is small, and what that means."""
+        """Words that mark a change which is certain, but small."""
         if self.trend not in (GROWING, SHRINKING) or self.low is None or self.high is None or self.small is None:
             return ""
         return f", by less than {written(self.small, self.unit)}" if is_small(self.low, self.high, self.small) else ""
@@ -71,25 +71,25 @@ class Verdict:
     """Of one claim and one side."""
 
     verdict: str
-    """HOLDS, FAILS or UNTOLD."""
+    """HOLDS, FAILS or UNDECIDED."""
     reason: str
     facts: tuple[Fact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the cover letter promises, and what became of it on each side."""
+    """What the cover letter promises, and the verdict on each side."""
 
     key: str
     title: str
     verdicts: tuple[Verdict, ...]
     """In the order of the sides."""
     difference: str | None = None
-    """What can be said of the two together."""
+    """How the two sides differ."""
 
 
 def written(value: float | None, unit: str) -> str:
-    """A figure with its unit; ``?`` when it is not known. What is not 0 does not read like 0."""
+    """A figure with its unit; ``?`` when it is not known. A figure that is not 0 is never written as 0."""
     if value is None:
         return UNKNOWN
     text = _WRITTEN[unit](value)
@@ -146,9 +146,9 @@ def number(value: float | None) -> str:
 
 
 def worst(verdicts: Sequence[Verdict]) -> Verdict:
-    """Of several hosts: one that fails is enough, then one that holds."""
-    for wanted in (FAILS, HOLDS, UNTOLD):
+    """Of several hosts: FAILS if there is one, else HOLDS if there is one."""
+    for wanted in (FAILS, HOLDS, UNDECIDED):
         for verdict in verdicts:
             if verdict.verdict == wanted:
                 return verdict
-    return Verdict(UNTOLD, "there is no host")
+    return Verdict(UNDECIDED, "there is no host")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What ran on a side, as far as it is known: the JSON report of `kmemwatch churn`."""
+"""The workload of a side, where it is known: the JSON report of `kmemwatch churn`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kmemwatch.codec import parse_json
-from kmemwatch.compare import figures
+from kmemwatch.compare.figures import Metric
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import UsageError
 from kmemwatch.feeds.user_files import read_bounded
@@ -20,7 +20,7 @@ _OPTIONS = (
     ("dead", "dead {}"),
     ("seed", "seed {}"),
 )
-"""Of churn, and how they are told."""
+"""Options of churn, and the words for them."""
 _MAX_BYTES = 1 << 27
 _CLOCK_S = 60.0
 """How far apart the clocks of the two programs may be."""
@@ -64,7 +64,7 @@ def doubts(side: Side) -> list[str]:
     if report is None:
         return []
     found = []
-    boot_id, boots = report["host"].get("boot_id"), {boot for track in side.tracks for boot in track.boot_ids}
+    boot_id, boots = report["host"].get("boot_id"), {boot for host in side.hosts for boot in host.boot_ids}
     kernels = side.each("kernel")
     if boot_id is not None and boots and boot_id not in boots:
         found.append("the workload was run on another host, or before it was booted")
@@ -80,14 +80,14 @@ def doubts(side: Side) -> list[str]:
             found.append("the workload ran at another time than this was measured")
         elif began / 1e9 < begin_s - 1:
             found.append("the workload had begun before the measurement, so a part of it is missing")
-    made, removed = report["cgroups"].get("removed"), side.increase(figures.OFFLINED)
+    made, removed = report["cgroups"].get("removed"), side.increase(Metric.OFFLINED)
     if isinstance(made, int) and removed is not None and removed < made and not found:
         found.append(f"churn removed {made} cgroups, and only {removed:g} were seen to be removed")
     return found
 
 
 def differ(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> str | None:
-    """What two workloads do not have in common; None when they are the same, or one is not known."""
+    """How two workloads differ; None when they do not, or one is not known."""
     if a is None or b is None:
         return None
     plans = a["cgroups"].get("plan_sha256"), b["cgroups"].get("plan_sha256")

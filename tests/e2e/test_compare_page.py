@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kmemwatch.compare.comparison import Comparison
 from kmemwatch.compare.html import charts, to_html
-from kmemwatch.compare.report import Comparison
 from tests.needs import BROWSER, require
 from tests.unit.test_compare_output import NOW_NS, ODD
 

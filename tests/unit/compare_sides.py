@@ -8,34 +8,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kmemwatch.compare import figures
-from kmemwatch.compare.side import RECORDING, Delays, Run, Sample, Side, Track
+from kmemwatch.compare.figures import Figure, Metric, figure
+from kmemwatch.compare.side import RECORDING, HostRuns, ReleaseDelays, Run, Sample, Side
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import DYING, Cgroup, Event, Host, Ids, Kernel, Recharges, RechargeTotal, Snapshot, Totals
 from tests.unit import fakes
 
 BOOT = {"A": "aaaaaaaa-0000-4000-8000-000000000001", "B": "bbbbbbbb-0000-4000-8000-000000000002"}
 S = 10**9
-RECHARGE_NAMES = {
-    state: figures.name(figures.RECHARGES, [("from_state", state)]) for state in ("dying", "none", "online")
-}
+RECHARGES = {state: figure(Metric.RECHARGES, state) for state in ("dying", "none", "online")}
+Curves = dict[Figure, Callable[[int], float]]
+"""Figure -> its value at a second."""
 
 
-def side(series: Mapping[str, Callable[[int], float]], seconds: int = 200, label: str = "A", **more: Any) -> Side:
-    """One host, a sample a second; `series`: figure -> its value at a second."""
+def side(curves: Curves, seconds: int = 200, label: str = "A", **more: Any) -> Side:
+    """One host, a sample a second."""
     samples = tuple(
-        Sample(1_800_000_000.0 + t, float(t), {name: value(t) for name, value in series.items()})
-        for t in range(seconds)
+        Sample(1_800_000_000.0 + t, float(t), {one: value(t) for one, value in curves.items()}) for t in range(seconds)
     )
     kernel = {
         name: more.pop(name, default)
         for name, default in (("kernel", "6.1"), ("era", "recharge"), ("patchset", True), ("cgroup_version", 2))
     }
-    track = Track(f"host{label}", (Run(samples, False),), boot_ids=(BOOT[label],), **kernel)
-    return Side(label, RECORDING, f"{label}.kmw", (track,), **more)
+    host = HostRuns(f"host{label}", (Run(samples, False),), boot_ids=(BOOT[label],), **kernel)
+    return Side(label, RECORDING, f"{label}.kmw", (host,), **more)
 
 
-def lives(per_s: float, stay: float, **more: Any) -> dict[str, Callable[[int], float]]:
+def lives(per_s: float, stay: float) -> Curves:
     """Figures of a host where `per_s` memcgs die, and that share of them stays; two others are just dying."""
 
     def kept(t: int) -> int:
@@ -44,26 +43,25 @@ def lives(per_s: float, stay: float, **more: Any) -> dict[str, Callable[[int], f
     def dying(t: int) -> int:
         return min(int(per_s * t), kept(t) + min(2, t))
 
-    found: dict[str, Callable[[int], float]] = {
-        figures.ONLINE: lambda t: 11,
-        figures.ONLINE_PEAK: lambda t: 21,
-        figures.OFFLINED: lambda t: int(per_s * t),
-        figures.RELEASED: lambda t: int(per_s * t) - dying(t),
-        figures.DYING: dying,
-        figures.SLAB_BYTES: lambda t: 10_000_000 + 4096 * kept(t),
-        figures.IDS_GIVEN: lambda t: int(per_s * t),
-        figures.IDS_REUSED: lambda t: max(0, int(per_s * t) - kept(t) - 5),
-        figures.IDS_FREED: lambda t: int(per_s * t) - kept(t),
-        figures.IDS: lambda t: 10 + kept(t),
-        figures.CACHES_MAX: lambda t: 15 + kept(t),
-        figures.CHECKS: lambda t: 100 * t,
-        figures.FAILURES: lambda t: 0,
-        figures.ALLOCATIONS: lambda t: 200 * t,
-        RECHARGE_NAMES["dying"]: lambda t: 3 * t,
-        RECHARGE_NAMES["none"]: lambda t: t,
-        RECHARGE_NAMES["online"]: lambda t: 0,
+    return {
+        figure(Metric.ONLINE): lambda t: 11,
+        figure(Metric.ONLINE_PEAK): lambda t: 21,
+        figure(Metric.OFFLINED): lambda t: int(per_s * t),
+        figure(Metric.RELEASED): lambda t: int(per_s * t) - dying(t),
+        figure(Metric.DYING): dying,
+        figure(Metric.SLAB_BYTES): lambda t: 10_000_000 + 4096 * kept(t),
+        figure(Metric.IDS_GIVEN): lambda t: int(per_s * t),
+        figure(Metric.IDS_REUSED): lambda t: max(0, int(per_s * t) - kept(t) - 5),
+        figure(Metric.IDS_FREED): lambda t: int(per_s * t) - kept(t),
+        figure(Metric.IDS): lambda t: 10 + kept(t),
+        figure(Metric.CACHES_MAX): lambda t: 15 + kept(t),
+        figure(Metric.CHECKS): lambda t: 100 * t,
+        figure(Metric.FAILURES): lambda t: 0,
+        figure(Metric.ALLOCATIONS): lambda t: 200 * t,
+        RECHARGES["dying"]: lambda t: 3 * t,
+        RECHARGES["none"]: lambda t: t,
+        RECHARGES["online"]: lambda t: 0,
     }
-    return {**found, **more}
 
 
 def patched(label: str = "B", seconds: int = 200, **more: Any) -> Side:
@@ -73,21 +71,21 @@ def patched(label: str = "B", seconds: int = 200, **more: Any) -> Side:
 
 def unpatched(label: str = "A", seconds: int = 200, **more: Any) -> Side:
     """All that die stay, with their ids and caches."""
-    recharging = {figures.CHECKS, figures.FAILURES, *RECHARGE_NAMES.values()}
+    recharging = {figure(Metric.CHECKS), figure(Metric.FAILURES), *RECHARGES.values()}
     series = {name: value for name, value in lives(2, 1).items() if name not in recharging}
     return side(series, seconds, label, era="per-memcg", patchset=False, **more)
 
 
 def objcg(label: str = "A", **more: Any) -> Side:
     """Shared caches, as on a stock kernel: no ids, no child caches, no recharging."""
-    names = (figures.ONLINE, figures.OFFLINED, figures.RELEASED, figures.DYING, figures.SLAB_BYTES, figures.ALLOCATIONS)
-    series = {name: value for name, value in lives(2, 0).items() if name in names}
+    names = (Metric.ONLINE, Metric.OFFLINED, Metric.RELEASED, Metric.DYING, Metric.SLAB_BYTES, Metric.ALLOCATIONS)
+    series = {name: value for name, value in lives(2, 0).items() if name.metric in names}
     return side(series, 200, label, era="objcg", patchset=False, **more)
 
 
-def delays(released: Iterable[float] = (), still: Iterable[float] = ()) -> Delays:
+def delays(released: Iterable[float] = (), still: Iterable[float] = ()) -> ReleaseDelays:
     """Exact ones."""
-    return Delays(tuple(released), tuple(still))
+    return ReleaseDelays(tuple(released), tuple(still))
 
 
 def snapshot(second: float, label: str = "A", *, dead_s: Mapping[int, float] | None = None, **changes: Any) -> Snapshot:

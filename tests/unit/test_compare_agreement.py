@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kmemwatch.compare import figures, verdict
+from kmemwatch.compare import verdict
+from kmemwatch.compare.comparison import Comparison, compare
+from kmemwatch.compare.figures import Metric, figure
 from kmemwatch.compare.html import to_html
-from kmemwatch.compare.json_output import to_json
-from kmemwatch.compare.report import Comparison, compare
+from kmemwatch.compare.output import to_json, to_text
 from kmemwatch.compare.side import Side
 from kmemwatch.compare.stats import FLAT, GROWING, SHRINKING, UNCLEAR, direction
-from kmemwatch.compare.text import to_text
 from kmemwatch.compare.verdict import BYTES_PER_HOUR, FAILS, HOLDS, PER_HOUR, Fact, written
 from tests.unit.compare_sides import lives, patched, side, unpatched
 
@@ -28,7 +28,7 @@ TREND_ROWS = ("dying_trend", "dying_trend_late", "pinned_trend")
 STEPS = {"": 1, "B": 1, "K": 1024, "M": 1024**2, "G": 1024**3, "T": 1024**4, "P": 1024**5}
 COUNTS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 AGES = {"ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400}
-KEPT = figures.name(figures.DYING_BYTES, [("kind", "slab")])
+KEPT = figure(Metric.DYING_BYTES, "slab")
 
 
 def read(text: str, unit: str) -> float:
@@ -100,9 +100,9 @@ def sides(draw: st.DrawFn, label: str) -> Side:
         return values[t]
 
     series = lives(2, 0) | {
-        figures.OFFLINED: lambda t: at(removed, t),
-        figures.RELEASED: lambda t: at(released, t),
-        figures.DYING: lambda t: before + removed[t] - released[t],
+        figure(Metric.OFFLINED): lambda t: at(removed, t),
+        figure(Metric.RELEASED): lambda t: at(released, t),
+        figure(Metric.DYING): lambda t: before + removed[t] - released[t],
         KEPT: lambda t: 4096 * (before + removed[t] - released[t]),
     }
     return side(series, count, label)

@@ -17,12 +17,11 @@ from typing import Any
 import jsonschema
 import pytest
 
-from kmemwatch.compare import figures
+from kmemwatch.compare.comparison import Comparison, compare
+from kmemwatch.compare.figures import Metric, figure
 from kmemwatch.compare.html import charts, to_html
-from kmemwatch.compare.json_output import MAX_POINTS, thinned, to_dict, to_json
-from kmemwatch.compare.report import Comparison, compare
-from kmemwatch.compare.side import Delays, Handovers, Side
-from kmemwatch.compare.text import to_text
+from kmemwatch.compare.output import MAX_POINTS, thinned, to_dict, to_json, to_text
+from kmemwatch.compare.side import InheritedCaches, ReleaseDelays, Side
 from kmemwatch.compare.workload import describe, read_workload
 from kmemwatch.errors import UsageError
 from tests.unit import fakes
@@ -56,7 +55,7 @@ def example() -> Comparison:
     return compare(
         unpatched(
             delays=delays([n / 7 for n in range(1, 40)], [n / 2 for n in range(359)]), probes=probes, kmemwatch="0.1.0",
-            events=1200, workload=workload(BOOT["A"]), handovers=Handovers(1, 0, 0),
+            events=1200, workload=workload(BOOT["A"]), inherited=InheritedCaches(1, 0, 0),
         ),
         patched(
             delays=delays([n / 40 for n in range(1, 397)], [0.1, 0.2]), probes=probes[:1], restarts=1,
@@ -73,13 +72,11 @@ ODD: dict[str, Callable[[], Comparison]] = {
     "stock kernels": lambda: compare(objcg("A"), objcg("B")),
     "one stock": lambda: compare(objcg("A"), patched("B")),
     "short and long": lambda: compare(patched("A", seconds=3), unpatched("B", seconds=5000)),
-    "buckets": lambda: compare(patched("A", delays=Delays(buckets={1.0: 3, float("inf"): 5})), patched("B")),
+    "buckets": lambda: compare(patched("A", delays=ReleaseDelays(buckets={1.0: 3, float("inf"): 5})), patched("B")),
     "contradiction": lambda: compare(patched("A", contradictions=("x",)), patched("B")),
-    "two hosts": lambda: compare(
-        replace(patched("A"), tracks=patched("A").tracks + unpatched("B").tracks), patched("B")
-    ),
+    "two hosts": lambda: compare(replace(patched("A"), hosts=patched("A").hosts + unpatched("B").hosts), patched("B")),
     "evil": lambda: compare(
-        replace(side({figures.DYING: lambda t: t}, kernel=EVIL, notes=(EVIL,)), source=EVIL), patched("B")
+        replace(side({figure(Metric.DYING): lambda t: t}, kernel=EVIL, notes=(EVIL,)), source=EVIL), patched("B")
     ),
 }
 
@@ -143,7 +140,7 @@ def test_thinning_keeps_ends_and_peaks() -> None:
 
 
 def test_a_kind_that_only_one_side_has_is_in_its_place() -> None:
-    kinds = [figures.name(figures.DYING_BYTES, [("kind", kind)]) for kind in ("anon", "file", "slab")]
+    kinds = [figure(Metric.DYING_BYTES, kind) for kind in ("anon", "file", "slab")]
     a = side(lives(2, 0) | {kinds[1]: lambda t: 5000})
     b = side(lives(2, 0) | dict.fromkeys((kinds[0], kinds[2]), lambda t: 5000), label="B")
     text = to_text(compare(a, b))

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.compare import figures
-from kmemwatch.compare.prometheus import Range, parse, read_prometheus
-from kmemwatch.compare.prometheus_api import Api
-from kmemwatch.compare.report import compare
+from kmemwatch.compare.comparison import compare
+from kmemwatch.compare.figures import Metric
+from kmemwatch.compare.prometheus import PrometheusServer, TimeRange, parse, read_prometheus
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.feeds.http_client import ANYBODY, Access
@@ -68,9 +67,10 @@ class FakePrometheus:
         ]
         return {"status": "success", "data": {"resultType": "matrix", "result": found}}
 
-    def add(self, metric: str, labels: dict[str, str], *values: float | None, **more: str) -> None:
+    def add(self, metric: Metric | str, labels: dict[str, str], *values: float | None, **more: str) -> None:
         points = [(T0 + 10.0 * n, value) for n, value in enumerate(values) if value is not None]
-        self.series.append((metric, {**labels, **more}, points))
+        name = metric if isinstance(metric, str) else metric.value.metric
+        self.series.append((name, {**labels, **more}, points))
 
     def stop(self) -> None:
         self._server.shutdown()
@@ -85,60 +85,62 @@ def server() -> Iterator[FakePrometheus]:
 
 
 def read(server: FakePrometheus, selector: str = 'job="kmemwatch"', access: Access = ANYBODY) -> Side:
-    return read_prometheus("A", "prometheus:x", Api(server.url, access), selector, Range.of(T0, T0 + 100, 10))
+    return read_prometheus(
+        "A", "prometheus:x", PrometheusServer(server.url, access), selector, TimeRange.of(T0, T0 + 100, 10)
+    )
 
 
 def test_targets_are_hosts_and_their_counters_add_up(server: FakePrometheus) -> None:
-    server.add(figures.OFFLINED, DB1, 100, 110, 120)
-    server.add(figures.OFFLINED, DB2, 5, 6, 9)
-    server.add(figures.DYING, DB1, 1, 2, 3)
-    server.add(figures.DYING, DB2, 10, 10, 10)
+    server.add(Metric.OFFLINED, DB1, 100, 110, 120)
+    server.add(Metric.OFFLINED, DB2, 5, 6, 9)
+    server.add(Metric.DYING, DB1, 1, 2, 3)
+    server.add(Metric.DYING, DB2, 10, 10, 10)
     server.add("kmemwatch_kernel_info", DB1, 1, 1, 1, release="6.1.0", era="recharge", patchset="true")
     side = read(server)
-    assert [track.host for track in side.tracks] == ["db1:10777", "db2:10777"]
-    assert (side.tracks[0].kernel, side.tracks[0].era, side.tracks[0].patchset) == ("6.1.0", "recharge", True)
-    assert (side.tracks[1].kernel, side.tracks[1].patchset) == (None, None)
-    assert side.increase(figures.OFFLINED) == 20 + 4
+    assert [host.name for host in side.hosts] == ["db1:10777", "db2:10777"]
+    assert (side.hosts[0].kernel, side.hosts[0].era, side.hosts[0].patchset) == ("6.1.0", "recharge", True)
+    assert (side.hosts[1].kernel, side.hosts[1].patchset) == (None, None)
+    assert side.increase(Metric.OFFLINED) == 20 + 4
     assert side.dying() == [(0, 11), (10, 12), (20, 13)]
     assert all('{job="kmemwatch"}' in q or '{job="kmemwatch",cgroup="/"}' in q for q in server.queries)
 
 
 def test_series_that_begin_later_began_at_zero(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1, 1, 1, 1)
-    server.add(figures.RECHARGES, DB1, None, 7, 7, 9, from_state="dying")
-    assert read(server).increase(figures.RECHARGES) == 9
+    server.add(Metric.DYING, DB1, 1, 1, 1, 1)
+    server.add(Metric.RECHARGES, DB1, None, 7, 7, 9, from_state="dying")
+    assert read(server).increase(Metric.RECHARGES) == 9
 
 
 def test_a_restart_that_a_counter_does_not_show_is_seen_by_the_start_time(server: FakePrometheus) -> None:
-    server.add(figures.OFFLINED, DB1, 10, 20, 25, 30)
+    server.add(Metric.OFFLINED, DB1, 10, 20, 25, 30)
     server.add("process_start_time_seconds", DB1, 1000, 1000, 1715, 1715)
     server.add("process_start_time_seconds", {"job": "node", "instance": "db1:9100"}, 1, 2, 3, 4)
     side = read(server)
     assert side.restarts == 1
-    assert side.increase(figures.OFFLINED) == 10 + 30
-    assert len(side.tracks) == 1
+    assert side.increase(Metric.OFFLINED) == 10 + 30
+    assert len(side.hosts) == 1
 
 
 def test_a_counter_that_falls_without_a_start_time_is_said(server: FakePrometheus) -> None:
-    server.add(figures.OFFLINED, DB1, 10, 20, 3, 8)
+    server.add(Metric.OFFLINED, DB1, 10, 20, 3, 8)
     side = read(server)
-    assert side.increase(figures.OFFLINED) == 10 + 8
+    assert side.increase(Metric.OFFLINED) == 10 + 8
     assert any("counters fell once" in note for note in compare(side, side).side_notes[0])
 
 
 def test_times_without_samples_are_gaps(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1, 1, None, None, None, None, 2, 2, 2)
+    server.add(Metric.DYING, DB1, 1, 1, None, None, None, None, 2, 2, 2)
     assert read(server).gaps == ((10.0, 50.0),)
 
 
 def test_caches_that_go_take_no_allocations_with_them(server: FakePrometheus) -> None:
-    server.add(figures.ALLOCATIONS, DB1, 100, 110, 120, cache="dentry")
-    server.add(figures.ALLOCATIONS, DB1, 50, 70, None, cache="gone")
-    assert read(server).increase(figures.ALLOCATIONS) == 20 + 20
+    server.add(Metric.ALLOCATIONS, DB1, 100, 110, 120, cache="dentry")
+    server.add(Metric.ALLOCATIONS, DB1, 50, 70, None, cache="gone")
+    assert read(server).increase(Metric.ALLOCATIONS) == 20 + 20
 
 
 def test_delays_come_from_the_histogram(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1, 1, 1)
+    server.add(Metric.DYING, DB1, 1, 1, 1)
     for bound, counts in (("1.0", (5, 6, 9)), ("10.0", (5, 7, 11)), ("+Inf", (5, 7, 13))):
         server.add("kmemwatch_cgroup_release_delay_seconds_bucket", DB1, *counts, le=bound)
     side = read(server)
@@ -147,23 +149,23 @@ def test_delays_come_from_the_histogram(server: FakePrometheus) -> None:
 
 
 def test_bpf_time_is_known_from_the_exporter(server: FakePrometheus) -> None:
-    server.add(figures.BPF_SECONDS, DB1, 1.0, 1.5)
-    server.add(figures.BPF_RUNS, DB1, 1_000_000, 2_000_000)
+    server.add(Metric.BPF_SECONDS, DB1, 1.0, 1.5)
+    server.add(Metric.BPF_RUNS, DB1, 1_000_000, 2_000_000)
     facts = {f.key: f for f in compare(read(server), read(server)).claims[4].verdicts[0].facts}
     assert facts["bpf_run"].value == pytest.approx(500)
 
 
 def test_several_kernels_in_the_range_are_said(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1, 1, 1, 1)
+    server.add(Metric.DYING, DB1, 1, 1, 1, 1)
     server.add("kmemwatch_kernel_info", DB1, 1, 1, release="6.1.0", era="per-memcg", patchset="false")
     server.add("kmemwatch_kernel_info", DB1, None, None, 1, 1, release="6.1.1", era="recharge", patchset="true")
     side = read(server)
-    assert side.tracks[0].kernel == "6.1.1"
+    assert side.hosts[0].kernel == "6.1.1"
     assert "6.1.0, 6.1.1" in side.notes[0]
 
 
 def test_targets_of_one_name_are_not_mixed_up(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1, 1)
+    server.add(Metric.DYING, DB1, 1, 1)
     for cluster in ("east", "west"):
         server.add("kmemwatch_kernel_info", DB1, 1, 1, release="6.1", era="recharge", patchset="true", cluster=cluster)
     with pytest.raises(UsageError, match="several targets are named db1:10777, they differ in cluster"):
@@ -171,7 +173,7 @@ def test_targets_of_one_name_are_not_mixed_up(server: FakePrometheus) -> None:
 
 
 def test_values_that_are_no_numbers_are_unknown(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1, float("nan"), float("inf"), 4)
+    server.add(Metric.DYING, DB1, 1, float("nan"), float("inf"), 4)
     assert read(server).dying() == [(0, 1), (30, 4)]
 
 
@@ -182,7 +184,7 @@ def test_nothing_found_names_selector_and_time(server: FakePrometheus) -> None:
 
 
 def test_the_password_is_sent(server: FakePrometheus) -> None:
-    server.add(figures.DYING, DB1, 1)
+    server.add(Metric.DYING, DB1, 1)
     read(server, access=Access(user="me", password="söcret"))
     expected = "Basic " + base64.b64encode("me:söcret".encode()).decode()
     assert set(server.authorization) == {expected}
@@ -209,7 +211,7 @@ def test_other_answers_are_one_line(
 
 def test_nobody_there_is_one_line() -> None:
     with pytest.raises(KmemwatchError, match=r"127\.0\.0\.1:1: cannot ask Prometheus: Connection refused"):
-        Api("http://127.0.0.1:1", Access()).query_range("up", Range.of(0, 1))
+        PrometheusServer("http://127.0.0.1:1", Access()).query_range("up", TimeRange.of(0, 1))
 
 
 @pytest.mark.parametrize(
@@ -234,11 +236,11 @@ def test_what_is_no_selector_is_refused(selector: str) -> None:
 @pytest.mark.parametrize("url", ["ftp://p", "http://", "http://p:x", "http://p q", ""])
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(UsageError, match="not a URL of a Prometheus server"):
-        Api(url, Access())
+        PrometheusServer(url, Access())
 
 
 def test_the_step_gives_a_bounded_number_of_points() -> None:
-    assert Range.of(0, 60).step_s == 1
-    week = Range.of(0, 7 * 86400)
+    assert TimeRange.of(0, 60).step_s == 1
+    week = TimeRange.of(0, 7 * 86400)
     assert 400 <= 7 * 86400 / week.step_s <= 500
-    assert Range.of(0, 60, 0.5).step_s == 0.5
+    assert TimeRange.of(0, 60, 0.5).step_s == 0.5

@@ -13,12 +13,11 @@ from types import MappingProxyType
 import pytest
 
 from kmemwatch.codec import dump_json
-from kmemwatch.compare import figures
-from kmemwatch.compare.daemons import DaemonWatch, run_all
-from kmemwatch.compare.recordings import read_recording
-from kmemwatch.compare.report import compare
+from kmemwatch.compare.comparison import compare
+from kmemwatch.compare.figures import Metric, figure, pinned
+from kmemwatch.compare.figures import read as read_snapshot
+from kmemwatch.compare.measure import DaemonWatch, SideBuilder, read_recording, run_all
 from kmemwatch.compare.side import Side
-from kmemwatch.compare.watching import Watching
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.feeds.recording import RecordingWriter
@@ -34,10 +33,10 @@ def read(path: Path, label: str = "A") -> Side:
 
 
 def watched(*snapshots: Snapshot, events: dict[int, list[Event]] | None = None) -> Side:
-    watching = Watching()
+    builder = SideBuilder()
     for number, one in enumerate(snapshots):
-        watching.add(one, (events or {}).get(number, ()))
-    return watching.side("A", "recording", "test")
+        builder.add(one, (events or {}).get(number, ()))
+    return builder.side("A", "recording", "test")
 
 
 def notes(side: Side) -> str:
@@ -46,23 +45,24 @@ def notes(side: Side) -> str:
 
 def test_counters_are_those_that_the_metrics_say() -> None:
     kinds = {f.metric: f.kind for table in METRICS for f in table.fields}
-    for figure in figures.FIGURES:
-        if figure.metric in kinds:
-            assert (kinds[figure.metric] == COUNTER) == figure.counter, figure.metric
-    named = {table_name for f in figures.FIGURES for table_name in f.keep}
+    for metric in Metric:
+        if metric.value.metric in kinds:
+            assert (kinds[metric.value.metric] == COUNTER) == metric.value.counter, metric
+    exported = [metric.value for metric in Metric if metric.value.in_prometheus]
+    named = {series.label for series in exported if series.label is not None}
     labels = {label for table in METRICS for label in table.labels}
     assert named <= labels
 
 
 def test_figures_of_a_snapshot_are_added_up_over_other_labels() -> None:
-    found = figures.read(fakes.sample())
-    assert found[figures.DYING] == 4
-    assert found['kmemwatch_dying_cgroup_bytes{kind="slab"}'] == 81920 + 1572864
-    assert figures.pinned(found) == sum(sum(kinds.values()) for kinds in fakes.PINS.values())
-    assert found[figures.SLAB_BYTES] == sum(c.slab_bytes or 0 for c in fakes.sample().caches)
-    assert found[figures.KERNEL_BYTES] == 1832 * fakes.MB
-    assert figures.CHECKS not in found
-    assert figures.CACHES_MAX not in found
+    found = read_snapshot(fakes.sample())
+    assert Metric.DYING.of(found) == 4
+    assert found[figure(Metric.DYING_BYTES, "slab")] == 81920 + 1572864
+    assert pinned(found) == sum(sum(kinds.values()) for kinds in fakes.PINS.values())
+    assert Metric.SLAB_BYTES.of(found) == sum(c.slab_bytes or 0 for c in fakes.sample().caches)
+    assert Metric.KERNEL_BYTES.of(found) == 1832 * fakes.MB
+    assert Metric.CHECKS.of(found) is None
+    assert Metric.CACHES_MAX.of(found) is None
 
 
 def test_a_recording_is_a_side(tmp_path: Path) -> None:
@@ -70,11 +70,11 @@ def test_a_recording_is_a_side(tmp_path: Path) -> None:
     path = recording(tmp_path / "a.kmw", (snapshot(t, dead_s={8: 3.25} if t > 3 else {}) for t in range(10)), events)
     side = read(path)
     assert (side.samples, side.duration_s, side.events) == (10, 9.0, 3)
-    assert side.increase(figures.OFFLINED) == 18
+    assert side.increase(Metric.OFFLINED) == 18
     assert side.delays.released_s == (1.0,)
     assert side.delays.still_dying_s == (5.75,)
-    assert side.tracks[0].host == "hostA"
-    assert side.tracks[0].boot_ids == (BOOT["A"],)
+    assert side.hosts[0].name == "hostA"
+    assert side.hosts[0].boot_ids == (BOOT["A"],)
     assert (side.restarts, side.gaps, side.clock_jumps_s, side.cut, side.contradictions) == (0, (), (), None, ())
 
 
@@ -88,8 +88,8 @@ def test_a_restart_halfway_is_recognised_and_added_up() -> None:
     ]
     side = watched(*(snapshot(t) for t in range(10)), *later)
     assert side.restarts == 1
-    assert side.increase(figures.OFFLINED) == 18 + 10
-    assert side.increase(figures.RECHARGES) == 27 + 15
+    assert side.increase(Metric.OFFLINED) == 18 + 10
+    assert side.increase(Metric.RECHARGES) == 27 + 15
     assert side.duration_s == 105
     assert side.gaps == ((9.0, 92.0),)
     assert not side.contradictions
@@ -101,9 +101,9 @@ def test_a_reboot_is_recognised() -> None:
     booted = replace(snapshot(3), host=Host("hostA", "6.1", "x86_64", BOOT["B"]), taken_at_ns=fakes.START_NS + 60 * S)
     side = watched(snapshot(0), snapshot(1), booted)
     assert (side.reboots, side.restarts) == (1, 1)
-    assert side.tracks[0].boot_ids == (BOOT["A"], BOOT["B"])
+    assert side.hosts[0].boot_ids == (BOOT["A"], BOOT["B"])
     assert side.duration_s == 60
-    assert side.increase(figures.OFFLINED) == 2 + 6
+    assert side.increase(Metric.OFFLINED) == 2 + 6
     assert "booted once" in notes(side)
 
 
@@ -209,7 +209,7 @@ def test_a_recording_without_snapshots_is_refused(tmp_path: Path) -> None:
 
 def test_one_snapshot_is_no_change() -> None:
     side = watched(snapshot(7))
-    assert side.increase(figures.OFFLINED) == 0
+    assert side.increase(Metric.OFFLINED) == 0
     assert side.duration_s == 0
     assert "only one sample" in notes(side)
     assert compare(side, side).table.rows == ()
@@ -233,7 +233,7 @@ def test_caches_that_go_take_no_allocations_with_them() -> None:
     side = watched(
         at(0, ("a", 100), ("b", 50)), at(1, ("a", 110), ("b", 70)), at(2, ("a", 120)), at(3, ("a", 121), ("c", 5))
     )
-    assert side.increase(figures.ALLOCATIONS) == 10 + 20 + 10 + 1 + 5
+    assert side.increase(Metric.ALLOCATIONS) == 10 + 20 + 10 + 1 + 5
     assert not side.contradictions
 
 
@@ -288,13 +288,13 @@ def test_caches_that_an_id_brings_are_counted_from_events(name: str) -> None:
         return Event(fakes.START_NS, kinds[word[0]], 1, kmemcg_id=int(word.partition("(")[2][0]), cache=word[1:])
 
     story, wanted = STORIES[name]
-    found = watched(snapshot(0), snapshot(1), events={1: [told(word) for word in story.split()]}).handovers
+    found = watched(snapshot(0), snapshot(1), events={1: [told(word) for word in story.split()]}).inherited
     assert found is not None
     assert (found.reuses, found.with_caches, found.caches) == wanted
 
 
 def test_without_events_nothing_is_known_of_caches_that_an_id_brings() -> None:
-    assert watched(snapshot(0)).handovers is None
+    assert watched(snapshot(0)).inherited is None
 
 
 def test_daemons_are_measured_at_once() -> None:
@@ -313,7 +313,7 @@ def test_daemons_are_measured_at_once() -> None:
 def test_a_daemon_that_breaks_is_used_up_to_there() -> None:
     class Broken(FakeFeed):
         def next_snapshot(self, delay_s: float) -> Snapshot | None:
-            if watch.watching.count == 2:
+            if watch.builder.count == 2:
                 raise KmemwatchError("http://db1: no answer for 300 s")
             return super().next_snapshot(0)
 

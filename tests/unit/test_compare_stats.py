@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats  # type: ignore[import-untyped]
 
-from kmemwatch.compare.estimates import kaplan_meier, theil_sen, wilson
 from kmemwatch.compare.stats import (
     FLAT,
     GROWING,
@@ -22,9 +21,12 @@ from kmemwatch.compare.stats import (
     Trend,
     bucket_quantile,
     direction,
+    kaplan_meier,
     share,
     survival,
+    theil_sen,
     trend,
+    wilson,
 )
 
 SEEDS = 200

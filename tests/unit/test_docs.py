@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from kmemwatch.cli.main import cli
-from kmemwatch.compare.report import CLAIMS
+from kmemwatch.compare.comparison import CLAIMS
 from kmemwatch.compare.verdict import BYTES_PER_HOUR, PER_HOUR
 from tests.lab import comparison, reports
 from tests.unit.test_compare_agreement import check_cell

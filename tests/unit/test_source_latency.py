@@ -3,21 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
 
-from kmemwatch.compare import figures
-from kmemwatch.compare.claims_cost import CHECK, WITH, WITHOUT, Times, across, cost, times
+from kmemwatch.compare.claims import CHECK, WITH, WITHOUT, CallTimes, call_times, compare_cost, cost
+from kmemwatch.compare.figures import Figure, Metric, figure, read
 from kmemwatch.compare.side import Side
-from kmemwatch.compare.verdict import HOLDS, UNTOLD
+from kmemwatch.compare.verdict import HOLDS, UNDECIDED
 from kmemwatch.maps import decode
 from kmemwatch.maps.defines import LATENCY_ONE_IN
 from kmemwatch.model import LATENCY_KINDS, Latency, LatencyHistogram
 from kmemwatch.source.latency import calls, latency
 from tests.unit import fakes
-from tests.unit.compare_sides import lives, objcg, patched, side
+from tests.unit.compare_sides import Curves, lives, objcg, patched, side
 
 
 def raw_of(*cpus: Mapping[int, tuple[int, int, int]]) -> bytes:
@@ -62,27 +62,24 @@ def test_without_a_check_there_is_one_kind() -> None:
 def test_a_snapshot_gives_figures_only_when_it_was_timed() -> None:
     histogram = LatencyHistogram(CHECK, 7, 700, (0, 3, 4))
     timed = replace(fakes.patched(), latency=Latency(64, {"recharge_check": 640}, {"recharge_check": 3}, (histogram,)))
-    added = {name: value for name, value in figures.read(timed).items() if name.startswith("latency")}
-    assert added == {
-        'latency_dropped{kind="recharge_check"}': 3,
-        'latency_samples{kind="recharge_check"}': 7,
-        'latency_ns{kind="recharge_check"}': 700,
-        'latency_bucket{kind="recharge_check/1"}': 3,
-        'latency_bucket{kind="recharge_check/2"}': 4,
+    before = read(fakes.patched())
+    assert {one: value for one, value in read(timed).items() if one not in before} == {
+        Figure(Metric.LATENCY_DROPPED, CHECK): 3,
+        Figure(Metric.LATENCY_SAMPLES, CHECK): 7,
+        Figure(Metric.LATENCY_NS, CHECK): 700,
+        Figure(Metric.LATENCY_BUCKET, CHECK, 1): 3,
+        Figure(Metric.LATENCY_BUCKET, CHECK, 2): 4,
     }
-    assert not [name for name in figures.read(fakes.patched()) if name.startswith("latency")]
-    assert all(figures.is_counter(name) for name in added)
 
 
-def timed_figures(kind: str, per_s: int, mean_ns: int, buckets: Mapping[int, int]) -> dict[str, Callable[[int], float]]:
+def timed_figures(kind: str, per_s: int, mean_ns: int, buckets: Mapping[int, int]) -> Curves:
     """As they grow with the seconds, from counts that are not 0 on."""
-    found: dict[str, Callable[[int], float]] = {
-        figures.name(figures.LATENCY_SAMPLES, [("kind", kind)]): lambda t: 5000 + per_s * t,
-        figures.name(figures.LATENCY_NS, [("kind", kind)]): lambda t: 10**9 + per_s * mean_ns * t,
+    found: Curves = {
+        figure(Metric.LATENCY_SAMPLES, kind): lambda t: 5000 + per_s * t,
+        figure(Metric.LATENCY_NS, kind): lambda t: 10**9 + per_s * mean_ns * t,
     }
     for number, count in buckets.items():
-        label = [("kind", f"{kind}/{number}")]
-        found[figures.name(figures.LATENCY_BUCKET, label)] = lambda t, count=count: 5000 + count * t  # type: ignore[misc]
+        found[figure(Metric.LATENCY_BUCKET, kind, number)] = lambda t, count=count: 5000 + count * t  # type: ignore[misc]
     return found
 
 
@@ -97,7 +94,7 @@ def host(check_ns: int = 20, per_s: int = 10, check_bucket: int = 4, **more: obj
 
 
 def test_figures_are_of_the_time_that_was_watched() -> None:
-    found = times(host(), WITHOUT)
+    found = call_times(host(), WITHOUT)
     assert found is not None
     assert found.samples == pytest.approx(30 * 199)
     assert found.mean_ns == pytest.approx(300)
@@ -106,19 +103,19 @@ def test_figures_are_of_the_time_that_was_watched() -> None:
 
 
 def test_quantiles_are_bounds_of_buckets() -> None:
-    assert Times(100, 1.0, ((0, 99), (39, 1))).quantile_ns(0.99) == (0, 2)
-    assert Times(100, 1.0, ((0, 98), (39, 2))).quantile_ns(0.99) == (1 << 39, 1 << 40)
+    assert CallTimes(100, 1.0, ((0, 99), (39, 1))).quantile_ns(0.99) == (0, 2)
+    assert CallTimes(100, 1.0, ((0, 98), (39, 2))).quantile_ns(0.99) == (1 << 39, 1 << 40)
 
 
 @pytest.mark.parametrize(
     ("one", "verdict", "reason"),
     [
         (host(), HOLDS, "a check takes 20 ns in the mean, of 400 ns"),
-        (host(check_ns=41), UNTOLD, "may be less"),
-        (host(check_bucket=7), UNTOLD, "may be less"),
-        (host(per_s=5), UNTOLD, "only 995 samples"),
-        (patched(), UNTOLD, "was not measured; there were 0.5 checks"),
-        (objcg(), UNTOLD, "nothing to cost"),
+        (host(check_ns=41), UNDECIDED, "may be less"),
+        (host(check_bucket=7), UNDECIDED, "may be less"),
+        (host(per_s=5), UNDECIDED, "only 995 samples"),
+        (patched(), UNDECIDED, "was not measured; there were 0.5 checks"),
+        (objcg(), UNDECIDED, "nothing to cost"),
     ],
 )
 def test_verdicts(one: Side, verdict: str, reason: str) -> None:
@@ -129,23 +126,23 @@ def test_verdicts(one: Side, verdict: str, reason: str) -> None:
 
 def test_a_thousand_samples_are_enough_and_fewer_are_not() -> None:
     assert cost(host(per_s=5, seconds=201)).verdict == HOLDS
-    assert cost(host(per_s=5, seconds=200)).verdict == UNTOLD
+    assert cost(host(per_s=5, seconds=200)).verdict == UNDECIDED
 
 
 def test_a_kernel_without_a_check_tells_how_long_an_allocation_takes() -> None:
     series = lives(2, 0) | timed_figures(WITHOUT, 30, 300, {8: 30})
     found = cost(side(series, era="objcg", patchset=False))
-    assert found.verdict == UNTOLD
+    assert found.verdict == UNDECIDED
     assert "an allocation takes 300 ns in the mean" in found.reason
     assert "check_share" in {one.key for one in found.facts}
     assert next(one.value for one in found.facts if one.key == "check_share") is None
 
 
 def test_both_sides_are_compared_where_both_have_enough() -> None:
-    assert across((host(), host())) == (
+    assert compare_cost((host(), host())) == (
         "allocations without a check take 300 ns and 300 ns in the mean; "
         "allocations with a check take 400 ns and 400 ns in the mean; "
         "checks alone take 20 ns and 20 ns in the mean"
     )
-    assert across((host(), patched())) is None
-    assert across((host(per_s=1), host())) is None
+    assert compare_cost((host(), patched())) is None
+    assert compare_cost((host(per_s=1), host())) is None

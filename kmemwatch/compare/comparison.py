@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Two Sides -> what is said of them: notes, claims and the table; pure."""
+"""Two sides -> notes, verdicts on the claims, and the table; pure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kmemwatch.compare import figures
-from kmemwatch.compare.claims_cost import across, cost
-from kmemwatch.compare.claims_ids import caches_bounded, ids_reused
-from kmemwatch.compare.claims_life import deaths, let_go
-from kmemwatch.compare.claims_recharge import recharged
-from kmemwatch.compare.figures import Values
+from kmemwatch.compare.claims import caches_bounded, compare_cost, cost, ids_reused, let_go, recharged, removed
+from kmemwatch.compare.figures import Metric, Values, pinned
 from kmemwatch.compare.side import RECORDING, Side, value_at
 from kmemwatch.compare.stats import GROWING, Trend
-from kmemwatch.compare.verdict import SHARE, UNTOLD, Claim, Verdict, delay_text, number, written
+from kmemwatch.compare.verdict import SHARE, UNDECIDED, Claim, Verdict, delay_text, number, written
 from kmemwatch.compare.workload import differ, doubts
 from kmemwatch.units import bytes_human
 
@@ -33,15 +29,15 @@ ROWS = 10
 """Of the table; Gushchin's had seven days."""
 _DIGITS = 15
 MEMORY: tuple[tuple[str, str, Callable[[Values], float | None]], ...] = (
-    ("slab", "slab memory of the host", lambda values: values.get(figures.SLAB_BYTES)),
-    ("kernel", "kernel memory of all memcgs", lambda values: values.get(figures.KERNEL_BYTES)),
-    ("pinned", "memory that dying memcgs keep", figures.pinned),
+    ("slab", "slab memory of the host", Metric.SLAB_BYTES.of),
+    ("kernel", "kernel memory of all memcgs", Metric.KERNEL_BYTES.of),
+    ("pinned", "memory that dying memcgs keep", pinned),
 )
-"""What "difference in memory" is, best first."""
+"""What "difference in memory" can be, best first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TableRow:
     """One line of the table."""
 
     elapsed_s: float
@@ -57,29 +53,29 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class ChangeTable:
     """Time, dying memcgs of both sides, difference in memory."""
 
     memory: str | None
     """Key of MEMORY; None when no figure of memory is known of both sides."""
     memory_title: str | None
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All that renderers print."""
+    """All that `output` and `html` write."""
 
     sides: tuple[Side, Side]
     side_notes: tuple[tuple[str, ...], tuple[str, ...]]
     notes: tuple[str, ...]
     """About the two together."""
     claims: tuple[Claim, ...]
-    table: Table
+    table: ChangeTable
 
 
 def compare(a: Side, b: Side) -> Comparison:
-    """Judge both, and look at what they have in common."""
+    """Judge both, and find what makes them hard to compare."""
     sides = (a, b)
     claims = tuple(
         Claim(key, title, (_verdict(a, judge), _verdict(b, judge)), _difference(key, sides))
@@ -92,11 +88,11 @@ def _verdict(side: Side, judge: Callable[[Side], Verdict]) -> Verdict:
     found = judge(side)
     if not side.contradictions:
         return found
-    return Verdict(UNTOLD, f"the {side.kind} contradicts itself: {side.contradictions[0]}", found.facts)
+    return Verdict(UNDECIDED, f"the {side.kind} contradicts itself: {side.contradictions[0]}", found.facts)
 
 
 def side_notes(side: Side) -> tuple[str, ...]:
-    """What to know before its figures are believed."""
+    """What a reader must know before believing the figures of a side."""
     found = [f"contradicts itself: {one}" for one in side.contradictions]
     if side.cut is not None:
         found.append(side.cut)
@@ -107,7 +103,7 @@ def side_notes(side: Side) -> tuple[str, ...]:
     if side.restarts > side.reboots:
         again = side.restarts - side.reboots
         found.append(f"kmemwatch was restarted {_times(again)}: its counters began at 0 again, and are added up")
-    falls = sum(track.falls() for track in side.tracks if not all(run.exact for run in track.runs))
+    falls = sum(host.falls() for host in side.hosts if not all(run.exact for run in host.runs))
     if falls:
         found.append(f"counters fell {_times(falls)} without a known restart; they are taken to have begun at 0 again")
     for jump in side.clock_jumps_s:
@@ -120,7 +116,7 @@ def side_notes(side: Side) -> tuple[str, ...]:
     if len(side.gaps) > 3:
         more = len(side.gaps) - 3
         found.append(f"{more} more {'time' if more == 1 else 'times'} without samples")
-    lost = side.increase(figures.LOST)
+    lost = side.increase(Metric.LOST)
     if lost:
         found.append(f"kmemwatch lost {number(lost)} events or counts: what it counted is too little")
     if len(side.each("era")) > 1 or len(side.each("patchset")) > 1:
@@ -133,12 +129,12 @@ def _times(count: int) -> str:
 
 
 def _both(a: Side, b: Side) -> list[str]:
-    """What to know before the two are compared."""
+    """What a reader must know before comparing the two."""
     found = []
-    boots = [{boot for track in side.tracks for boot in track.boot_ids} for side in (a, b)]
+    boots = [{boot for host in side.hosts for boot in host.boot_ids} for side in (a, b)]
     (a_from, a_to), (b_from, b_to) = a.span_s, b.span_s
     at_once = a_from <= b_to and b_from <= a_to
-    hosts = [{track.host for track in side.tracks} for side in (a, b)]
+    hosts = [{host.name for host in side.hosts} for side in (a, b)]
     if a.fingerprint and a.fingerprint == b.fingerprint:
         found.append("both sides are the same: same figures of the same time, so there is nothing to compare")
     elif at_once and boots[0] & boots[1]:
@@ -150,8 +146,8 @@ def _both(a: Side, b: Side) -> list[str]:
     if a.each("era") != b.each("era"):
         eras = " and ".join("/".join(side.each("era")) or "unknown" for side in (a, b))
         found.append(f"kernels of different eras ({eras}): figures that only one of them has are not compared")
-    if len(a.tracks) != len(b.tracks):
-        found.append(f"{len(a.tracks)} and {len(b.tracks)} hosts: sums are not comparable, trends and shares are")
+    if len(a.hosts) != len(b.hosts):
+        found.append(f"{len(a.hosts)} and {len(b.hosts)} hosts: sums are not comparable, trends and shares are")
     longer, shorter = max(a.duration_s, b.duration_s), min(a.duration_s, b.duration_s)
     if longer > 1.2 * shorter + 1:
         found.append(
@@ -165,14 +161,14 @@ def _both(a: Side, b: Side) -> list[str]:
 
 
 def _difference(key: str, sides: tuple[Side, Side]) -> str | None:
-    """For the claims that have a measure on every kernel."""
+    """Only of claims whose figures exist on every kernel."""
     if any(side.contradictions for side in sides):
         return None
     if key == "cost":
-        return across(sides)
+        return compare_cost(sides)
     if key != "let-go":
         return None
-    a, b = (deaths(side) for side in sides)
+    a, b = (removed(side) for side in sides)
     parts = []
     if a.left is not None and b.left is not None:
         apart = a.left.low > b.left.high or b.left.low > a.left.high
@@ -186,7 +182,7 @@ def _difference(key: str, sides: tuple[Side, Side]) -> str | None:
 
 
 def _shares(a: float, b: float) -> tuple[str, str]:
-    """Both in the same figures as in the tables; in more of them where two that differ would read alike."""
+    """With as many digits as in the tables; with more where two different shares would look the same."""
     found = written(a, SHARE), written(b, SHARE)
     digits = 1
     while a != b and found[0] == found[1] and digits < _DIGITS:
@@ -205,24 +201,24 @@ def _apart(a: Trend, b: Trend) -> str:
     return f"the trends differ: the number of dying memcgs shrinks faster on the {less_side} side"
 
 
-def _table(a: Side, b: Side) -> Table:
+def _table(a: Side, b: Side) -> ChangeTable:
     span_s = min(a.duration_s, b.duration_s)
     chosen = next(((k, t, get) for k, t, get in MEMORY if a.total(get) and b.total(get)), None)
     if span_s <= 0:
-        return Table(None, None, ())
+        return ChangeTable(None, None, ())
     dying = a.dying(), b.dying()
     memory = ([], []) if chosen is None else (a.total(chosen[2]), b.total(chosen[2]))
     rows = []
     for n in range(ROWS + 1):
         t = span_s * n / ROWS
         rows.append(
-            Row(
+            TableRow(
                 t,
                 (_at(dying[0], t, span_s), _at(dying[1], t, span_s)),
                 (_grown(memory[0], t, span_s), _grown(memory[1], t, span_s)),
             )
         )
-    return Table(chosen and chosen[0], chosen and chosen[1], tuple(rows))
+    return ChangeTable(chosen and chosen[0], chosen and chosen[1], tuple(rows))
 
 
 def _at(series: list[tuple[float, float]], t: float, span_s: float) -> float | None:

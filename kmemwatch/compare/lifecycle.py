@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From the events and rows of one host: how long the dead took to be released, and whether caches changed owner."""
+"""From the events and rows of one host: how long removed memcgs took to be released, which caches were inherited."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kmemwatch.compare.side import Delays, Handovers
+from kmemwatch.compare.side import InheritedCaches, ReleaseDelays
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import NS_PER_S
 
 _SAME_NS = NS_PER_S
-"""An event and a row that differ by less tell of the same removal."""
+"""An event and a row that differ by less are about the same removal."""
 
 
 @dataclass
-class Lives:
-    """Delays from removal to release, by the wall clock of the host, which must not jump in between."""
+class Removals:
+    """Delays from removal to release, by the wall clock of the host; it must not jump in between."""
 
     _dying: dict[int, tuple[int, int | None]] = field(default_factory=dict)
     """cgroup id -> (removed at, jumps until then; None: it may have been before or after a jump)."""
-    _done: dict[int, int] = field(default_factory=dict)
+    _released: dict[int, int] = field(default_factory=dict)
     """cgroup id -> when it was removed, of those that are released."""
     _delays: list[tuple[int, float]] = field(default_factory=list)
     """(removed at, delay)."""
@@ -29,48 +29,48 @@ class Lives:
     _unusable: int = 0
 
     def take_event(self, event: Event, jumped: bool) -> None:
-        """Of a lifecycle event; `jumped`: the clock did so near it."""
+        """Follow a lifecycle event; `jumped`: the clock jumped near it."""
         if event.cgroup_id is None:
             return
         if event.kind == "offline":
-            self._done.pop(event.cgroup_id, None)  # an id may be given again once its memcg is released
+            self._released.pop(event.cgroup_id, None)  # the kernel gives the id again once its memcg is released
             self._dying[event.cgroup_id] = event.at_ns, None if jumped else self._jumps
         elif event.kind == "released":
-            self._release(event.cgroup_id, event.at_ns, jumped)
+            self._end(event.cgroup_id, event.at_ns, jumped)
 
     def take_rows(self, snapshot: Snapshot) -> None:
-        """Of a snapshot: where there are no events, rows tell the same."""
+        """Follow the rows of a snapshot: where there are no events, they say the same."""
         for row in snapshot.cgroups:
-            if row.offline_at_ns is None or abs(self._done.get(row.id, 0) - row.offline_at_ns) < _SAME_NS:
+            if row.offline_at_ns is None or abs(self._released.get(row.id, 0) - row.offline_at_ns) < _SAME_NS:
                 continue
             if row.state in (DYING, RELEASED):
                 known = self._dying.get(row.id)
                 if known is None or abs(known[0] - row.offline_at_ns) >= _SAME_NS:
                     self._dying[row.id] = row.offline_at_ns, self._jumps
             if row.state == RELEASED and row.released_at_ns is not None:
-                self._release(row.id, row.released_at_ns, False)
+                self._end(row.id, row.released_at_ns, False)
 
     def jump(self) -> None:
         """The wall clock jumped."""
         self._jumps += 1
 
-    def forget(self) -> None:
-        """The host was booted: nobody is dying any more, and nobody was released."""
+    def reboot(self) -> None:
+        """The host was booted: memcgs from before are neither dying nor released."""
         self._dying.clear()
-        self._done.clear()
+        self._released.clear()
 
-    def _release(self, cgroup_id: int, at_ns: int, jumped: bool) -> None:
+    def _end(self, cgroup_id: int, at_ns: int, jumped: bool) -> None:
         removed = self._dying.pop(cgroup_id, None)
         if removed is None:
             return
         removed_ns, jumps = removed
-        self._done[cgroup_id] = removed_ns
+        self._released[cgroup_id] = removed_ns
         if jumped or jumps != self._jumps or at_ns < removed_ns:
             self._unusable += 1
         else:
             self._delays.append((removed_ns, (at_ns - removed_ns) / NS_PER_S))
 
-    def delays(self, begin_ns: int, last: Snapshot) -> Delays:
+    def delays(self, begin_ns: int, last: Snapshot) -> ReleaseDelays:
         """Of those that were removed after `begin_ns`: others would be counted only if they took long."""
         still = {row.id for row in last.cgroups if row.state == DYING}
         ages, unusable = [], self._unusable
@@ -82,28 +82,28 @@ class Lives:
             else:
                 unusable += 1
         released = tuple(delay for removed_ns, delay in self._delays if removed_ns >= begin_ns)
-        return Delays(released, tuple(ages), unusable=unusable)
+        return ReleaseDelays(released, tuple(ages), unusable=unusable)
 
 
 @dataclass
-class Owners:
-    """Child caches that are there, by kmemcg_id, and what becomes of them when the id gets its next memcg.
+class CacheInheritance:
+    """Child caches by kmemcg_id, and how many of them the next memcg with that id inherits.
 
-    That a cache was destroyed may be told late, after the id has a new owner; so one that the new owner needs made anew
-    did not come with the id.
+    The event of a destroyed cache may come late, after the id has a new owner. So a cache that the kernel creates for
+    the new owner counts as not inherited.
     """
 
     _caches: dict[int, Counter[str]] = field(default_factory=dict)
     """Number of child caches by the name of their root."""
     _inherited: dict[int, set[str]] = field(default_factory=dict)
-    """Roots of those that came with an id to its latest owner, as far as is known."""
+    """kmemcg_id -> roots of the caches that its latest owner inherited, as far as is known."""
     _events: int = 0
     _reuses: int = 0
     _with_caches: int = 0
     _taken_over: int = 0
 
     def begin(self, snapshot: Snapshot) -> None:
-        """The child caches that are there at first."""
+        """Start with the child caches of the first snapshot."""
         for cache in snapshot.caches:
             if cache.root is not None and cache.kmemcg_id is not None:
                 self._of(cache.kmemcg_id)[_root(cache.name)] += 1
@@ -112,7 +112,7 @@ class Owners:
         return self._caches.setdefault(kmemcg_id, Counter())
 
     def take(self, event: Event) -> None:
-        """Follow what an event says."""
+        """Follow an event."""
         self._events += 1
         if event.kmemcg_id is None:
             return
@@ -131,16 +131,16 @@ class Owners:
         self._inherited.get(kmemcg_id, set()).discard(root)
 
     def _close(self, kmemcg_id: int) -> None:
-        came = len(self._inherited.pop(kmemcg_id, ()))
-        self._with_caches += came > 0
-        self._taken_over += came
+        count = len(self._inherited.pop(kmemcg_id, ()))
+        self._with_caches += count > 0
+        self._taken_over += count
 
-    def found(self) -> Handovers | None:
-        """What was seen; None without events."""
+    def found(self) -> InheritedCaches | None:
+        """None without events."""
         if not self._events:
             return None
-        came = [len(roots) for roots in self._inherited.values() if roots]
-        return Handovers(self._reuses, self._with_caches + len(came), self._taken_over + sum(came))
+        latest = [len(roots) for roots in self._inherited.values() if roots]
+        return InheritedCaches(self._reuses, self._with_caches + len(latest), self._taken_over + sum(latest))
 
 
 def _root(name: str) -> str:
