@@ -13,7 +13,7 @@ from functools import partial
 
 from kmemwatch.attach.hopeless import refuse_hopeless
 from kmemwatch.errors import UsageError
-from kmemwatch.kernel.facts import Facts
+from kmemwatch.kernel.facts import RECHARGE_FUNCTION, Facts
 from kmemwatch.maps.defines import Defines, defines
 
 RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "kretprobe", "test_run"
@@ -394,8 +394,6 @@ def _gfp_at(args: Sequence[str]) -> int:
     """Index of the argument of an allocator that has the flags."""
     return 2 if args[2:3] == ("gfp_t",) else 1
 
-
-RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
 
 _SHEAF_FUNCTION = "__rcu_free_sheaf_prepare"
 _UNSEEN_SHEAVES = "what kfree_rcu() frees by way of a sheaf is not seen"

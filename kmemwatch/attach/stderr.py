@@ -36,4 +36,4 @@ class StderrCapture:
 
     def reason(self) -> str | None:
         """The most telling line."""
-        return bpf_calls.telling_line(self.text())
+        return bpf_calls.reason_in(self.text())

@@ -21,7 +21,7 @@ from typing import Any
 
 from kmemwatch import __version__
 from kmemwatch.errors import raise_if_shortage
-from kmemwatch.kernel import cgroupfs, symbols
+from kmemwatch.kernel import cgroupfs
 
 DIRECTORY = Path("/run/kmemwatch")
 """Gone after a reboot, like everything that the files speak of."""
@@ -63,7 +63,7 @@ def key(without: tuple[str, ...], sources: tuple[Path, ...] = _SOURCES, latency:
         "latency": latency,
         "host": host,
         "tracefs": [os.path.isdir(path) for path in _EVENTS],  # noqa: PTH112 - says no where Path.is_dir raises
-        "symbols": symbols.are_there(),
+        "symbols": _has_symbols(),
         "capabilities": _capabilities(),
         "hierarchy": None if hierarchy is None else list(astuple(hierarchy)),
         "sources": {str(path): mark for directory in sources for path, mark in _marks(directory)},
@@ -76,6 +76,16 @@ def _text(path: Path) -> str | None:
     except OSError as error:
         raise_if_shortage(error)
         return None
+
+
+def _has_symbols(path: Path = Path("/proc/kallsyms")) -> bool:
+    """Whether kallsyms has anything in it: a container may see an empty one."""
+    try:
+        with path.open("rb") as file:
+            return file.read(1) != b""
+    except OSError as error:
+        raise_if_shortage(error, str(path))
+        return False
 
 
 def _capabilities(status: Path = Path("/proc/self/status")) -> str | None:

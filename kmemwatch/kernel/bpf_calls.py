@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Make maps, load programs, attach them: BPF by descriptors and bytes, without a compiler. All raise OSError."""
+"""System calls of BPF: make maps, load programs from instructions, attach them. All raise OSError."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from kmemwatch.kernel import libbpf
 PROG_KPROBE, PROG_RAW_TRACEPOINT, PROG_TRACING = 2, 17, 26
 ATTACH_FENTRY, ATTACH_FEXIT = 24, 25
 INSTRUCTION_BYTES = 8
+RETURN_0 = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
+"""The smallest program: ``r0 = 0; exit``."""
 _VERIFIER_LOG_BYTES = 4 << 20
 """Kernels before v6.4 refuse the program with ENOSPC when the log is longer, and keep its beginning."""
 
-_KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe/type")
+KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 _PERF_EVENT_OPEN = {"x86_64": 298, "s390x": 331, "ppc64le": 319}
 _PERF_EVENT_OPEN_ELSEWHERE = 241
 """include/uapi/asm-generic/unistd.h: aarch64, riscv64, loongarch64."""
 _PERF_ATTR = struct.Struct("=IIQQQQQIIQQ")
-"""``struct perf_event_attr`` as long as PERF_ATTR_SIZE_VER1 says."""
+"""``struct perf_event_attr`` of PERF_ATTR_SIZE_VER1."""
 _PERF_FLAG_FD_CLOEXEC = 8
 _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 
@@ -44,19 +46,19 @@ LOADS = {
 
 
 def available() -> bool:
-    """This libbpf has all that is needed here."""
+    """This libbpf has every function that this module needs."""
     return all(map(libbpf.has, ("bpf_map_create", "bpf_prog_load", "bpf_raw_tracepoint_open")))
 
 
 def map_definition(fd: int) -> tuple[int, str, int, int, int, int]:
-    """(type, name, key size, value size, maximum of entries, flags): the arguments of `create_map`."""
+    """(type, name, key bytes, value bytes, largest number of entries, flags): the arguments of `create_map`."""
     raw = _info(fd, _MAP_INFO.size)
     kind, _, key_bytes, value_bytes, entries, flags, name = _MAP_INFO.unpack(raw)
     return kind, name.split(b"\0")[0].decode(), key_bytes, value_bytes, entries, flags
 
 
 def program_name(fd: int) -> str:
-    """What the kernel calls a program: 15 characters at most."""
+    """The kernel's name of a program, 15 characters at most."""
     return _info(fd, _PROG_NAME.stop)[_PROG_NAME].split(b"\0")[0].decode()
 
 
@@ -74,11 +76,11 @@ def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: 
 
 
 class VerifierError(OSError):
-    """The verifier has looked at a program and refuses it: it will do so again."""
+    """The verifier has rejected a program, and would do so again."""
 
 
 def load_program(kind: int, name: str, code: bytes, attach_type: int = 0, function_id: int = 0) -> int:
-    """Descriptor of a verified program. `function_id`: of fentry and fexit, see `Btf.function_id`.
+    """Descriptor of a verified program. `function_id`: `Btf.function_id` of what fentry and fexit are attached to.
 
     Raises VerifierError with the verifier's reason if it gave one, else OSError.
     """
@@ -88,32 +90,32 @@ def load_program(kind: int, name: str, code: bytes, attach_type: int = 0, functi
     answer = int(libbpf.library().bpf_prog_load(*arguments))
     if answer >= 0:
         return answer
-    # Once more, with room for the verifier's words, which cost time that a program which is taken need not spend.
+    # Load it again with a buffer for the verifier's log. Writing the log takes time, so the first try goes without.
     log = ctypes.create_string_buffer(_VERIFIER_LOG_BYTES)
     opts.log_level, opts.log_size, opts.log_buf = 1, len(log), ctypes.addressof(log)
-    again = int(libbpf.library().bpf_prog_load(*arguments))
-    if again >= 0:
-        return again
-    if reason := telling_line(log.value.decode("utf-8", "replace")):
+    answer_with_log = int(libbpf.library().bpf_prog_load(*arguments))
+    if answer_with_log >= 0:
+        return answer_with_log
+    if reason := reason_in(log.value.decode("utf-8", "replace")):
         raise VerifierError(-answer, reason)
     raise OSError(-answer, libbpf.error_text(answer))
 
 
-def telling_line(text: str) -> str | None:
-    """Of what the compiler or the verifier wrote: its first error, or its last word."""
+def reason_in(text: str) -> str | None:
+    """The line of the compiler's or the verifier's output that has the reason: its first error, else its last line."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if "error:" in line]
     if errors:
         return errors[0]
-    told = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
-    return told[-1] if told else None
+    others = [line for line in lines if not line.startswith(("processed ", "sh: ", "HINT", "The '"))]
+    return others[-1] if others else None
 
 
 def attach(program_fd: int, kind: str, target: str) -> int:
-    """Descriptor that keeps a program attached. `kind`: of `plan.Hook`, but TEST_RUN."""
+    """Descriptor that keeps a program attached. `kind`: of `plan.Hook`, except TEST_RUN."""
     if kind in ("kprobe", "kretprobe"):
         return attach_kprobe(program_fd, target, kind == "kretprobe")
-    # Programs of fentry and fexit know from their load on where they belong.
+    # Programs of fentry and fexit were bound to their function when they were loaded.
     name = target.encode() if kind == "raw_tp" else None
     return _check(libbpf.library().bpf_raw_tracepoint_open(name, program_fd))
 
@@ -121,7 +123,7 @@ def attach(program_fd: int, kind: str, target: str) -> int:
 def attach_kprobe(program_fd: int, function: str, at_return: bool = False) -> int:
     """Descriptor that keeps a program attached to the entry or the return of `function`, through the kprobe PMU."""
     target = ctypes.create_string_buffer(function.encode())
-    pmu = int(_KPROBE_PMU.read_text())
+    pmu = int((KPROBE_PMU / "type").read_text())
     # type, size, config (bit 0: at return), period, sample_type, read_format, flags, wakeup, bp_type, name, offset
     config, target_at = int(at_return), ctypes.addressof(target)
     attr = _PERF_ATTR.pack(pmu, _PERF_ATTR.size, config, 1, 0, 0, 0, 1, 0, target_at, 0)
@@ -136,7 +138,7 @@ def attach_kprobe(program_fd: int, function: str, at_return: bool = False) -> in
 
 
 def _perf_event_open(attr: bytes) -> int:
-    """For all processes. CPU 0 is where it is registered; programs of a kprobe run wherever it is hit."""
+    """For all processes. The event is registered on CPU 0, and the program runs on every CPU that hits the probe."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = _PERF_EVENT_OPEN.get(os.uname().machine, _PERF_EVENT_OPEN_ELSEWHERE)
     everybody, cpu, group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
@@ -146,7 +148,7 @@ def _perf_event_open(attr: bytes) -> int:
 
 
 def _check(answer: int) -> int:
-    """What libbpf 1.0 answers: a descriptor or 0, or a negative errno."""
+    """Raise OSError for a negative errno, which is how libbpf 1.0 answers; else give the descriptor, or 0."""
     if answer < 0:
         raise OSError(-answer, libbpf.error_text(answer))
     return int(answer)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Facts about the running kernel and our privileges: only looked up, nothing is loaded or decided here.
+"""Facts about the running kernel and our privileges. Nothing is decided here, and nothing stays loaded.
 
-A fact is True, False, a value, or None = could not be checked, which is not the same as False.
+A fact is True, False, a value, or None: it could not be checked, which is not the same as False.
 """
 
 from __future__ import annotations
@@ -11,26 +11,24 @@ import os
 import platform
 import re
 import resource
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from kmemwatch.errors import ShortageError, UnsupportedError, raise_if_shortage
+from kmemwatch.kernel import bpf_calls, cgroupfs, libbpf, members
 from kmemwatch.kernel import btf as btf_module
-from kmemwatch.kernel import cgroupfs, symbols, trial
-from kmemwatch.kernel import members as layout
 from kmemwatch.kernel.btf import Btf
 
 T = TypeVar("T")
 LOCKDOWN = Path("/sys/kernel/security/lockdown")
-KPROBE_PMU = Path("/sys/bus/event_source/devices/kprobe")
 TRACEFS = (Path("/sys/kernel/tracing"), Path("/sys/kernel/debug/tracing"))
-BPFFS = Path("/sys/fs/bpf")
 KCORE = Path("/proc/kcore")
+KALLSYMS = Path("/proc/kallsyms")
 USER_NAMESPACE = Path("/proc/self/ns/user")
 _HOST_USER_NAMESPACE = 0xEFFFFFFD
-"""``PROC_USER_INIT_INO``: inode of the user namespace that a kernel boots with; those made later get other ones."""
+"""``PROC_USER_INIT_INO``: inode of the user namespace that a kernel boots with; later ones get other inodes."""
 COMMAND_LINE = Path("/proc/cmdline")
 POSSIBLE_CPUS = Path("/sys/devices/system/cpu/possible")
 """``0-3``, or with gaps ``0-3,8-11``."""
@@ -78,8 +76,6 @@ FUNCTIONS = (
     "kmem_cache_free_bulk",
     "__rcu_free_sheaf_prepare",
     "__mod_memcg_state",
-    "mod_memcg_state",
-    "memcg_account_kmem",
     "__memcg_kmem_charge",
     "__memcg_kmem_uncharge",
     "memcg_charge_kmem",
@@ -87,7 +83,6 @@ FUNCTIONS = (
     "mem_cgroup_css_online",
     "mem_cgroup_css_offline",
     "mem_cgroup_css_released",
-    "mem_cgroup_css_free",
     "__memcg_kmem_recharge_slab",
     "memcg_alloc_cache_id",
     "memcg_free_cache_id",
@@ -96,48 +91,52 @@ FUNCTIONS = (
     "__memcg_kmem_get_cache",
     "memcg_kmem_get_cache",
     "memcg_create_kmem_cache",
-    "obj_cgroup_charge",
-    "obj_cgroup_release",
-    "bpf_trampoline_link_prog",
     "lru_reparent_memcg",
 )
 
 DATA_SYMBOLS = (
     "slab_caches",
-    "page_offset_base",
-    "vmemmap_base",
     "mem_cgroup_stats_index",
     "__per_cpu_offset",
     "_text",
 )
 
+RECHARGE_FUNCTION = "__memcg_kmem_recharge_slab"
+RECHARGE = "recharge"
+"""Era of a kernel with the patch set: child caches per memcg that are reused, slabs that move between memcgs."""
+PER_MEMCG = "per-memcg"
+"""Era of v4.1 to v5.8: child caches per memcg, no slab moves."""
+OBJCG = "objcg"
+"""Era since Linux kernel commit 10befea91b61 (v5.9): memcgs share caches, and each object has an owner."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What was found; can be written to JSON and read back, so that `plan` is tested with other hosts' facts."""
+    """Facts of one host. They can be written to JSON and read back: the tests of `plan` use those of other hosts."""
 
     release: str
     arch: str
     page_bytes: int
     cpus: int
     privileged: bool | None
-    """We may load tracing programs: CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, in the host's user namespace."""
+    """kmemwatch may load tracing programs: CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN, in the host's user namespace."""
     lockdown: str | None
     kprobes: bool | None
-    """The kernel has the kprobe PMU, which drops a probe with its file descriptor."""
+    """The kernel has the kprobe PMU, which removes a probe when its descriptor is closed."""
     tracefs: str | None
-    """Where it is mounted; None when it is not, or when we may not look into it."""
-    bpffs: bool
+    """Where it is mounted; None when it is not, or when kmemwatch may not look into it."""
     btf: bool | None
     hierarchy: Mapping[str, object] | None
     """`cgroupfs.Hierarchy` as a dict."""
     symbols: Mapping[str, int] | None
-    """Address of those of FUNCTIONS and DATA_SYMBOLS that /proc/kallsyms has; 0 where it is hidden."""
+    """Address of each of FUNCTIONS and DATA_SYMBOLS that /proc/kallsyms has; 0 where the kernel hides it."""
     fentry: bool | None = None
-    """A trial program of type fentry loads; see `fentry_why`."""
+    """A trial program of type fentry loads. Only trying shows that: a kernel can have BTF, trampolines and ftrace, and
+    still refuse (lockdown, a hardened build)."""
     fentry_why: str | None = None
+    """Why `fentry` is False."""
     function_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Functions of FUNCTIONS that BTF knows, with their argument types."""
+    """Argument types of each of FUNCTIONS that BTF has."""
     tracepoint_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     offsets: Mapping[str, int] = field(default_factory=dict)
     sizes: Mapping[str, int] = field(default_factory=dict)
@@ -147,25 +146,25 @@ class Facts:
     gfp_account: int | None = None
     """Value of __GFP_ACCOUNT."""
     kcore: bool | None = None
-    """/proc/kcore can be read, which tells where in the kernel's addresses the memory is."""
+    """kmemwatch can read /proc/kcore, which has the ranges of kernel addresses that are memory."""
     possible_cpus: int | None = None
-    """The highest number that a CPU may ever have, plus one; None when sysfs does not tell."""
+    """The highest number that a CPU may ever have, plus one; None when sysfs does not say."""
     host_namespace: bool | None = None
-    """Our user namespace is the one that the kernel booted with; the root of another one is not the host's."""
+    """kmemwatch runs in the user namespace that the kernel booted with; root of another one is not the host's root."""
     unmounted: tuple[str, str] | None = None
-    """What of /proc and /sys cannot be seen here, so that nothing else can be told; and what to do about it."""
+    """Which of /proc and /sys is missing here, so that nothing else can be checked; and what to do about it."""
     btf_why: str | None = None
     """Why `btf` is None."""
     hierarchy_why: str | None = None
     """Why `hierarchy` is None."""
     own_cgroup: str | None = None
-    """Where this process is in the memory hierarchy, as its cgroup namespace calls it."""
+    """Path of this process in the memory hierarchy, as its cgroup namespace shows it."""
     tracefs_why: str | None = None
     """Why `tracefs` is None."""
     shortage: tuple[str, str] | None = None
-    """What ran out while we looked, and what to do: what is None may be so for that reason alone."""
+    """What ran out while kmemwatch looked, and what to do. Facts may be None for that reason alone."""
     nokmem: bool | None = None
-    """The kernel was started with ``cgroup.memory=nokmem``, and charges no kernel memory to anybody."""
+    """The kernel was started with ``cgroup.memory=nokmem``: it charges no kernel memory."""
 
     def to_json(self, addresses: bool = False) -> str:
         """Stable JSON text. Without `addresses`, symbols have null for theirs, and 0 where the kernel hides it."""
@@ -181,25 +180,46 @@ class Facts:
 
     @staticmethod
     def from_raw(raw: Mapping[str, Any]) -> Facts:
-        """Inverse of `asdict`, also after JSON has made lists of tuples."""
+        """Inverse of `asdict`, also after JSON has made lists of tuples. Ignores facts of other versions."""
         functions, tracepoints = raw["function_args"], raw["tracepoint_args"]
+        known = {one.name for one in fields(Facts)}
         pairs = {name: tuple(raw[name]) for name in ("unmounted", "shortage") if raw.get(name) is not None}
         symbols = raw["symbols"]
         args = {
             **pairs,
-            "symbols": symbols and {name: _UNTOLD if at is None else at for name, at in symbols.items()},
+            "symbols": symbols and {name: _HAS_ADDRESS if at is None else at for name, at in symbols.items()},
             "function_args": {name: tuple(types) for name, types in functions.items()},
             "tracepoint_args": {name: tuple(types) for name, types in tracepoints.items()},
         }
-        return Facts(**{**raw, **args})
+        return Facts(**{**{name: value for name, value in raw.items() if name in known}, **args})
 
 
-_UNTOLD = 1
-"""For the address of a symbol that `Facts.to_json` left out."""
+_HAS_ADDRESS = 1
+"""Replaces the address of a symbol that `Facts.to_json` left out."""
+
+
+def has_patchset(facts: Facts) -> bool | None:
+    """The kernel has the patch set; None when neither symbols nor BTF can be read."""
+    if facts.symbols is None and not facts.btf:
+        return None
+    return RECHARGE_FUNCTION in (facts.symbols or {}) or RECHARGE_FUNCTION in facts.function_args
+
+
+def era(facts: Facts) -> str | None:
+    """How this kernel accounts slab memory: RECHARGE, PER_MEMCG or OBJCG; None when the facts do not say.
+
+    From symbols and BTF, never from the version number.
+    """
+    if has_patchset(facts):
+        return RECHARGE
+    known = {*(facts.symbols or ()), *facts.function_args}
+    if {"memcg_create_kmem_cache", "memcg_kmem_get_cache", "__memcg_kmem_get_cache"} & known:
+        return PER_MEMCG
+    return OBJCG if "obj_cgroup__memcg" in facts.offsets else None
 
 
 class _Looks:
-    """Looks that are taken one after the other; what cannot be seen for want of something is None, and that is told."""
+    """Runs one check after the other. A check that meets a shortage gives None; the first shortage is kept."""
 
     def __init__(self) -> None:
         self.shortage: tuple[str, str] | None = None
@@ -230,14 +250,13 @@ def gather() -> Facts:
         "host_namespace": host_namespace,
         "unmounted": unmounted,
         "lockdown": look(_lockdown),
-        "kprobes": _is_dir(KPROBE_PMU) if _is_dir(KPROBE_PMU.parent) else None,
+        "kprobes": _is_dir(bpf_calls.KPROBE_PMU) if _is_dir(bpf_calls.KPROBE_PMU.parent) else None,
         "tracefs": str(tracefs) if tracefs else None,
         "tracefs_why": tracefs_why,
-        "bpffs": look(_is_mounted, BPFFS, "bpf") or False,
         "hierarchy": None if hierarchy is None else asdict(hierarchy),
         "hierarchy_why": look(cgroupfs.why_not_found) if hierarchy is None else None,
         "own_cgroup": None if hierarchy is None else look(cgroupfs.own_path, hierarchy),
-        "symbols": look(symbols.addresses, (*FUNCTIONS, *DATA_SYMBOLS)),
+        "symbols": look(symbol_addresses, (*FUNCTIONS, *DATA_SYMBOLS)),
         "nokmem": look(_nokmem),
         # Only root may read it.
         "kcore": look(_starts_with, KCORE, b"\x7fELF") if privileged else None,
@@ -253,7 +272,7 @@ def _btf_facts(tracefs: Path | None, privileged: bool | None) -> dict[str, Any]:
     except btf_module.NoBtfError:
         return {"btf": False}
     except UnsupportedError as error:
-        # Without the library that reads it, or the right to, what the kernel has is not known.
+        # The library that reads it is missing, or kmemwatch may not read it: the kernel may still have BTF.
         return {"btf": None, "btf_why": str(error)}
     with btf:
         functions = {name: btf.function_args(name) for name in FUNCTIONS}
@@ -262,17 +281,56 @@ def _btf_facts(tracefs: Path | None, privileged: bool | None) -> dict[str, Any]:
             "btf": True,
             "function_args": {name: args for name, args in functions.items() if args is not None},
             "tracepoint_args": {name: args for name, args in tracepoints.items() if args is not None},
-            "offsets": layout.read_offsets(btf),
-            "sizes": layout.read_sizes(btf),
-            "enums": {name: btf.enum_values(name) for name in layout.ENUMS},
+            "offsets": members.read_offsets(btf),
+            "sizes": members.read_sizes(btf),
+            "enums": {name: btf.enum_values(name) for name in members.ENUMS},
             "current_task_btf": btf.enum_value("bpf_func_id", "BPF_FUNC_get_current_task_btf") is not None,
             "gfp_account": _gfp_account(tracefs),
-            **dict(zip(("fentry", "fentry_why"), trial.fentry(btf, privileged), strict=True)),
+            **dict(zip(("fentry", "fentry_why"), try_fentry(btf, privileged), strict=True)),
         }
 
 
+def symbol_addresses(names: Iterable[str], path: Path = KALLSYMS) -> Mapping[str, int] | None:
+    """Address of every symbol of `names` that exists, 0 where the kernel hides it; None when the file cannot be read.
+
+    Symbols of modules are left out. A static function that exists twice gives the first. Reading takes the kernel some
+    70 ms, so ask once for all.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise_if_shortage(error, str(path))
+        return None
+    # The address is as wide as a pointer everywhere: "ffffffff81000000 T name". Slicing 120,000 lines takes 35 ms, a
+    # regular expression with all names three times as long; start-up has 1.5 s.
+    start = text.find(b" ") + len(" T ")
+    wanted = {name.encode(): name for name in names}
+    found: dict[str, int] = {}
+    for line in text.split(b"\n"):
+        if line[start:] in wanted:
+            found.setdefault(wanted[line[start:]], int(line[: start - 3], 16))
+    return found
+
+
+def try_fentry(btf: Btf, privileged: bool | None, function: str = "kfree") -> tuple[bool | None, str | None]:
+    """(whether a trial program of type fentry loads, why not). None: kmemwatch could not try, which says nothing about
+    the kernel. The program is dropped at once. Raises ShortageError."""
+    function_id = btf.function_id(function)
+    if function_id is None:
+        return False, f"BTF has no function {function}"
+    if not libbpf.has("bpf_prog_load") or privileged is False:
+        return None, None
+    kind, attach_type = bpf_calls.LOADS["fentry"]
+    try:
+        os.close(bpf_calls.load_program(kind, "kmw_test", bpf_calls.RETURN_0, attach_type, function_id))
+    except OSError as error:
+        raise_if_shortage(error, "a trial program cannot be loaded", bpf=True)
+        return False, f"a trial program for {function} is refused: {libbpf.error_text(error.errno or 0)}"
+    return True, None
+
+
 def why_unmounted(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> tuple[str, str] | None:
-    """`Facts.unmounted`; what is missing is looked for by names that every kernel has there."""
+    """`Facts.unmounted`: looks for names that every kernel has there."""
     if not (proc / "self/status").exists():
         return f"{proc}: not mounted", f"mount -t proc proc {proc}"
     if not (proc / "sys").exists():
@@ -308,7 +366,7 @@ def _tracefs() -> tuple[Path | None, str | None]:
 
 
 def _possible_cpus(path: Path = POSSIBLE_CPUS) -> int | None:
-    """A machine to which CPUs can be added has more than are there."""
+    """A machine to which CPUs can be added has more possible ones than present ones."""
     try:
         return int(re.split("[-,]", path.read_text().strip())[-1]) + 1
     except (OSError, ValueError) as error:
@@ -326,7 +384,7 @@ def _nokmem(path: Path = COMMAND_LINE) -> bool | None:
 
 
 def _is_dir(path: Path) -> bool:
-    """False also where we may not look: tracefs is closed to all but root."""
+    """False also where kmemwatch may not look: only root may enter tracefs."""
     try:
         return path.is_dir()
     except OSError:
@@ -343,7 +401,7 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _privileged(host_namespace: bool | None) -> bool | None:
-    """Capabilities in another user namespace are none where it matters."""
+    """Capabilities in another user namespace do not count: the kernel checks those of the host's."""
     if host_namespace is False:
         return False
     try:
@@ -360,22 +418,13 @@ def _privileged(host_namespace: bool | None) -> bool | None:
 
 
 def _lockdown(path: Path = LOCKDOWN) -> str | None:
-    """``none``, ``integrity``, ``confidentiality``; None when securityfs is not there to tell."""
+    """``none``, ``integrity``, ``confidentiality``; None when securityfs is not mounted."""
     try:
         match = re.search(r"\[(\w+)\]", path.read_text())
     except OSError as error:
         raise_if_shortage(error, str(path))
         return None
     return match[1] if match else None
-
-
-def _is_mounted(path: Path, kind: str) -> bool:
-    try:
-        lines = Path("/proc/self/mounts").read_text(errors="surrogateescape").splitlines()
-    except OSError as error:
-        raise_if_shortage(error, str(path))
-        return False
-    return any(line.split(" ")[1:3] == [str(path), kind] for line in lines)
 
 
 def _gfp_account(tracefs: Path | None) -> int | None:
@@ -390,7 +439,7 @@ def _gfp_account(tracefs: Path | None) -> int | None:
     except OSError as error:
         raise_if_shortage(error, str(tracefs))
         return None
-    # What the format file prints is C after the preprocessor: {( unsigned long)((( gfp_t)0x400000u)), "..."}
+    # The format file shows C after the preprocessor: {( unsigned long)((( gfp_t)0x400000u)), "..."}
     match = re.search(r'\{([^{}]*),\s*"__GFP_ACCOUNT"', text)
     number = re.search(r"0x([0-9a-f]+)u", match[1]) if match else None
     return int(number[1], 16) if number else None

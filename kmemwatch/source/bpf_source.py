@@ -13,8 +13,8 @@ from operator import add
 
 from kmemwatch.attach.discover import CacheList, CacheRecord
 from kmemwatch.attach.handover import Handed, ProbeResult
-from kmemwatch.attach.plan import RECHARGE_FUNCTION
 from kmemwatch.errors import KmemwatchError, raise_if_shortage
+from kmemwatch.kernel.facts import RECHARGE_FUNCTION
 from kmemwatch.maps import decode
 from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.maps.defines import MAX_CHILD_SLABS

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from kmemwatch.cacheids import CacheIds
-from kmemwatch.kernel.era import OBJCG, era, has_patchset
+from kmemwatch.kernel.facts import OBJCG, era, has_patchset
 from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.model import (
     DYING,

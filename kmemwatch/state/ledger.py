@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
-from kmemwatch.kernel.era import OBJCG, RECHARGE
+from kmemwatch.kernel.facts import OBJCG, RECHARGE
 from kmemwatch.model import Cache, Pair
 from kmemwatch.source.reading import ChargeCounts, PairCounts, Reading, SourceInfo
 from kmemwatch.state.pairs import ACCOUNT_OBJECTS, NOBODY, OBJECTS, Column, Owners, PairRows

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from kmemwatch.kernel.era import OBJCG
+from kmemwatch.kernel.facts import OBJCG
 from kmemwatch.maps.decode import LruPages, MemcgRecord
 from kmemwatch.model import ChildSlabs
 from kmemwatch.source.reading import Reading

@@ -107,7 +107,7 @@ def attach_inside(program_fd: int, function: str) -> int:
     being seen as a miss.
     """
     real, target = bpf_calls._PERF_ATTR, ctypes.create_string_buffer(function.encode())
-    pmu = int(bpf_calls._KPROBE_PMU.read_text())
+    pmu = int((bpf_calls.KPROBE_PMU / "type").read_text())
     for offset in (5, 9):  # a call; behind endbr64 where the kernel is built with it
         attr = real.pack(pmu, real.size, 0, 1, 0, 0, 0, 1, 0, ctypes.addressof(target), offset)
         try:

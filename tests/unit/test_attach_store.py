@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from kmemwatch.attach import store
-from kmemwatch.kernel import cgroupfs, symbols
+from kmemwatch.kernel import cgroupfs
 
 KEY: dict[str, Any] = {"without": [], "latency": False, "host": {"boot_id": "a"}}
 IMAGE = {"maps": [[1, "lost", 4, 8, 5, 0]], "programs": [], "manifest": {"page_base": 2**64 - 4096}}
@@ -192,7 +192,7 @@ def test_the_key_changes_with_the_host(monkeypatch: pytest.MonkeyPatch, part: st
         "latency": lambda: None,
         "host": lambda: monkeypatch.setattr(store, "_text", lambda path: "another"),
         "tracefs": lambda: monkeypatch.setattr(store, "_EVENTS", ("/dev",)),
-        "symbols": lambda: monkeypatch.setattr(symbols.are_there, "__defaults__", (Path(os.devnull),)),
+        "symbols": lambda: monkeypatch.setattr(store._has_symbols, "__defaults__", (Path(os.devnull),)),
         "capabilities": lambda: monkeypatch.setattr(store, "_capabilities", lambda: "CapEff: 0"),
         "hierarchy": lambda: monkeypatch.setattr(
             cgroupfs, "find_memory", lambda: cgroupfs.Hierarchy(2, 0, "/elsewhere")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.kernel import cgroupfs, symbols
+from kmemwatch.kernel import cgroupfs, facts
 from kmemwatch.kernel.cgroupfs import Hierarchy, find_memory
 from tests.cgroup_mounts import memory_mount
 
@@ -207,7 +207,7 @@ def test_addresses_of_symbols(tmp_path: Path) -> None:
     path = tmp_path / "kallsyms"
     path.write_text(KALLSYMS)
     wanted = ["_text", "kfree", "mem_cgroup_css_online", "only_in_a_module", "missing", "k.ree"]
-    assert symbols.addresses(wanted, path) == {
+    assert facts.symbol_addresses(wanted, path) == {
         "_text": 0xFFFFFFFF81000000,
         "kfree": 0xFFFFFFFF81234560,
         "mem_cgroup_css_online": 0xFFFFFFFF81234580,
@@ -217,13 +217,13 @@ def test_addresses_of_symbols(tmp_path: Path) -> None:
 def test_hidden_addresses_and_no_file(tmp_path: Path) -> None:
     path = tmp_path / "kallsyms"
     path.write_text("0000000000000000 T kfree\n")
-    assert symbols.addresses(["kfree", "vfree"], path) == {"kfree": 0}, "hidden is not absent"
-    assert symbols.addresses(["kfree"], tmp_path / "none") is None
+    assert facts.symbol_addresses(["kfree", "vfree"], path) == {"kfree": 0}, "hidden is not absent"
+    assert facts.symbol_addresses(["kfree"], tmp_path / "none") is None
 
 
 def test_symbols_of_this_kernel_as_grep_finds_them() -> None:
-    found = symbols.addresses(["kfree", "kmem_cache_free", "no_such_function"])
-    lines = [line.split() for line in symbols.KALLSYMS.read_text().splitlines()]
+    found = facts.symbol_addresses(["kfree", "kmem_cache_free", "no_such_function"])
+    lines = [line.split() for line in facts.KALLSYMS.read_text().splitlines()]
     assert found == {
         row[2]: int(row[0], 16) for row in lines if len(row) == 3 and row[2] in ("kfree", "kmem_cache_free")
     }

@@ -22,7 +22,7 @@ from kmemwatch.attach import discover, handover, image, store
 from kmemwatch.attach import load as loader
 from kmemwatch.attach.plan import plan
 from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
-from kmemwatch.kernel import bpf_calls, btf, cgroupfs, facts, libbpf, symbols, trial
+from kmemwatch.kernel import bpf_calls, btf, cgroupfs, facts, libbpf
 from kmemwatch.maps import handles as maps
 from kmemwatch.source import bpf_source
 from kmemwatch.source.losses import KprobeMisses
@@ -62,7 +62,7 @@ def files(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
 
 LOOKS: dict[str, Callable[[], Any]] = {
-    "symbols": lambda: symbols.addresses(["kfree"], FILE),
+    "symbols": lambda: facts.symbol_addresses(["kfree"], FILE),
     "the hierarchy": cgroupfs.find_memory,
     "why there is none": cgroupfs.why_not_found,
     "the own cgroup": lambda: cgroupfs.own_path(cgroupfs.Hierarchy(1, 1, None), FILE),
@@ -71,7 +71,6 @@ LOOKS: dict[str, Callable[[], Any]] = {
     "kcore": lambda: facts._starts_with(FILE, b"x"),
     "privileges": lambda: facts._privileged(True),
     "lockdown": lambda: facts._lockdown(FILE),
-    "mounts": lambda: facts._is_mounted(FILE, "bpf"),
     "a macro": lambda: facts._gfp_account(FILE),
     "BTF": lambda: btf.Btf(FILE),
     "a constant of BTF": lambda: btf.find_anonymous_constant("A", "A", FILE),
@@ -116,15 +115,15 @@ def test_a_trial_program_that_was_not_tried(monkeypatch: pytest.MonkeyPatch, num
     monkeypatch.setattr(libbpf, "library", lambda: SimpleNamespace(bpf_prog_load=lambda *args: -number))
     known: Any = SimpleNamespace(function_id=lambda name: 7)
     with pytest.raises(ShortageError):
-        trial.fentry(known, True)
-    assert trial.fentry(known, False) == (None, None), "without privileges a refusal says nothing"
+        facts.try_fentry(known, True)
+    assert facts.try_fentry(known, False) == (None, None), "without privileges a refusal says nothing"
 
 
 def test_a_trial_program_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libbpf, "has", lambda name: True)
     monkeypatch.setattr(libbpf, "library", lambda: SimpleNamespace(bpf_prog_load=lambda *args: -errno.EINVAL))
     known: Any = SimpleNamespace(function_id=lambda name: 7)
-    assert trial.fentry(known, True) == (False, "a trial program for kfree is refused: Invalid argument")
+    assert facts.try_fentry(known, True) == (False, "a trial program for kfree is refused: Invalid argument")
 
 
 @pytest.mark.parametrize("said", ["Too many open files", "Error 24", "failed to map segment from shared object"])

@@ -8,7 +8,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmemwatch.kernel.era import OBJCG, PER_MEMCG
+from kmemwatch.kernel.facts import OBJCG, PER_MEMCG
 from kmemwatch.maps.decode import LruPages, MemcgRecord
 from kmemwatch.model import ChildSlabs
 from kmemwatch.state.pins import Units, less_children

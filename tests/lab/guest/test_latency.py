@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kmemwatch.attach.handover import Child
-from kmemwatch.attach.plan import RECHARGE_FUNCTION
 from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
+from kmemwatch.kernel.facts import RECHARGE_FUNCTION
 from kmemwatch.maps import decode
 from kmemwatch.model import Latency
 from kmemwatch.source.bpf_source import BpfSource
