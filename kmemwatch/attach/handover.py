@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From the compiling child to the process that keeps watching: a manifest and descriptors over a Unix socket."""
+"""The parent's side of attaching: it starts the child and takes a manifest and descriptors over a Unix socket."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import kmemwatch
 from kmemwatch import errors
-from kmemwatch.attach import channel
 from kmemwatch.cacheids import without_addresses
 from kmemwatch.errors import KmemwatchError, ShortageError, raise_if_shortage, shortage_error, shortage_of
 from kmemwatch.kernel.lifeline import TiedProcess
 
-if TYPE_CHECKING:  # imported when there is a manifest: the child starts before
+if TYPE_CHECKING:  # imported later, when the child is already running
     from kmemwatch.kernel.facts import Facts
     from kmemwatch.maps.handles import MapHandle
 
@@ -32,11 +31,11 @@ if TYPE_CHECKING:  # imported when there is a manifest: the child starts before
 class ProbeResult:
     signal: str
     attachment: str | None
-    """Candidate that is attached; None when none is."""
+    """`plan.Candidate.name` of the one that is attached; None when none is."""
     fell_back: bool
     why: str | None
     applies: bool = True
-    """`plan.Signal.applies`"""
+    """`plan.Signal.applies`."""
 
     @property
     def status(self) -> str:
@@ -50,14 +49,14 @@ class ProbeResult:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What the child found, did and gives away."""
+    """What the child found, and what it attached."""
 
     facts: Facts
     probes: tuple[ProbeResult, ...]
     programs: tuple[str, ...]
-    """``walk``, ``peek``, else ``signal/kind:target``. Descriptors come in this order, before those of maps, links."""
+    """``walk``, ``peek``, else ``signal/kind:target``. Their descriptors come first, then those of maps, then links."""
     maps: tuple[MapHandle, ...]
-    """`MapHandle.fd` is only valid in the process that made it."""
+    """`MapHandle.fd` is the child's number of the descriptor."""
     stats_count: int
     stats_index: Mapping[str, int] | None = None
     """`discover.stats_index`."""
@@ -65,7 +64,7 @@ class Manifest:
     page_base: int | None = None
     slab_account: int | None = None
     learn_error: str | None = None
-    """Why the caches or the struct pages could not be found."""
+    """Why the caches or the struct pages were not found."""
 
     def to_raw(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,21 +80,21 @@ class Manifest:
             **{
                 **raw,
                 "facts": Facts.from_raw(raw["facts"]),
-                "probes": tuple(ProbeResult(**{**probe, "why": _told(probe["why"])}) for probe in raw["probes"]),
-                "learn_error": _told(raw.get("learn_error")),
+                "probes": tuple(ProbeResult(**{**probe, "why": _clean(probe["why"])}) for probe in raw["probes"]),
+                "learn_error": _clean(raw.get("learn_error")),
                 "programs": tuple(raw["programs"]),
                 "maps": tuple(MapHandle(**handle) for handle in raw["maps"]),
             }
         )
 
 
-def _told(text: str | None) -> str | None:
+def _clean(text: str | None) -> str | None:
     return None if text is None else without_addresses(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """The same in the parent, with its own descriptors. `close` detaches everything."""
+    """What the parent has received, with its own descriptors. `close` detaches everything."""
 
     manifest: Manifest
     programs: Mapping[str, int]
@@ -104,30 +103,27 @@ class Handed:
 
     @property
     def link_of(self) -> Mapping[str, int]:
-        """Program -> the descriptor that keeps it attached; those that no event runs have none."""
+        """Program -> the descriptor that keeps it attached. Programs that user space runs have none."""
         attached = (name for name in self.manifest.programs if "/" in name)
         return dict(zip(attached, self.links, strict=True))
 
     def close(self) -> None:
-        """Links first, so that nothing runs while maps go."""
+        """Close links first, so that no program runs while maps are closed."""
         for fd in (*self.links, *self.programs.values(), *(handle.fd for handle in self.maps.values())):
             os.close(fd)
 
 
-def send(connection: socket.socket, manifest: Manifest, descriptors: Sequence[int]) -> None:
-    """Child: the manifest and what it speaks of."""
-    channel.send(connection, manifest.to_raw(), descriptors)
-
-
-_LAST_WORDS_S = 5.0
+_EXIT_S = 5.0
+_SCM_MAX_FD = 253
+"""Descriptors in one message, at most."""
 _OUT_OF_MEMORY = "if memory ran out, dmesg tells: free some, or raise the cgroup's limit, or ulimit -v"
 CHILD_DIRECTORY = "/"
-"""``python -m`` looks for modules in the current directory first, and we may be root in anybody's."""
+"""``python -m`` looks for modules in the current directory first. That may be another user's, and we may be root."""
 
 
 def child_environ() -> dict[str, str]:
-    """For a process that runs one of our modules in CHILD_DIRECTORY: a checkout that this process has found through its
-    own current directory must be found again."""
+    """Environment of a process that runs a module of kmemwatch in CHILD_DIRECTORY: it must find a checkout that this
+    process has found through its own current directory."""
     home = Path(kmemwatch.__file__).resolve().parent.parent
     paths = [str(Path(path).resolve()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if home.name not in ("site-packages", "dist-packages"):
@@ -136,18 +132,18 @@ def child_environ() -> dict[str, str]:
 
 
 class Child:
-    """The loader process; made early, waited for late, so that the parent can do something else meanwhile."""
+    """The process that attaches. The parent starts it early and does other work before it waits."""
 
     def __init__(
         self, without: Sequence[str] = (), module: str = "kmemwatch.attach.child", latency: bool = False
     ) -> None:
-        """`module`: what to run as the child; a test puts its own in between. Raises ShortageError."""
+        """`module`: what to run as the child; tests pass their own. Raises ShortageError."""
         options = json.dumps({"without": list(without), "latency": latency})
         with ExitStack() as opened:
             try:
                 self._channel, theirs = map(opened.enter_context, socket.socketpair())
                 command = [sys.executable, "-m", module, str(theirs.fileno()), options]
-                # Memory and not a pipe, which nobody would empty while we wait for the answer.
+                # Not a pipe: nobody reads it before the answer comes, and the child would block on a full one.
                 self._stderr = opened.enter_context(open(os.memfd_create("stderr"), "w+b"))
                 self._process = TiedProcess(
                     command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -160,7 +156,7 @@ class Child:
         theirs.close()
 
     def wait(self) -> Handed:
-        """Everything the child hands over. Raises KmemwatchError with the child's reason."""
+        """Everything that the child hands over. Raises KmemwatchError with the child's reason."""
         try:
             answer = self._receive_answer()
             if "error" in answer:
@@ -170,7 +166,7 @@ class Child:
             self.close()
 
     def close(self) -> None:
-        """End the child, whatever it is doing; harmless when it has ended."""
+        """Kill the child if it still runs."""
         self._channel.close()
         self._process.end()
         self._stderr.close()
@@ -192,7 +188,7 @@ class Child:
         return bytes(parts)
 
     def _wait_for_more(self) -> None:
-        """Compiling may take as long as it likes, being stopped may not."""
+        """There is no time limit for compiling, but a child that is stopped (SIGSTOP) ends the start."""
         if not self._process.speaks(self._channel):
             raise self._silence()
 
@@ -201,9 +197,9 @@ class Child:
         return KmemwatchError("the process that attaches the probes does not answer", "is it stopped?")
 
     def _ended(self) -> KmemwatchError:
-        """Why, by its last words."""
+        """Why it ended: by the last line it wrote, else by its exit status."""
         what = "the process that attaches the probes ended"
-        status = self._process.wait(_LAST_WORDS_S)
+        status = self._process.wait(_EXIT_S)
         self._stderr.seek(0)
         lines = self._stderr.read().decode("utf-8", "replace").strip().splitlines()
         short = shortage_of(lines[-1], what) if lines else None
@@ -221,15 +217,15 @@ class Child:
         while len(descriptors) < answer["descriptors"]:
             speaks = self._process.speaks(self._channel)
             if speaks:
-                data, fds, flags, _ = socket.recv_fds(self._channel, 1, channel.FDS_PER_MESSAGE)
+                data, fds, flags, _ = socket.recv_fds(self._channel, 1, _SCM_MAX_FD)
                 descriptors += fds
                 if data and not flags & socket.MSG_CTRUNC:
                     continue
-            for fd in descriptors:  # else what is half handed over would stay attached
+            for fd in descriptors:  # or the programs that have come so far would stay attached
                 os.close(fd)
             if not speaks:
                 raise self._silence()
-            if data:  # the kernel leaves out the descriptors that this process may not have
+            if data:  # the kernel leaves out descriptors above this process's limit
                 raise shortage_error(errno.EMFILE, "the probes cannot be taken over")
             raise ShortageError("the process that attaches the probes ended while it handed them over", _OUT_OF_MEMORY)
         manifest = Manifest.from_raw(answer["manifest"])

@@ -17,7 +17,6 @@ from typing import Any
 from kmemwatch.attach import discover, plan
 from kmemwatch.attach.handover import Manifest, ProbeResult
 from kmemwatch.attach.plan import Hook, Plan, Signal
-from kmemwatch.attach.stderr import StderrCapture
 from kmemwatch.errors import KmemwatchError, UnsupportedError, raise_if_shortage
 from kmemwatch.kernel import bpf_calls, cgroupfs, facts
 from kmemwatch.kernel.btf import Btf
@@ -142,6 +141,36 @@ def compiled(chosen: Plan, bcc: Any, include: Path) -> Any:
     return Module(text=source_text(chosen).encode(), cflags=chosen.cflags())
 
 
+class _StderrCapture:
+    """Catches what the compiler writes to descriptor 2: it has the reason of a failure."""
+
+    def __init__(self) -> None:
+        # In memory: a container may have no directory that can be written to.
+        self._file = open(os.memfd_create("stderr"), "w+b")  # noqa: SIM115 - lives as long as this object
+        self._saved = -1
+
+    def __enter__(self) -> None:
+        self._file.seek(0)
+        self._file.truncate()
+        sys.stderr.flush()
+        self._saved = os.dup(2)
+        os.dup2(self._file.fileno(), 2)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stderr.flush()
+        os.dup2(self._saved, 2)
+        os.close(self._saved)
+
+    def text(self) -> str:
+        """All that was written."""
+        self._file.seek(0)
+        return self._file.read().decode("utf-8", "replace")
+
+    def reason(self) -> str | None:
+        """The line that has the reason."""
+        return bpf_calls.reason_in(self.text())
+
+
 class _Attempt:
     """One compilation, and the attachment of all that is in it."""
 
@@ -151,7 +180,7 @@ class _Attempt:
         self._programs: dict[str, LoadedProgram] = {}
         self._links: list[int] = []
         self._btf: Btf | None = None
-        self._stderr = StderrCapture()
+        self._stderr = _StderrCapture()
         self._bpf = self._compile(bcc, include)
         self._maps = self._map_handles()
 

@@ -7,12 +7,13 @@ keeps the first that the kernel accepts, whole.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kmemwatch.attach.hopeless import refuse_hopeless
-from kmemwatch.errors import UsageError
+from kmemwatch.errors import ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel.facts import RECHARGE_FUNCTION, Facts
 from kmemwatch.maps.defines import Defines, defines
 
@@ -124,7 +125,7 @@ def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Pl
         raise UsageError(
             f"--without: no attachment is called {', '.join(unknown)}", hint=f"there are {', '.join(KINDS)}"
         )
-    refuse_hopeless(facts)
+    _require_basics(facts)
     found = defines(facts)
     chooser = _Chooser(facts, found, tuple(without))
     return Plan(
@@ -145,6 +146,58 @@ def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Pl
             chooser.child_signal("slabs", "scan.bpf.c", chooser.slabs()),
         ),
     )
+
+
+def _require_basics(facts: Facts) -> None:
+    """Raise UnsupportedError when the facts rule out every signal, ShortageError when they are incomplete."""
+    if facts.shortage is not None:
+        raise ShortageError(*facts.shortage)
+    if facts.unmounted is not None:
+        raise UnsupportedError(*facts.unmounted)
+    if not facts.btf:
+        raise _without_btf(facts)
+    if facts.lockdown == "confidentiality":
+        raise UnsupportedError(
+            "/sys/kernel/security/lockdown: lockdown=confidentiality forbids BPF programs to read kernel memory",
+            hint="boot with lockdown=integrity or without lockdown",
+        )
+    if facts.host_namespace is False:
+        raise UnsupportedError(
+            "not the host's root: this is a user namespace (a rootless container?), which may not load BPF programs",
+            hint="run it as root of the host, or in a container with its user namespace (--userns=host, as root)",
+        )
+    if facts.privileged is False:
+        raise UnsupportedError(
+            "no privilege to load BPF programs (CAP_BPF with CAP_PERFMON, or CAP_SYS_ADMIN)",
+            hint="run with sudo, or watch a running daemon: kmemwatch top --connect URL",
+        )
+    if facts.hierarchy is None:
+        raise _without_hierarchy(facts.hierarchy_why)
+
+
+def _without_btf(facts: Facts) -> UnsupportedError:
+    if facts.btf is False:
+        return UnsupportedError(
+            "/sys/kernel/btf/vmlinux: this kernel has no BTF type information",
+            hint="use a kernel built with CONFIG_DEBUG_INFO_BTF=y, as distributions ship since about 2021",
+        )
+    why = facts.btf_why or "/sys/kernel/btf/vmlinux: the kernel's BTF type information is there, but cannot be read"
+    if os.strerror(errno.EACCES) in why or os.strerror(errno.EPERM) in why:
+        hint = "on a host everybody may read it: look for what forbids it here, such as a container's profile"
+    elif facts.btf_why is None or why.startswith("libbpf"):
+        hint = "install the library that reads it: apt-get install libbpf1"
+    else:
+        hint = "it may take a newer library: apt-get install libbpf1"
+    return UnsupportedError(why, hint)
+
+
+def _without_hierarchy(why: str | None) -> UnsupportedError:
+    why = why or "/proc/cgroups: the memory controller is not enabled"
+    if why.startswith("/proc/cgroups"):
+        hint = "boot without cgroup_disable=memory (some ARM boards: with cgroup_enable=memory)"
+    else:
+        hint = "mount it where it can be read: mount -t cgroup2 none /sys/fs/cgroup"
+    return UnsupportedError(why, hint)
 
 
 class _Reason(Exception):

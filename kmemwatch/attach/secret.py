@@ -14,7 +14,7 @@ import stat
 import time
 from pathlib import Path
 
-from kmemwatch.attach import store
+from kmemwatch.attach import warm_start
 from kmemwatch.cacheids import SECRET_BYTES
 
 NAME = "cache-ids"
@@ -24,7 +24,7 @@ _MAX_BYTES = 4096
 _LOCK_S = 1.0
 
 
-def of_boot(boot_id: str | None, directory: Path = store.DIRECTORY) -> bytes:
+def of_boot(boot_id: str | None, directory: Path = warm_start.DIRECTORY) -> bytes:
     """The secret of this boot, made if there is none; where it cannot be kept safely, one for this process.
 
     Raises OSError when it could not be looked up for want of descriptors or memory.
@@ -43,7 +43,7 @@ def _kept(boot_id: bytes, directory: Path) -> bytes:
         directory.mkdir(mode=0o700)
     except FileExistsError:
         pass
-    top = store.open_directory(directory)
+    top = warm_start.open_directory(directory)
     try:
         _lock(top)  # of several that start at once, one makes it
         return _read(top, directory, boot_id) or _make(top, boot_id)
@@ -73,7 +73,7 @@ def _read(top: int, directory: Path, boot_id: bytes) -> bytes | None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
             raise PermissionError(f"{directory}: the file is not what we left there")
-        store.check_ours(directory, status, 0o600)
+        warm_start.check_ours(directory, status, 0o600)
         parts = file.read(_MAX_BYTES).split(b"\n")
     if parts[:2] != [_MAGIC, boot_id] or len(parts) != 4:
         return None

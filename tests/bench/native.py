@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kmemwatch.attach import store
+from kmemwatch.attach import warm_start
 from kmemwatch.feeds.live import LiveFeed, open_live
 from kmemwatch.maps import decode
 from kmemwatch.source.bpf_source import BpfSource
@@ -93,7 +93,7 @@ class _Screen(NamedTuple):
 def _first_screen(environment: dict[str, str], cold: bool = False) -> _Screen:
     """`cold`: nothing is left of an earlier start."""
     if cold:
-        shutil.rmtree(store.DIRECTORY, ignore_errors=True)
+        shutil.rmtree(warm_start.DIRECTORY, ignore_errors=True)
     began = time.monotonic()
     pid, terminal = pty.fork()
     if pid == 0:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.attach import image, store
+from kmemwatch.attach import warm_start
 from kmemwatch.attach.handover import Handed, Manifest
 from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
 from kmemwatch.source.bpf_source import BpfSource
@@ -69,7 +69,7 @@ def objects() -> set[tuple[str, object]]:
 
 def attach_here(kept: dict[str, Any]) -> LiveFeed:
     """What the child does of a warm start, and what its parent does with it, in one process."""
-    raw, descriptors = image.start(kept)
+    raw, descriptors = warm_start.start_from(kept)
     manifest, numbers = Manifest.from_raw(raw), iter(descriptors)
     programs = {name: next(numbers) for name in manifest.programs}
     maps = {handle.name: replace(handle, fd=next(numbers)) for handle in manifest.maps}
@@ -103,7 +103,7 @@ def test_a_hundred_times(patience: Callable[[float], float]) -> None:
     before = objects()
     for _ in range(THROUGH_CHILD):
         use(open_live(LiveOptions(WITHOUT)))
-    kept = store.load(store.DIRECTORY, store.key(WITHOUT))
+    kept = warm_start.load(warm_start.DIRECTORY, warm_start.key(WITHOUT))
     assert kept is not None, "the start was not kept"
     small = smaller(kept)
     sizes = {}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.attach import store
+from kmemwatch.attach import warm_start
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.source.bpf_source import BpfSource
@@ -75,9 +75,9 @@ def test_what_is_served_recorded_and_printed(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="the secret is root's")
 def test_the_secret_is_closed_to_everybody_else() -> None:
     run("snapshot", "--duration", "0.1")
-    status = (store.DIRECTORY / "cache-ids").stat()
+    status = (warm_start.DIRECTORY / "cache-ids").stat()
     assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (0, 0o600)
-    assert stat.S_IMODE(store.DIRECTORY.stat().st_mode) == 0o700
+    assert stat.S_IMODE(warm_start.DIRECTORY.stat().st_mode) == 0o700
 
 
 @pytest.mark.parametrize("output", ["text", "json"])

@@ -147,20 +147,20 @@ def damaged(file: Path) -> None:
 
 def of_another_kernel(file: Path) -> None:
     """Whole, with the right key, but the kernel will not have it: no such tracepoint."""
-    from kmemwatch.attach import store
+    from kmemwatch.attach import warm_start
 
-    key = store.key(tuple(file.name.split("-without-")[1:]))
-    kept = store.load(file.parent, key)
+    key = warm_start.key(tuple(file.name.split("-without-")[1:]))
+    kept = warm_start.load(file.parent, key)
     assert kept is not None
     for program in kept["programs"]:
         program["target"], program["function_id"] = "kmw_no_such_event", 0
-    store.save(file.parent, key, kept)
+    warm_start.save(file.parent, key, kept)
 
 
 def of_another_shape(file: Path) -> None:
-    from kmemwatch.attach import store
+    from kmemwatch.attach import warm_start
 
-    store.save(file.parent, store.key(tuple(file.name.split("-without-")[1:])), {"maps": "none"})
+    warm_start.save(file.parent, warm_start.key(tuple(file.name.split("-without-")[1:])), {"maps": "none"})
 
 
 @pytest.mark.needs("no lab")

@@ -24,7 +24,7 @@ import os, socket, sys, time
 sys.path.insert(0, {str(TREE)!r})
 from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.attach import handover
-from kmemwatch.attach.channel import send_error
+from kmemwatch.attach.child import send, send_error
 from kmemwatch.attach.handover import Manifest, ProbeResult
 from kmemwatch.maps.handles import MapHandle
 from tests.unit.fake_source import recorded_facts
@@ -75,7 +75,7 @@ def open_descriptors() -> set[str]:
 @pytest.mark.parametrize("links", [0, 1, 500])
 def test_manifest_and_descriptors_come_through(run_child: Any, links: int) -> None:
     before = open_descriptors()
-    child = run_child(f"handover.send(channel, manifest(3, 2), list(pipes(3 + 2 + {links})))")
+    child = run_child(f"send(channel, manifest(3, 2).to_raw(), list(pipes(3 + 2 + {links})))")
     handed = child.wait()
     manifest = handed.manifest
     assert [probe.signal for probe in manifest.probes] == ["alloc", "free"]
@@ -112,7 +112,7 @@ def test_a_child_that_is_killed(run_child: Any) -> None:
 
 
 def test_a_child_that_says_much_does_not_hang(run_child: Any) -> None:
-    code = "sys.stderr.write('x' * 1_000_000)\nhandover.send(channel, manifest(1, 0), list(pipes(1)))"
+    code = "sys.stderr.write('x' * 1_000_000)\nsend(channel, manifest(1, 0).to_raw(), list(pipes(1)))"
     run_child(code).wait().close()
 
 
@@ -133,7 +133,7 @@ def one_message(*args):
     sent.append(1)
     return real(*args)
 socket.send_fds = one_message
-handover.send(channel, manifest(1, 0), list(pipes(450)))
+send(channel, manifest(1, 0).to_raw(), list(pipes(450)))
 """
     with pytest.raises(KmemwatchError, match="ended while it handed them over"):
         run_child(code).wait()
@@ -148,7 +148,7 @@ STOP = "os.kill(os.getpid(), 19)"
     [
         STOP,
         f"channel.sendall(bytes(4)); {STOP}",
-        f"socket.send_fds = lambda *_: {STOP}\nhandover.send(channel, manifest(1, 0), list(pipes(1)))",
+        f"socket.send_fds = lambda *_: {STOP}\nsend(channel, manifest(1, 0).to_raw(), list(pipes(1)))",
     ],
     ids=["at once", "in the answer", "before the descriptors"],
 )

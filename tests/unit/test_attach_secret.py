@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.attach import secret, store
+from kmemwatch.attach import secret, warm_start
 
 BOOT = "9b2c6a3e-0000-4000-8000-000000000001"
 
@@ -45,10 +45,10 @@ def test_it_is_closed_to_others(directory: Path, umask: int) -> None:
 
 
 def test_it_is_beside_the_images_of_a_start(directory: Path) -> None:
-    store.save(directory, {"without": [], "latency": False}, {"maps": []})
+    warm_start.save(directory, {"without": [], "latency": False}, {"maps": []})
     first = secret.of_boot(BOOT, directory)
     assert secret.of_boot(BOOT, directory) == first
-    assert store.load(directory, {"without": [], "latency": False}) == {"maps": []}
+    assert warm_start.load(directory, {"without": [], "latency": False}) == {"maps": []}
 
 
 def _open_to_others(path: Path) -> None:

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 import kmemwatch
-from kmemwatch.attach.store import DIRECTORY
+from kmemwatch.attach.warm_start import DIRECTORY
 from kmemwatch.cli import serve
 from kmemwatch.serve import paths
 

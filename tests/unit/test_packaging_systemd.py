@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from kmemwatch.attach.store import DIRECTORY
+from kmemwatch.attach.warm_start import DIRECTORY
 from kmemwatch.cli import serve
 from kmemwatch.errors import UnsupportedError, UsageError
 from kmemwatch.web.listening import DEFAULT_ADDRESS, OPTION

@@ -18,7 +18,7 @@ from typing import Any, cast
 import pytest
 
 from kmemwatch.attach import child as attach
-from kmemwatch.attach import discover, handover, image, store
+from kmemwatch.attach import discover, handover, warm_start
 from kmemwatch.attach import load as loader
 from kmemwatch.attach.plan import plan
 from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError
@@ -76,7 +76,7 @@ LOOKS: dict[str, Callable[[], Any]] = {
     "a constant of BTF": lambda: btf.find_anonymous_constant("A", "A", FILE),
     "nodes": discover.possible_nodes,
     "the boot": discover.boot_id,
-    "the host": lambda: store.key(()),
+    "the host": lambda: warm_start.key(()),
 }
 """What is looked up in files."""
 
@@ -270,17 +270,17 @@ def loaded(**changes: Any) -> Any:
 
 def test_only_a_complete_start_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kmemwatch.kernel.bpf_calls.available", lambda: True)
-    monkeypatch.setattr(image, "_UNIX_MODULE", Path("/none"))
-    assert image.take(loaded(), {}) is not None
+    monkeypatch.setattr(warm_start, "_UNIX_MODULE", Path("/none"))
+    assert warm_start.image_of(loaded(), {}) is not None
     refused = handover.ProbeResult("free", None, True, "raw_tp: kfree: Invalid argument")
     assert refused.status == "missing"
-    assert image.take(loaded(probes=(refused,)), {}) is not None
-    assert image.take(replace(loaded(probes=(refused,)), may_do_better=True), {}) is None
+    assert warm_start.image_of(loaded(probes=(refused,)), {}) is not None
+    assert warm_start.image_of(replace(loaded(probes=(refused,)), may_do_better=True), {}) is None
     for changes in (
         {"learn_error": "no way to a cache"},
         {"facts": replace(recorded_facts(), shortage=("out of memory", ""))},
     ):
-        assert image.take(loaded(**changes), {}) is None
+        assert warm_start.image_of(loaded(**changes), {}) is None
 
 
 REFUSALS = [
@@ -336,31 +336,31 @@ def test_a_signal_whose_every_way_was_refused_is_told_as_such() -> None:
 
 
 def test_a_start_in_a_boot_that_is_not_known_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "_text", lambda path: None)
+    monkeypatch.setattr(warm_start, "_text", lambda path: None)
     with pytest.raises(ValueError, match="boot_id"):
-        store.key(())
+        warm_start.key(())
 
 
 def test_what_an_earlier_version_kept_is_not_used(tmp_path: Path) -> None:
     directory = tmp_path / "kmemwatch"
     key: dict[str, Any] = {"without": [], "latency": False}
-    store.save(directory, key, {"maps": []})
+    warm_start.save(directory, key, {"maps": []})
     file = directory / "start"
     file.write_bytes(file.read_bytes().replace(b"kmemwatch start 2", b"kmemwatch start 1"))
     with pytest.raises(ValueError, match="damaged"):
-        store.load(directory, key)
+        warm_start.load(directory, key)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     directory = tmp_path / "kmemwatch"
     key: dict[str, Any] = {"without": [], "latency": False}
-    store.save(directory, key, {"maps": ["old"]})
+    warm_start.save(directory, key, {"maps": ["old"]})
     monkeypatch.setattr(os, "rename", failing(number))
     with pytest.raises(OSError, match=os.strerror(number)):
-        store.save(directory, key, {"maps": ["new"]})
+        warm_start.save(directory, key, {"maps": ["new"]})
     assert [entry.name for entry in directory.iterdir()] == ["start"]
-    assert store.load(directory, key) == {"maps": ["old"]}
+    assert warm_start.load(directory, key) == {"maps": ["old"]}
 
 
 def test_two_that_write_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
@@ -368,17 +368,17 @@ def test_two_that_write_at_the_same_time_do_not_mix(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from kmemwatch.attach import store
+from kmemwatch.attach import warm_start
 key = {{"without": [], "latency": False}}
 for number in range(200):
-    store.save(Path({str(directory)!r}), key, {{"maps": [sys.argv[1]] * 500}})
+    warm_start.save(Path({str(directory)!r}), key, {{"maps": [sys.argv[1]] * 500}})
 """
     running = [subprocess.Popen([sys.executable, "-c", code, word]) for word in "abc"]
     key = {"without": [], "latency": False}
     seen = set()
     while any(process.poll() is None for process in running):
         try:
-            kept = store.load(directory, key)
+            kept = warm_start.load(directory, key)
         except FileNotFoundError:
             continue
         assert kept is not None
