@@ -12,11 +12,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from kmemwatch.cli.main import COMMANDS
+from tests.daemon import Daemon
+from tests.processes import children
 
 PATIENCE_S = 120
 WRONG: dict[str, tuple[str, ...]] = {
@@ -101,19 +102,14 @@ def serving(command: list[str], *, inside: bool = False) -> Iterator[str]:
     """The URL of a `kmemwatch serve`; `inside`: `command` starts it in a process of its own, which gets the signal."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRON, cwd="/") as process:
         try:
-            assert process.stderr is not None
-            told = [process.stderr.readline()]
-            while "serving" not in told[-1]:
-                assert told[-1], told
-                told.append(process.stderr.readline())
-            assert len(told) == 1, told
-            yield told[-1].split()[-1]
+            daemon = Daemon(process, PATIENCE_S)
+            assert len(daemon.told) == 1, daemon.told
+            yield daemon.metrics_url
         finally:
             # unshare waits for what it has started, and lets no signal through.
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text() if inside else ""
-            for pid in children.split() or [str(process.pid)]:
-                os.kill(int(pid), signal.SIGTERM)
-            assert process.wait(20) == 0
+            for pid in (children(process.pid) if inside else []) or [process.pid]:
+                os.kill(pid, signal.SIGTERM)
+            assert process.wait(PATIENCE_S) == 0
 
 
 def metrics(url: str) -> str:

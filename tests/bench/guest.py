@@ -14,9 +14,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.bench.programs import between, counters, statistics, typical
+from tests.bench.programs import between, statistics, typical
 from tests.bench.tools import NONE, Names, attached
 from tests.bench.work import JOBS, OPERATIONS, Work, working
+from tests.bpf_objects import loaded_programs
 from tests.cgroup_mounts import memory_mount
 from tests.live.cgroups import OwnCgroup
 
@@ -34,9 +35,9 @@ def programs(names: Names, work: Work) -> dict[str, Any]:
         work.settle(MICRO)
         rounds = []
         for _ in range(ROUNDS):
-            before = counters()
+            before = loaded_programs()
             work.settle(MICRO)
-            rounds.append(between(before, counters(), names))
+            rounds.append(between(before, loaded_programs(), names))
     return {name: asdict(run) for name, run in sorted(typical(rounds).items())}
 
 

@@ -3,21 +3,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import select
 import shutil
-import signal
-import struct
 import subprocess
 import sys
 import tempfile
-import termios
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,12 +18,13 @@ from kmemwatch.attach import warm_start
 from kmemwatch.feeds.live import LiveFeed, open_live
 from kmemwatch.maps import decode
 from kmemwatch.source.bpf_source import BpfSource
-from tests.bench.processes import Memory, cpu_s, memory, tree
+from tests import terminal
 from tests.cgroup_mounts import memory_mount
+from tests.daemon import KMEMWATCH, ON_A_FREE_PORT, Daemon, started
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import workload
+from tests.processes import Memory, cpu_s, memory, tree
 
-KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
 MARKER = "kmw-first-screen"
 CGROUPS, INTERVAL_S, WATCHED_S = 1000, 5.0, 60.0
 TRIES = 5
@@ -62,7 +56,7 @@ def measure() -> dict[str, Any]:
 
 def _as_installed(directory: str) -> dict[str, str]:
     """Python has what it has compiled, also where nothing may be written into the source tree."""
-    environment = {**os.environ, "PYTHONPYCACHEPREFIX": directory, "TERM": "xterm-256color"}
+    environment = {**os.environ, "PYTHONPYCACHEPREFIX": directory}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
 
@@ -94,40 +88,12 @@ def _first_screen(environment: dict[str, str], cold: bool = False) -> _Screen:
     """`cold`: nothing is left of an earlier start."""
     if cold:
         shutil.rmtree(warm_start.DIRECTORY, ignore_errors=True)
-    began = time.monotonic()
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [*KMEMWATCH, "top", "--delay", "1"], environment)
-    try:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 200, 200, 0, 0))
-        shown = b""
-        while MARKER.encode() not in shown:
-            if time.monotonic() > began + _LIMIT_S:
-                raise RuntimeError(f"kmemwatch top shows no data: {shown[-2000:]!r}")
-            shown += _read(terminal, 0.1)
-        took, used = time.monotonic() - began, cpu_s(pid)
+    with terminal.top("--delay", "1", environment=environment) as screen:
+        took, used = screen.seconds_to(MARKER.encode(), _LIMIT_S), cpu_s(*tree(screen.pid))
         until = time.monotonic() + 4
         while time.monotonic() < until:
-            _read(terminal, 0.1)
-        return _Screen(took, used, memory(pid))
-    finally:
-        os.kill(pid, signal.SIGTERM)
-        with open(terminal, "rb", buffering=0) as rest:
-            _drain(rest.fileno())
-            os.waitpid(pid, 0)
-
-
-def _read(terminal: int, wait_s: float) -> bytes:
-    return os.read(terminal, 1 << 16) if select.select([terminal], [], [], wait_s)[0] else b""
-
-
-def _drain(terminal: int) -> None:
-    """It restores the terminal when it ends, and somebody has to read that."""
-    try:
-        while os.read(terminal, 1 << 16):
-            pass
-    except OSError:  # EIO: nobody has it open any more
-        pass
+            screen.read(0.1)
+        return _Screen(took, used, memory(*tree(screen.pid)))
 
 
 def _serve_start(environment: dict[str, str]) -> dict[str, Any]:
@@ -141,14 +107,15 @@ def _serve_start(environment: dict[str, str]) -> dict[str, Any]:
 
 def _serve_at_work(environment: dict[str, str]) -> dict[str, Any]:
     """With CGROUPS, scraped as often as it reads."""
-    with _serving(environment) as (pid, url):
+    with _serving(environment) as daemon:
+        pid = daemon.reader
         time.sleep(INTERVAL_S)
-        before, began = cpu_s(pid), time.monotonic()
+        before, began = cpu_s(*tree(pid)), time.monotonic()
         while time.monotonic() < began + WATCHED_S:
             time.sleep(INTERVAL_S)
-            subprocess.run([sys.executable, "-c", _GET, url], stdout=subprocess.DEVNULL, check=True)
-        share = (cpu_s(pid) - before) / (time.monotonic() - began)
-        used = memory(pid)
+            subprocess.run([sys.executable, "-c", _GET, daemon.metrics_url], stdout=subprocess.DEVNULL, check=True)
+        share = (cpu_s(*tree(pid)) - before) / (time.monotonic() - began)
+        used = memory(*tree(pid))
         return {
             SERVE_RSS: used.resident,
             "serve: peak RSS, MB": used.peak,
@@ -161,26 +128,8 @@ def _serve_at_work(environment: dict[str, str]) -> dict[str, Any]:
 _GET = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1]).read()))"
 
 
-@contextmanager
-def _serving(environment: dict[str, str]) -> Iterator[tuple[int, str]]:
-    """(pid, URL) of a running daemon."""
-    command = [*KMEMWATCH, "serve", "--web.listen-address", "127.0.0.1:0", "--interval", f"{INTERVAL_S:g}"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    watchdog = threading.Timer(_LIMIT_S + WATCHED_S, process.kill)
-    watchdog.start()
-    try:
-        assert process.stderr is not None
-        line = ""
-        for line in process.stderr:
-            if "serving http" in line:
-                break
-        else:
-            raise RuntimeError(f"kmemwatch serve: {line}")
-        yield process.pid, line.split()[-1]
-    finally:
-        watchdog.cancel()
-        process.terminate()
-        process.communicate()
+def _serving(environment: dict[str, str]) -> AbstractContextManager[Daemon]:
+    return started([*KMEMWATCH, "serve", *ON_A_FREE_PORT, "--interval", f"{INTERVAL_S:g}"], env=environment)
 
 
 def _full_map(cgroup_ids: list[int]) -> dict[str, Any]:

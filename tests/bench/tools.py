@@ -18,7 +18,7 @@ from pathlib import Path
 from kmemwatch.feeds.live import LiveOptions, open_live
 from kmemwatch.kernel import bpf_calls
 from kmemwatch.source.bpf_source import BpfSource
-from tests.bench.programs import attached_by, counters, program_id
+from tests.bpf_objects import attached_by, loaded, program_id
 from tests.symbols import kernel_symbols
 
 NONE, EMPTY, KMEMWATCH, BPFTRACE, MEMLEAK = "none", "empty", "kmemwatch", "bpftrace", "memleak"
@@ -107,7 +107,7 @@ def _memleak() -> Iterator[Names]:
 @contextmanager
 def _running(command: Sequence[str], number: int, env: Mapping[str, str] | None = None) -> Iterator[Names]:
     """A tool with a process of its own, as soon as it has attached `number` programs."""
-    before = set(counters())
+    before = loaded("prog")
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env={**os.environ, **(env or {})})
     try:
         deadline = time.monotonic() + _LIMIT_S
@@ -119,7 +119,7 @@ def _running(command: Sequence[str], number: int, env: Mapping[str, str] | None 
     finally:
         process.send_signal(signal.SIGINT)
         process.wait()
-    while set(counters()) - before:  # programs go some time after their last user
+    while loaded("prog") - before:  # programs go some time after their last user
         time.sleep(0.1)
 
 

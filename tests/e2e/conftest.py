@@ -14,9 +14,10 @@ import pytest
 
 from tests.cgroup_mounts import MemoryMount
 from tests.e2e.invented import PATCHED, UNPATCHED, record
-from tests.e2e.servers import Credentials, Prometheus, Webhook, make_credentials, serve, start_alertmanager, wait_for
+from tests.e2e.servers import START_S, Credentials, Prometheus, Webhook, make_credentials, serve, start_alertmanager
 from tests.live.cgroups import OwnCgroup
 from tests.needs import require
+from tests.waiting import wait_for
 
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 LIVE = "this-machine"
@@ -90,7 +91,7 @@ def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iter
         stack.callback(alertmanager.stop)
         prometheus = Prometheus(addresses, alerts, credentials.job(), directory)
         stack.callback(prometheus.program.stop)
-        wait_for("answer of Prometheus", prometheus.ready)
+        wait_for(prometheus.is_ready, START_S, "answer of Prometheus")
         began_s = time.time()
 
         def is_fresh() -> bool:
@@ -100,7 +101,7 @@ def fleet(memory: MemoryMount, tmp_path_factory: pytest.TempPathFactory) -> Iter
         ended_s = work(memory.path, directory, WORK_S, is_fresh)
         # A scrape is stored later than its samples say: whoever asks for this time now would not get the last of them.
         later = f"min(timestamp(up)) > {ended_s + 1}"
-        wait_for("scrapes after the work", lambda: prometheus.query(later) or None)
+        wait_for(lambda: prometheus.query(later), START_S, "scrapes after the work")
         yield Fleet(prometheus, webhook, credentials, addresses, began_s, ended_s)
 
 

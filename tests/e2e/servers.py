@@ -12,37 +12,27 @@ import secrets
 import socket
 import ssl
 import subprocess
-import sys
 import threading
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import bcrypt
 import yaml
 
+from tests.daemon import KMEMWATCH, ON_A_FREE_PORT
 from tests.grafana import PROMETHEUS, ROOT, RULES
 from tests.needs import unpacked
+from tests.waiting import wait_for
 
-T = TypeVar("T")
 SCRAPE_S = 1
 START_S = 60
 USER = "prometheus"
 """As in the example."""
-
-
-def wait_for(what: str, look: Callable[[], T | None], limit_s: float = START_S) -> T:
-    """The first result of `look` that is not None."""
-    deadline = time.monotonic() + limit_s
-    while (found := look()) is None:
-        assert time.monotonic() < deadline, f"no {what} in {limit_s} s"
-        time.sleep(0.1)
-    return found
 
 
 def free_address() -> str:
@@ -52,13 +42,13 @@ def free_address() -> str:
         return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
-def answers(url: str) -> bool | None:
-    """True when somebody answers 200; None, for `wait_for`, if not."""
+def answers(url: str) -> bool:
+    """Whether somebody answers 200."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
     except OSError:
-        return None
+        return False
 
 
 class Program:
@@ -88,20 +78,17 @@ class Program:
             self._process.wait()
 
 
+def _address(name: str, program: Program) -> str:
+    found = wait_for(lambda: program.said(r"https?://([\d.:]+)"), START_S, f"address of {name}")
+    assert found is not None
+    return found
+
+
 def serve(name: str, directory: Path, *options: str | Path) -> tuple[Program, str]:
     """`kmemwatch serve`, and the address that it serves on."""
-    argv = [
-        sys.executable,
-        "-m",
-        "kmemwatch",
-        "serve",
-        "--web.listen-address",
-        "127.0.0.1:0",
-        *options,
-    ]
-    program = Program(argv, directory / f"{name}.log")
+    program = Program([*KMEMWATCH, "serve", *ON_A_FREE_PORT, *options], directory / f"{name}.log")
     try:
-        return program, wait_for(f"address of {name}", lambda: program.said(r"https?://([\d.:]+)"))
+        return program, _address(name, program)
     except BaseException:
         program.stop()
         raise
@@ -192,7 +179,7 @@ def start_alertmanager(webhook: Webhook, directory: Path) -> tuple[Program, str]
             f"--storage.path={directory}/alertmanager", "--cluster.listen-address="]  # fmt: skip
     program = Program(_with_share(argv), directory / "alertmanager.log")
     try:
-        wait_for("answer of Alertmanager", lambda: program.runs() and answers(f"http://{address}/-/ready"))
+        wait_for(lambda: program.runs() and answers(f"http://{address}/-/ready"), START_S, "answer of Alertmanager")
     except BaseException:
         program.stop()
         raise
@@ -245,9 +232,9 @@ class Prometheus:
         assert answer["status"] == "success"
         return answer["data"]
 
-    def ready(self) -> bool | None:
-        """True when it answers; None before."""
-        return answers(f"{self.url}/-/ready") if self.program.runs() else None
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.program.runs() and answers(f"{self.url}/-/ready")
 
     def query(self, expr: str, at_s: float | None = None) -> list[dict[str, Any]]:
         """Series of an instant query; None: now."""

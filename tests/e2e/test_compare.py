@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tests.daemon import KMEMWATCH
 from tests.e2e.conftest import HOSTS, LIVE, Fleet
 from tests.e2e.invented import PATCHED, UNPATCHED
 from tests.e2e.servers import USER
@@ -34,7 +34,7 @@ DURATION_S = 30
 def compare(*arguments: str | Path) -> dict[str, Any]:
     """The JSON of `kmemwatch compare`."""
     done = subprocess.run(
-        [sys.executable, "-m", "kmemwatch", "compare", "--output", "json", *arguments],
+        [*KMEMWATCH, "compare", "--output", "json", *arguments],
         capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -89,9 +89,7 @@ def test_a_selector_of_all_hosts_adds_them_up(fleet: Fleet) -> None:
 
 def test_a_selector_that_finds_nothing_is_2(fleet: Fleet) -> None:
     nothing = f'prometheus:{fleet.prometheus.url}?instance="nobody"'
-    done = subprocess.run(
-        [sys.executable, "-m", "kmemwatch", "compare", nothing, nothing], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([*KMEMWATCH, "compare", nothing, nothing], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "no metrics of kmemwatch between" in done.stderr
     assert len(done.stderr.splitlines()) == 2
@@ -127,7 +125,7 @@ def test_a_wrong_password_is_refused(fleet: Fleet, tmp_path: Path) -> None:
         (["--user-a", USER, "--password-file-a", tmp_path / "password"], "certificate verify failed"),
     ):
         done = subprocess.run(
-            [sys.executable, "-m", "kmemwatch", "compare", url, "demo", *map(str, extra), "--duration", "1"],
+            [*KMEMWATCH, "compare", url, "demo", *map(str, extra), "--duration", "1"],
             capture_output=True, text=True, check=False, timeout=60,
         )  # fmt: skip
         assert done.returncode == 1

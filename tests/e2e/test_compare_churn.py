@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import pytest
 
 from kmemwatch.feeds.recording import SNAPSHOT, RecordingReader
 from kmemwatch.units import parse_rfc3339
-from tests.e2e.servers import Program, wait_for
+from tests.daemon import KMEMWATCH
+from tests.e2e.servers import START_S, Program
 from tests.e2e.test_compare import compare, figure
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.needs("root", "bcc", "a memory controller", "no lab")
 
@@ -26,7 +27,7 @@ OTHERS = 15
 
 
 def kmemwatch(*arguments: str | Path) -> list[str | Path]:
-    return [sys.executable, "-m", "kmemwatch", *arguments]
+    return [*KMEMWATCH, *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     whole, held, report = directory / "whole.kmw", directory / "held.kmw", directory / "churn.json"
     program = Program(kmemwatch("record", whole, "--interval", "0.5"), directory / "record.log")
     try:
-        wait_for("recording", lambda: (program.runs() and whole.exists() and whole.stat().st_size > 1000) or None)
+        wait_for(lambda: program.runs() and whole.exists() and whole.stat().st_size > 1000, START_S, "recording")
         churn = kmemwatch("churn", "--cgroups", str(CGROUPS), "--rate", str(RATE), "--objects", "5", "--seed", "11",
                           "--kind", "shmem,pipe", "--hold", str(HOLD_S))  # fmt: skip
         done = subprocess.run(churn, capture_output=True, text=True, check=False, timeout=300)
@@ -44,7 +45,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         report.write_text(done.stdout)
         ended_ns = parse_rfc3339(json.loads(done.stdout)["ended_at"])
         assert ended_ns is not None
-        wait_for("time after it", lambda: _latest_ns(whole) > ended_ns + AFTER_S * 10**9 or None, 120)
+        wait_for(lambda: _latest_ns(whole) > ended_ns + AFTER_S * 10**9, 120, "time after it")
     finally:
         program._process.send_signal(signal.SIGINT)
         program._process.wait(30)

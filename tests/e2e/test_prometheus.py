@@ -19,9 +19,10 @@ import pytest
 
 from tests.e2e.conftest import HOSTS, LIVE, Fleet
 from tests.e2e.invented import PATCHED
-from tests.e2e.servers import promtool, wait_for
+from tests.e2e.servers import START_S, promtool
 from tests.grafana import DASHBOARDS, RULES, Target, asked, filled_in, load, panels, rules, targets
 from tests.unit.test_alerts import TESTS
+from tests.waiting import wait_for
 
 EVERY_TARGET = [target for name in DASHBOARDS for target in targets(name)]
 ONLY_WITH_CHILD_CACHES = {
@@ -134,7 +135,8 @@ def test_an_alert_reaches_whoever_must_know(fleet: Fleet) -> None:
             return None
         return found if found["groupLabels"]["alertname"] == "KmemwatchRechargeFailures" else None
 
-    sent = wait_for("message from Alertmanager", message)
+    sent = wait_for(message, START_S, "message from Alertmanager")
+    assert sent is not None
     assert (sent["status"], sent["receiver"]) == ("firing", "default")
     (alert,) = sent["alerts"]
     assert alert["labels"] == {

@@ -13,6 +13,7 @@ import tempfile
 import threading
 from pathlib import Path
 
+from tests.daemon import KMEMWATCH
 from tests.lab import built, comparison
 from tests.lab.boot import TREE
 from tests.lab.kernels import by_name
@@ -50,7 +51,7 @@ def arguments(a: str, b: str) -> list[str]:
 
 def compare(directory: Path, a: str, b: str, output: str) -> str:
     """What `kmemwatch compare` prints."""
-    command = [sys.executable, "-m", "kmemwatch", "compare", *arguments(a, b), "--output", output]
+    command = [*KMEMWATCH, "compare", *arguments(a, b), "--output", output]
     return subprocess.run(
         command, cwd=directory, env={"PYTHONPATH": str(TREE)}, check=True, capture_output=True, text=True
     ).stdout  # fmt: skip

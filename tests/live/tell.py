@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The test's end of a workload, and ways to wait for rest."""
+"""The test's end of a workload, how a feed is asked, and how the kernel is made to let go of what it keeps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
 
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
@@ -20,7 +19,6 @@ from kmemwatch.source.bpf_source import BpfSource
 from tests.live.cgroups import OwnCgroup
 from tests.needs import NEEDS
 
-T = TypeVar("T")
 _WORKLOAD = Path(__file__).with_name("workload.py")
 SLAB_SYSFS = Path("/sys/kernel/slab")
 
@@ -121,33 +119,6 @@ def workload(cgroup: OwnCgroup | None) -> Iterator[Workload]:
         yield running
     finally:
         running.end()
-
-
-def wait_for(check: Callable[[], object], limit_s: float, every_s: float = 0.1) -> None:
-    """Return as soon as `check` is true; AssertionError with what it last said after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while not (answer := check()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {limit_s} s"
-        time.sleep(every_s)
-
-
-def settled(read: Callable[[], T], expected: T, limit_s: float) -> T:
-    """What `read` says as soon as it is `expected`, else what it last said after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while (now := read()) != expected and time.monotonic() < deadline:
-        time.sleep(0.1)
-    return now
-
-
-def rested(read: Callable[[], T], patience: Callable[[float], float]) -> T:
-    """What `read` says twice in a row: what was freed before may still wait for a grace period of RCU. The latest, when
-    there is no rest."""
-    deadline = time.monotonic() + patience(3)
-    now, last = read(), None
-    while now != last and time.monotonic() < deadline:
-        time.sleep(patience(0.1))
-        now, last = read(), now
-    return now
 
 
 def snapshot(feed: LiveFeed) -> Snapshot:

@@ -19,9 +19,9 @@ from kmemwatch.attach import warm_start
 from kmemwatch.attach.handover import Handed, Manifest
 from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
 from kmemwatch.source.bpf_source import BpfSource
-from tests.live.bpf_objects import KINDS, kprobe_events, kprobe_list, loaded
-from tests.live.tell import settled
+from tests.bpf_objects import KINDS, kprobe_events, kprobe_list, loaded
 from tests.needs import NEEDS
+from tests.waiting import settled
 
 ROUNDS = 100
 THROUGH_CHILD = 2

@@ -13,9 +13,10 @@ import pytest
 from kmemwatch.feeds.live import LiveFeed
 from tests.live.cgroups import OwnCgroup
 from tests.live.kprobe_truth import recorded_calls
-from tests.live.tell import SLAB_SYSFS, Workload, address_of, cache_named, pair_of, rested, settled, snapshot, workload
+from tests.live.tell import SLAB_SYSFS, Workload, address_of, cache_named, pair_of, snapshot, workload
 from tests.live.test_truth import charged, counts, frees_are_exact, kmalloc_is_complete, without_loss
 from tests.symbols import existing
+from tests.waiting import rested, settled
 
 pytestmark = pytest.mark.needs("kprobes")
 
@@ -85,7 +86,7 @@ class Freed:
         return charged(row, cache_named(taken, self._cache).object_bytes)
 
     def _attempt(self, work: Workload, command: str) -> tuple[int, int]:
-        before = rested(self._now, self._patience)
+        before = rested(self._now, self._patience(3), self._patience(0.1))
         work.do(command)
 
         def grown() -> tuple[int, int]:

@@ -9,7 +9,6 @@ import re
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -25,7 +24,10 @@ from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import printable
 from tests.cgroup_mounts import MemoryMount
-from tests.live.tell import empty_batches, empty_stocks, lost_lifecycle, pair_of, settled, snapshot, wait_for
+from tests.daemon import KMEMWATCH
+from tests.live.tell import empty_batches, empty_stocks, lost_lifecycle, pair_of, snapshot
+from tests.processes import children
+from tests.waiting import rested, settled, wait_for
 
 SCHEMA = json.loads(resources.files("kmemwatch.churn").joinpath("report.schema.json").read_text())
 HOLDS = re.compile(rb"(\d+) cgroups removed below (\S+); holding")
@@ -38,7 +40,7 @@ class Churn:
     """A running `kmemwatch churn`."""
 
     def __init__(self, disk: Path, *args: str) -> None:
-        command = [sys.executable, "-m", "kmemwatch", "churn", "--directory", str(disk), *args]
+        command = [*KMEMWATCH, "churn", "--directory", str(disk), *args]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.errors = b""
 
@@ -92,11 +94,6 @@ def remains(root: Path, disk: Path) -> list[str]:
     return found
 
 
-def workers_of(process: subprocess.Popen[bytes]) -> list[int]:
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
-    return [int(pid) for pid in children.split()]
-
-
 def below(feed: LiveFeed, parent: str, state: str) -> set[int]:
     """Ids of the cgroups below `parent` in that state, as kmemwatch sees them now."""
     return {c.id for c in snapshot(feed).cgroups if c.state == state and f"{c.path}/".startswith(f"{parent}/")}
@@ -112,11 +109,7 @@ def others_dying(feed: LiveFeed, parent: str) -> int:
         seen = snapshot(feed).cgroups
         return sum(one.state == DYING and not f"{one.path}/".startswith(f"{parent}/") for one in seen)
 
-    found, before = others(), -1
-    while found != before:
-        time.sleep(0.5)
-        found, before = others(), found
-    return found
+    return rested(others, 60, every_s=0.5)
 
 
 def ids(report: dict[str, Any]) -> set[int]:
@@ -181,8 +174,8 @@ def lost_allocations(seen: Snapshot) -> dict[str, int | None]:
 def kept_open(process: subprocess.Popen[bytes], kind: str) -> int:
     """Descriptors of a kind (``pipe``, ``socket``) that the children of the workers have open, by /proc."""
     targets: list[str] = []
-    for worker in workers_of(process):
-        for holder in Path(f"/proc/{worker}/task/{worker}/children").read_text().split():
+    for worker in children(process.pid):
+        for holder in children(worker):
             targets += [str(fd.readlink()) for fd in Path(f"/proc/{holder}/fd").iterdir()]
     return sum(target.startswith(f"{kind}:") for target in targets)
 
@@ -244,7 +237,7 @@ def test_kinds_with_pages_or_references_keep_their_cgroups_dying(
     running = churn("--kind", kind, "--cgroups", "5", "--objects", "11", "--hold", str(patience(600)))
     parent = running.held(patience(60))
     time.sleep(patience(1))  # the kernel releases what nothing keeps in less
-    assert len(below(feed, parent, DYING)) == 5
+    assert settled(lambda: len(below(feed, parent, DYING)), 5, patience(10)) == 5
     running.process.terminate()
     running.end(patience(60))
     assert left_dying(feed, parent, 0, memory_root, patience(30)) == 0
@@ -296,7 +289,7 @@ def test_a_signal_ends_the_work_and_leaves_nothing(
     patience: Callable[[float], float],
 ) -> None:  # fmt: skip
     running = churn("--kind", ",".join(BY_NAME), "--cgroups", "100000", "--dead", "20", "--parallel", "3")
-    wait_for(lambda: list(memory_root.glob(f"{NAME}{running.process.pid}-*/c1?")), patience(60), 0.01)
+    wait_for(lambda: list(memory_root.glob(f"{NAME}{running.process.pid}-*/c1?")), patience(60), every_s=0.01)
     assert remains(memory_root, disk_path) != []
     running.process.send_signal(signum)
     running.process.send_signal(signum)  # people press it twice
@@ -311,8 +304,8 @@ def test_a_worker_that_is_killed_is_said_and_leaves_nothing(
     churn: Callable[..., Churn], memory_root: Path, disk_path: Path, patience: Callable[[float], float]
 ) -> None:
     running = churn("--kind", "thread,pipe,inode", "--cgroups", "100000", "--dead", "20", "--parallel", "2")
-    wait_for(lambda: list(memory_root.glob(f"{NAME}{running.process.pid}-*/c1?")), patience(60), 0.01)
-    os.kill(workers_of(running.process)[0], signal.SIGKILL)
+    wait_for(lambda: list(memory_root.glob(f"{NAME}{running.process.pid}-*/c1?")), patience(60), every_s=0.01)
+    os.kill(children(running.process.pid)[0], signal.SIGKILL)
     report = running.end(patience(60), 1)
     assert report["ended_by"] == "failures"
     assert "worker" in {failure["what"] for failure in report["failures"]}
@@ -330,7 +323,7 @@ def test_what_a_killed_run_leaves_ends_with_it_or_is_swept_by_the_next(
     monkeypatch.setattr(grounds, "STALE_S", -1.0)
     grounds.sweep(memory_root, str(disk_path))  # it is alive
     assert len(list(memory_root.glob(f"{NAME}{running.process.pid}-*"))) == 1
-    workers = workers_of(running.process)
+    workers = children(running.process.pid)
     running.process.kill()
     running.process.communicate()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), patience(30))

@@ -14,7 +14,8 @@ import pytest
 from kmemwatch.feeds.live import LiveFeed
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, settled, snapshot, wake_processors, warm_up, workload
+from tests.live.tell import cgroup_of, snapshot, wake_processors, warm_up, workload
+from tests.waiting import settled
 
 PAGE = 4096
 SHMEM_PAGES = 1021

@@ -4,30 +4,30 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.live.bpf_objects import kprobe_events, loaded_programs
-
-KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
+from tests.bpf_objects import kprobe_events, loaded, loaded_programs
+from tests.daemon import KMEMWATCH, ON_A_FREE_PORT
+from tests.live.cgroups import OwnCgroup
+from tests.processes import children
+from tests.waiting import settled, wait_for
 
 
 @pytest.fixture
 def nothing_left(patience: Callable[[float], float]) -> Iterator[None]:
     """The test ends with the programs and kprobes that it began with; the kernel frees programs a little later."""
-    before, kprobes_before = set(loaded_programs()), kprobe_events()
+    before, kprobes_before = loaded("prog"), kprobe_events()
     yield
-    deadline = time.monotonic() + patience(10)
-    while (more := set(loaded_programs()) - before) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    names = loaded_programs()
-    assert not {names[number] for number in more if number in names}
+    nothing: set[int] = set()
+    more = settled(lambda: loaded("prog") - before, nothing, patience(10))
+    assert {number: program.name for number, program in loaded_programs().items() if number in more} == {}
     assert kprobe_events() == kprobes_before
 
 
@@ -41,13 +41,16 @@ def start(*args: str, **environ: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_attached(before: set[int], limit_s: float) -> None:
-    """Until new programs are there, and then some: the child has handed them over."""
-    deadline = time.monotonic() + limit_s
-    while len(set(loaded_programs()) - before) < 3:
-        assert time.monotonic() < deadline, "nothing was attached"
-        time.sleep(0.05)
-    time.sleep(1)
+def wait_until_it_watches(running: subprocess.Popen[str], own_cgroup: Callable[..., OwnCgroup], limit_s: float) -> None:
+    """Until it says something: a table, where it serves, or an event of a cgroup that is made for it."""
+
+    said = [stream for stream in (running.stdout, running.stderr) if stream is not None]
+
+    def says_something() -> bool:
+        own_cgroup().remove()
+        return bool(select.select(said, [], [], 0.1)[0])
+
+    wait_for(says_something, limit_s, f"word of {running.args!r}")
 
 
 @pytest.mark.parametrize(
@@ -59,17 +62,17 @@ def wait_attached(before: set[int], limit_s: float) -> None:
         (("top", "--batch", "--delay", "1"), signal.SIGINT, 0),
         (("top", "--batch", "--delay", "1"), signal.SIGTERM, 0),
         (("top", "--batch", "--delay", "1"), signal.SIGKILL, -9),
-        (("serve", "--web.listen-address", "127.0.0.1:0"), signal.SIGTERM, 0),
-        (("serve", "--web.listen-address", "127.0.0.1:0"), signal.SIGKILL, -9),
+        (("serve", *ON_A_FREE_PORT), signal.SIGTERM, 0),
+        (("serve", *ON_A_FREE_PORT), signal.SIGKILL, -9),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else str(int(value)),
 )
 def test_a_signal_ends_it_and_detaches(
-    nothing_left: None, patience: Callable[[float], float], command: tuple[str, ...], number: int, code: int
-) -> None:
-    before = set(loaded_programs())
+    nothing_left: None, own_cgroup: Callable[..., OwnCgroup], patience: Callable[[float], float],
+    command: tuple[str, ...], number: int, code: int,
+) -> None:  # fmt: skip
     running = start(*command)
-    wait_attached(before, patience(20))
+    wait_until_it_watches(running, own_cgroup, patience(60))
     running.send_signal(number)
     _, told = running.communicate(timeout=patience(20))
     assert running.returncode == code, told
@@ -104,7 +107,7 @@ main()
 
 
 def test_an_exception_in_the_ring_buffers_callback_is_counted(
-    nothing_left: None, own_cgroup: Callable[..., object], patience: Callable[[float], float]
+    nothing_left: None, own_cgroup: Callable[..., OwnCgroup], patience: Callable[[float], float]
 ) -> None:
     from kmemwatch.feeds.live import open_live
     from kmemwatch.source.bpf_source import BpfSource
@@ -131,12 +134,8 @@ def test_killing_the_child_that_attaches_is_an_error_of_one_line(
     nothing_left: None, patience: Callable[[float], float]
 ) -> None:
     running = start("snapshot")
-    deadline = time.monotonic() + patience(10)
-    child = ""
-    while not child:
-        assert time.monotonic() < deadline
-        child = subprocess.run(["pgrep", "-P", str(running.pid)], capture_output=True, text=True).stdout.strip()
-    os.kill(int(child), signal.SIGKILL)
+    (child,) = wait_for(lambda: children(running.pid), patience(10), every_s=0.002)
+    os.kill(child, signal.SIGKILL)
     _, told = running.communicate(timeout=patience(20))
     assert running.returncode == 1
     assert told.startswith("kmemwatch: ")

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from kmemwatch.churn import grounds
+from tests.bpf_objects import kprobe_events, loaded
 from tests.cgroup_mounts import MemoryMount
-from tests.live.bpf_objects import kprobe_events, loaded_programs
+from tests.daemon import KMEMWATCH, ON_A_FREE_PORT, Daemon
+from tests.processes import ENDED, state
+from tests.waiting import wait_for
 
-KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
 LIMIT_S = 10.0
 RUNS, STOPPED = "runs", "stopped"
 ENDS = [(RUNS, signal.SIGKILL), (STOPPED, signal.SIGKILL), (STOPPED, signal.SIGTERM)]
@@ -30,9 +31,9 @@ def limit_s(patience: Callable[[float], float]) -> float:
 
 
 @pytest.fixture
-def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(limit_s: float) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a kmemwatch; at the end nothing of it may run, and nothing be attached."""
-    programs, kprobes = set(loaded_programs()), kprobe_events()
+    programs, kprobes = loaded("prog"), kprobe_events()
     running: list[subprocess.Popen[str]] = []
 
     def start(*args: str) -> subprocess.Popen[str]:
@@ -45,25 +46,8 @@ def started() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     for process in running:
         process.kill()
         process.communicate()
-    wait(lambda: not set(loaded_programs()) - programs, LIMIT_S)
+    wait_for(lambda: not loaded("prog") - programs, limit_s, every_s=0.02)
     assert kprobe_events() == kprobes
-
-
-def wait(is_so: Callable[[], object], limit_s: float) -> float:
-    """How long it took."""
-    began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() < began + limit_s, "it did not happen"
-        time.sleep(0.02)
-    return time.monotonic() - began
-
-
-def state(pid: int) -> str:
-    """The letter of /proc/PID/stat; Z also when there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "Z"
 
 
 def below(pid: int) -> list[int]:
@@ -72,7 +56,7 @@ def below(pid: int) -> list[int]:
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             children = (task / "children").read_text().split()
-        except (FileNotFoundError, ProcessLookupError):
+        except ENDED:
             continue
         for child in map(int, children):
             found += [child, *(below(child) if state(child) != "Z" else [])]
@@ -86,62 +70,63 @@ def end(process: subprocess.Popen[str], doing: str, number: int, limit_s: float)
     if doing == STOPPED:
         for child in children:
             os.kill(child, signal.SIGSTOP)
-            wait(lambda child=child: state(child) in "TZ", limit_s)  # type: ignore[misc]
+            wait_for(lambda child=child: state(child) in "TZ", limit_s, every_s=0.02)  # type: ignore[misc]
     process.send_signal(number)
     try:
-        wait(lambda: all(state(pid) == "Z" for pid in (process.pid, *children)), limit_s)
+        wait_for(lambda: all(state(pid) == "Z" for pid in (process.pid, *children)), limit_s, every_s=0.02)
     finally:
         for child in children:
             if state(child) != "Z":
                 os.kill(child, signal.SIGKILL)
 
 
-def serve(start: Callable[..., subprocess.Popen[str]]) -> tuple[subprocess.Popen[str], int]:
-    """A daemon that serves, and its port."""
-    process = start("serve", "--web.listen-address", "127.0.0.1:0", "--interval", "0.5")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "serving" in line:
-            return process, int(line.rpartition(":")[2].split("/")[0])
-    raise AssertionError("it does not serve")
+def serve(start: Callable[..., subprocess.Popen[str]]) -> Daemon:
+    return Daemon(start("serve", *ON_A_FREE_PORT, "--interval", "0.5"))
+
+
+def is_refused(daemon: Daemon) -> bool:
+    try:
+        socket.create_connection(daemon.address, timeout=1).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize(("doing", "number"), ENDS)
 def test_the_process_that_serves_http(
     started: Callable[..., subprocess.Popen[str]], limit_s: float, doing: str, number: int
 ) -> None:
-    process, port = serve(started)
-    end(process, doing, number, limit_s)
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=1)
+    daemon = serve(started)
+    end(daemon.process, doing, number, limit_s)
+    assert is_refused(daemon)
 
 
 def test_a_service_that_hangs_ends(started: Callable[..., subprocess.Popen[str]], limit_s: float) -> None:
-    process, port = serve(started)
-    (child,) = below(process.pid)
+    daemon = serve(started)
+    child = daemon.http
     os.kill(child, signal.SIGSTOP)
-    wait(lambda: state(child) == "Z", limit_s)
-    assert process.wait(limit_s) == 1
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=1)
+    wait_for(lambda: state(child) == "Z", limit_s, every_s=0.02)
+    assert daemon.process.wait(limit_s) == 1
+    assert is_refused(daemon)
 
 
 def test_without_the_reader_it_says_how_old_the_data_is(
     started: Callable[..., subprocess.Popen[str]], limit_s: float
 ) -> None:
-    process, port = serve(started)
+    daemon = serve(started)
+    process = daemon.process
 
     def ready() -> str:
-        with socket.create_connection(("127.0.0.1", port), timeout=limit_s) as client:
+        with socket.create_connection(daemon.address, timeout=limit_s) as client:
             client.sendall(b"GET /-/ready HTTP/1.0\r\n\r\n")
             return client.makefile().read()
 
     assert " 200 OK" in ready()
     process.send_signal(signal.SIGSTOP)
-    wait(lambda: "the last snapshot is" in ready(), limit_s)
+    wait_for(lambda: "the last snapshot is" in ready(), limit_s, every_s=0.02)
     assert " 503 " in ready()
     process.send_signal(signal.SIGCONT)
-    wait(lambda: " 200 OK" in ready(), limit_s)
+    wait_for(lambda: " 200 OK" in ready(), limit_s, every_s=0.02)
 
 
 @pytest.mark.parametrize(("doing", "number"), ENDS)
@@ -149,14 +134,14 @@ def test_without_the_reader_it_says_how_old_the_data_is(
 def test_the_process_that_attaches(
     started: Callable[..., subprocess.Popen[str]], limit_s: float, command: str, doing: str, number: int
 ) -> None:
-    more = ("--web.listen-address", "127.0.0.1:0") if command == "serve" else ()
+    more = ON_A_FREE_PORT if command == "serve" else ()
     process = started(command, *more)
 
     def attaches() -> bool:
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in below(process.pid) if state(pid) != "Z"]
         return any(b"kmemwatch.attach.child" in command for command in commands)
 
-    wait(attaches, limit_s)
+    wait_for(attaches, limit_s, every_s=0.02)
     end(process, doing, number, limit_s)
 
 
@@ -188,6 +173,6 @@ def test_workers_that_stop_while_they_work(
 ) -> None:
     args = ["--kind", "dentry", "--cgroups", "1000000", "--dead", "10", "--objects", "2000"]
     process = started("churn", "--directory", str(disk_path), *args)
-    wait(lambda: len(below(process.pid)) >= 2, limit_s)
+    wait_for(lambda: len(below(process.pid)) >= 2, limit_s, every_s=0.02)
     time.sleep(1)
     end(process, STOPPED, signal.SIGTERM, limit_s)

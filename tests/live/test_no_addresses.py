@@ -18,7 +18,8 @@ from kmemwatch.codec import snapshot_to_json
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.source.bpf_source import BpfSource
 from tests.live.tell import snapshot
-from tests.live.test_privileges import serving
+from tests.live.test_privileges import LIMIT_S, serving
+from tests.waiting import wait_for
 
 PAGES = ("/", "/metrics", "/api/v1/snapshot", "/-/healthy", "/-/ready")
 POINTER = re.compile(r"0x[0-9a-f]{9,}|\bffff[0-9a-f]{12}\b|\b1844[67]\d{15}\b")
@@ -52,7 +53,7 @@ def test_where_the_caches_are_is_in_no_snapshot(feed: LiveFeed) -> None:
 
 def test_what_is_served_recorded_and_printed(tmp_path: Path) -> None:
     with serving() as daemon:
-        daemon.until(lambda: "caches" in daemon.get("/api/v1/snapshot"))
+        wait_for(lambda: "caches" in daemon.get("/api/v1/snapshot"), LIMIT_S)
         for page in PAGES:
             assert_clean(daemon.get(page))
         served = ids_of(daemon.get("/api/v1/snapshot"))

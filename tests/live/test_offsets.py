@@ -20,8 +20,9 @@ from kmemwatch.model import DYING, RELEASED
 from kmemwatch.source.bpf_source import BpfSource
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, near, pair_of, rested, settled, snapshot, workload
+from tests.live.tell import cgroup_of, near, pair_of, snapshot, workload
 from tests.needs import NEEDS
+from tests.waiting import rested, settled
 
 SHIFTED = "tests.live.shifted_loader"
 
@@ -106,7 +107,7 @@ def _check_objects(
             return -1, -1
         return (row.allocations_total or 0, row.frees_total or 0) if row else (0, 0)
 
-    before = rested(filp, patience)
+    before = rested(filp, patience(3), patience(0.1))
     do("eventfd 1009")
     expected = (before[0] + 1009, before[1] + 1009)
     assert settled(filp, expected, patience(3)) == expected

@@ -8,78 +8,37 @@ import os
 import re
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from tests.daemon import Daemon
+from tests.daemon import serving as daemon_serving
 from tests.live import inject
 from tests.live.cgroups import OwnCgroup
 from tests.live.inject import Thread, stopped
+from tests.processes import state
+from tests.waiting import wait_for
 
 CAP_BPF, CAP_SYS_ADMIN = 39, 21
 NOBODY = "65534"
 PATIENCE = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
 INTERVAL_S = 0.5 * PATIENCE
 """What is older than a few intervals is not shown any more, and in an emulated machine everything takes longer."""
+LIMIT_S = 20 * PATIENCE
 injected = pytest.mark.skipif(not inject.IS_POSSIBLE, reason="calls are put into processes of x86-64 only")
 
 
-class Serving:
-    """A daemon that serves: the process that reads the kernel, and the one that serves HTTP."""
-
-    def __init__(self, process: subprocess.Popen[str], limit_s: float) -> None:
-        assert process.stderr is not None
-        self.process = process
-        self.told: list[str] = []
-        while not self.told or "serving" not in self.told[-1]:
-            line = process.stderr.readline()
-            assert line, self.told
-            self.told.append(line)
-        self.url = self.told[-1].split()[-1].removesuffix("/metrics")
-        self.limit_s = limit_s
-        self.reader = process.pid
-        (self.http,) = _children(process.pid)
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(self.url + path, timeout=self.limit_s) as answer:
-            return str(answer.read().decode())
-
-    def metric(self, name: str) -> float:
-        for line in self.get("/metrics").splitlines():
-            if line.startswith(f"{name} "):
-                return float(line.split()[1])
-        raise AssertionError(f"no {name}")
-
-    def until(self, wanted: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + self.limit_s
-        while not wanted():
-            assert time.monotonic() < deadline, "it did not happen"
-            time.sleep(0.1)
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-@contextmanager
-def serving(*args: str, limit_s: float = 20.0) -> Iterator[Serving]:
-    command = [sys.executable, "-m", "kmemwatch", "serve", "--web.listen-address", "127.0.0.1:0"]
-    command += ["--interval", str(INTERVAL_S), *args]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield Serving(process, limit_s)
-        finally:
-            process.terminate()
-            process.wait(limit_s)
+def serving(*args: str) -> AbstractContextManager[Daemon]:
+    """A daemon that reads often."""
+    return daemon_serving("--interval", str(INTERVAL_S), *args)
 
 
 @pytest.fixture(scope="module")
-def daemon(runner_in_root_cgroup: None) -> Iterator[Serving]:
-    with serving(limit_s=20 * PATIENCE) as daemon:
+def daemon(runner_in_root_cgroup: None) -> Iterator[Daemon]:
+    with serving() as daemon:
         yield daemon
 
 
@@ -113,7 +72,7 @@ def bpf_descriptors(pid: int) -> set[str]:
     return {link for link in links if re.match(r"anon_inode:(\[?bpf|\[perf)", link)}
 
 
-def test_the_http_process_has_no_privileges(daemon: Serving) -> None:
+def test_the_http_process_has_no_privileges(daemon: Daemon) -> None:
     daemon.get("/metrics")  # threads that answer are there, too
     found = threads(daemon.http)
     assert len(found) > 1
@@ -126,7 +85,7 @@ def test_the_http_process_has_no_privileges(daemon: Serving) -> None:
     assert is_filtered(daemon.http) is has_seccomp()
 
 
-def test_the_reader_keeps_what_reading_needs(daemon: Serving) -> None:
+def test_the_reader_keeps_what_reading_needs(daemon: Daemon) -> None:
     found = threads(daemon.reader)
     assert len(found) > 1
     kept = capabilities(found[0]["CapEff"])
@@ -139,34 +98,39 @@ def test_the_reader_keeps_what_reading_needs(daemon: Serving) -> None:
     assert is_filtered(daemon.reader) is has_seccomp()
 
 
-def test_it_reads_on(daemon: Serving, own_cgroup: Callable[..., OwnCgroup]) -> None:
+def test_it_reads_on(daemon: Daemon, own_cgroup: Callable[..., OwnCgroup]) -> None:
     """Events, the walk, maps, programs that are run: all of it, long after the privileges are gone."""
     removed, online = daemon.metric("kmemwatch_cgroups_offlined_total"), daemon.metric("kmemwatch_online_cgroups")
     made = [own_cgroup() for _ in range(7)]
-    daemon.until(lambda: daemon.metric("kmemwatch_online_cgroups") >= online + 7)
+    wait_for(lambda: daemon.metric("kmemwatch_online_cgroups") >= online + 7, LIMIT_S)
     assert any(str(made[0].path.name) in line for line in daemon.get("/metrics").splitlines())
     for cgroup in made:
         cgroup.remove()
-    daemon.until(lambda: daemon.metric("kmemwatch_cgroups_offlined_total") >= removed + 7)
-    assert daemon.metric("kmemwatch_snapshot_age_seconds") < daemon.limit_s
+    wait_for(lambda: daemon.metric("kmemwatch_cgroups_offlined_total") >= removed + 7, LIMIT_S)
+    assert daemon.metric("kmemwatch_snapshot_age_seconds") < LIMIT_S
     assert daemon.process.poll() is None
 
 
-def test_descriptors_of_bpf_are_with_the_reader_alone(daemon: Serving) -> None:
+def test_descriptors_of_bpf_are_with_the_reader_alone(daemon: Daemon) -> None:
     assert any("bpf-map" in link for link in bpf_descriptors(daemon.reader))
     assert bpf_descriptors(daemon.http) == set()
 
 
 @pytest.fixture
-def http(daemon: Serving) -> Iterator[Thread]:
+def http(daemon: Daemon) -> Iterator[Thread]:
     with stopped(daemon.http) as thread:
         yield thread
 
 
 @pytest.fixture
-def reader(daemon: Serving) -> Iterator[Thread]:
+def reader(daemon: Daemon) -> Iterator[Thread]:
     with stopped(daemon.reader) as thread:
         yield thread
+
+
+def is_asleep(pid: int) -> bool:
+    """It is the program and waits, and is no longer the copy of us that starts it."""
+    return Path(f"/proc/{pid}/comm").read_text() == "sleep\n" and state(pid) == "S"
 
 
 @injected
@@ -174,7 +138,7 @@ def test_calls_that_are_put_into_a_process_work() -> None:
     """Else the tests below would prove nothing: somebody with our privileges can do it all."""
     with subprocess.Popen(["sleep", "1000"]) as somebody:
         try:
-            time.sleep(0.2 * PATIENCE)
+            wait_for(lambda: is_asleep(somebody.pid), LIMIT_S, "sleep")
             with stopped(somebody.pid) as thread:
                 assert thread.load_program(inject.RAW_TRACEPOINT) >= 3
                 assert thread.load_program(inject.SOCKET_FILTER) >= 3
@@ -199,7 +163,7 @@ def test_the_http_process_cannot_load_programs(http: Thread) -> None:
 
 
 @injected
-def test_the_http_process_reaches_nothing(http: Thread, daemon: Serving) -> None:
+def test_the_http_process_reaches_nothing(http: Thread, daemon: Daemon) -> None:
     for path in ("/etc/shadow", f"/proc/{daemon.reader}/mem", f"/proc/{daemon.reader}/fd/3"):
         assert os.path.lexists(path)
         # Where /proc is mounted with hidepid, the processes of others are not there for it.
@@ -211,7 +175,7 @@ def test_the_http_process_reaches_nothing(http: Thread, daemon: Serving) -> None
 
 
 @injected
-def test_neither_starts_processes_or_signals_others(daemon: Serving) -> None:
+def test_neither_starts_processes_or_signals_others(daemon: Daemon) -> None:
     if not has_seccomp():
         pytest.skip("the kernel cannot filter system calls")
     new_user, sigchld = 0x10000000, 17
@@ -246,12 +210,12 @@ def test_the_reader_reads_and_makes_nothing(reader: Thread) -> None:
 
 
 @injected
-def test_it_goes_on_after_all_this(daemon: Serving) -> None:
+def test_it_goes_on_after_all_this(daemon: Daemon) -> None:
     assert daemon.get("/-/ready") == "kmemwatch is ready.\n"
-    daemon.until(lambda: daemon.metric("kmemwatch_snapshot_age_seconds") < 3 * INTERVAL_S)
+    wait_for(lambda: daemon.metric("kmemwatch_snapshot_age_seconds") < 3 * INTERVAL_S, LIMIT_S)
 
 
-def test_nothing_is_missing_from_what_it_said(daemon: Serving) -> None:
+def test_nothing_is_missing_from_what_it_said(daemon: Daemon) -> None:
     """Where system calls cannot be filtered it says so, and nothing else."""
     assert len(daemon.told) == (1 if has_seccomp() else 3)
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import time
@@ -13,14 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.kernel import libbpf
-from tests.live.bpf_objects import loaded
-from tests.live.test_privileges import INTERVAL_S, Serving, serving
+from tests.bpf_objects import loaded, loaded_programs
+from tests.daemon import Daemon
+from tests.live.test_privileges import INTERVAL_S, LIMIT_S, serving
+from tests.waiting import wait_for
 
 BPF_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
-_RUNS = slice(200, 208)
-"""``bpf_prog_info.run_cnt``."""
-_RUN_NS = slice(192, 200)
 
 
 @pytest.fixture
@@ -42,20 +39,12 @@ def counting() -> Iterator[None]:
 
 def kernels_count(ids: set[int]) -> tuple[int, int]:
     """(runs, nanoseconds) of these programs together."""
-    lib = ctypes.CDLL(libbpf.library()._name, use_errno=True)
-    runs = run_ns = 0
-    for number in ids:
-        fd = lib.bpf_prog_get_fd_by_id(ctypes.c_uint32(number))
-        assert fd >= 0, "a program went away"
-        info, size = ctypes.create_string_buffer(256), ctypes.c_uint32(256)
-        assert lib.bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)) == 0
-        os.close(fd)
-        runs += int.from_bytes(info.raw[_RUNS], "little")
-        run_ns += int.from_bytes(info.raw[_RUN_NS], "little")
-    return runs, run_ns
+    programs = loaded_programs()
+    assert ids <= programs.keys(), "a program went away"
+    return sum(programs[one].run_cnt for one in ids), sum(programs[one].run_time_ns for one in ids)
 
 
-def told(daemon: Serving, metric: str) -> dict[str, float]:
+def told(daemon: Daemon, metric: str) -> dict[str, float]:
     """Program -> value."""
     text = daemon.get("/metrics")
     found = re.findall(rf'^kmemwatch_{metric}{{program="([^"]+)"}} (\S+)$', text, re.MULTILINE)
@@ -74,7 +63,7 @@ def test_runs_of_programs_are_those_that_the_kernel_counts(stats_off: None) -> N
         # Nobody counts any more, so what was counted stays.
         runs, run_ns = kernels_count(ours)
         assert runs > 1009
-        daemon.until(lambda: sum(told(daemon, "bpf_runs_total").values()) == runs)
+        wait_for(lambda: sum(told(daemon, "bpf_runs_total").values()) == runs, LIMIT_S)
         assert sum(told(daemon, "bpf_run_seconds_total").values()) == pytest.approx(run_ns / 1e9, abs=1e-9)
         programs = set(told(daemon, "bpf_runs_total"))
         assert "walk" in programs, "programs that are only run on demand"

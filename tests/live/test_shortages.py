@@ -9,7 +9,6 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,11 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.live.bpf_objects import loaded_programs
+from tests.bpf_objects import loaded
+from tests.daemon import KMEMWATCH
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import wait_for
+from tests.processes import children
+from tests.waiting import wait_for
 
-SNAPSHOT = [sys.executable, "-m", "kmemwatch", "snapshot", "--duration", "0", "--indent", "0"]
+SNAPSHOT = [*KMEMWATCH, "snapshot", "--duration", "0", "--indent", "0"]
 ROOT = Path(__file__).parents[2]
 NOT_OURS = ("Fatal Python error", "error while loading shared libraries", "Error processing line")
 """Python itself could not start."""
@@ -147,27 +148,23 @@ def test_other_limits(elsewhere: Elsewhere, complete: dict[str, Any], tmp_path: 
     check_afterwards(elsewhere, complete, tmp_path)
 
 
-def children_of(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
 def has_started(process: subprocess.Popen[str]) -> bool:
-    return process.poll() is not None or bool(children_of(process.pid))
+    return process.poll() is not None or bool(children(process.pid))
 
 
 def test_a_compiling_process_that_is_killed(elsewhere: Elsewhere, complete: dict[str, Any], tmp_path: Path) -> None:
     at_random = random.Random(SEED)
-    before = set(loaded_programs())
+    before = loaded("prog")
     for _ in range(KILLS):
         elsewhere.forget()
         with elsewhere.start() as process:
             wait_for(partial(has_started, process), 30)
             time.sleep(at_random.uniform(0, 1.5))
-            for child in children_of(process.pid) if process.poll() is None else ():
+            for child in children(process.pid) if process.poll() is None else ():
                 os.kill(child, signal.SIGKILL)
             out, err = process.communicate(timeout=60)
         check(subprocess.CompletedProcess(["killed"], process.returncode, out, err), complete)
-    wait_for(lambda: not set(loaded_programs()) - before, 10)
+    wait_for(lambda: not loaded("prog") - before, 10)
     check_afterwards(elsewhere, complete, tmp_path)
 
 

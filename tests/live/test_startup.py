@@ -3,15 +3,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import pty
-import select
-import signal
-import struct
 import subprocess
-import sys
-import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,15 +15,18 @@ from kmemwatch.attach.handover import Child
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, FALLBACK
 from kmemwatch.source.bpf_source import BpfSource
-from tests.live.bpf_objects import loaded_programs
+from tests import terminal
+from tests.bpf_objects import loaded
+from tests.daemon import KMEMWATCH
 from tests.live.cgroups import OwnCgroup
 from tests.live.fixtures import WITHOUT
-from tests.live.tell import cgroup_of, pair_of, settled, snapshot, wait_for, workload
+from tests.live.tell import cgroup_of, pair_of, snapshot, workload
+from tests.waiting import settled, wait_for
 
 FIRST_SCREEN_S = 1.5
 """From the command to a screen with data."""
 TRIES = 5
-KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
+TRIES_IN_TIME = 15
 
 
 class Starts:
@@ -99,7 +95,10 @@ def test_a_warm_start_knows_what_the_cold_one_knew(starts: Starts) -> None:
 
 
 def test_a_warm_start_counts_exactly(
-    starts: Starts, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int]
+    starts: Starts,
+    own_cgroup: Callable[..., OwnCgroup],
+    scale: Callable[[int], int],
+    patience: Callable[[float], float],
 ) -> None:
     feed, cgroup, number = starts.open(warm=True), own_cgroup(), scale(1009)
 
@@ -113,7 +112,7 @@ def test_a_warm_start_counts_exactly(
             work.do(f"eventfd {number}")
             work.do("close")
             expected = before[0] + number, before[1] + number
-            found = settled(counted, expected, 5)
+            found = settled(counted, expected, patience(10))
             if snapshot(feed).lost == lost:  # else that run proves nothing
                 break
         else:
@@ -179,13 +178,13 @@ def of_another_shape(file: Path) -> None:
 def test_what_cannot_be_used_is_no_reason_to_fail(
     starts: Starts, spoil: Callable[[Path], None], patience: Callable[[float], float]
 ) -> None:
-    before = set(loaded_programs())
+    before = loaded("prog")
     assert starts.image is not None
     spoil(starts.file)
     feed = starts.open()
     assert snapshot(feed).caches
     starts.close()
-    wait_for(lambda: not set(loaded_programs()) - before, patience(10))
+    wait_for(lambda: not loaded("prog") - before, patience(10))
     if starts.kept.stat().st_mode & 0o077 == 0:
         assert len(starts.file.read_bytes()) == pytest.approx(len(starts.image), abs=200)
         assert snapshot(starts.open(warm=True)).caches
@@ -194,54 +193,34 @@ def test_what_cannot_be_used_is_no_reason_to_fail(
 # In time
 
 
-def first_screen_s(limit_s: float, marker: bytes) -> float:
-    """Seconds from the start of ``kmemwatch top`` on a terminal until it shows `marker`."""
-    began = time.monotonic()
-    pid, terminal = pty.fork()
-    if pid == 0:
-        # Not execv(): the debugger of pytest loads readline, which gives C programs LINES and COLUMNS of its own.
-        os.execve(sys.executable, [*KMEMWATCH, "top"], {**os.environ, "TERM": "xterm-256color"})
-    try:
-        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 200, 200, 0, 0))
-        shown = b""
-        while marker not in shown:
-            assert time.monotonic() < began + limit_s, shown[-2000:]
-            if select.select([terminal], [], [], 0.1)[0]:
-                shown += os.read(terminal, 1 << 16)
-        return time.monotonic() - began
-    finally:
-        os.kill(pid, signal.SIGTERM)
-        _drain(terminal)
-        os.waitpid(pid, 0)
-        os.close(terminal)
-
-
-def _drain(terminal: int) -> None:
-    """It restores the terminal when it ends, and somebody has to read that."""
-    try:
-        while os.read(terminal, 1 << 16):
-            pass
-    except OSError:  # EIO: nobody has it open any more
-        pass
+def best_of(attempt: Callable[[], float], limit_s: float) -> float:
+    """The least of several times, until one is within `limit_s`: others may use the machine."""
+    attempt()  # which keeps a start, if none was kept
+    took: list[float] = []
+    while len(took) < TRIES_IN_TIME and not (took and took[-1] <= limit_s):
+        took.append(attempt())
+    print(", ".join(f"{seconds:.2f}" for seconds in took), "s")  # noqa: T201 - shown with -rP
+    return min(took)
 
 
 @pytest.mark.needs("no lab")
 def test_the_first_screen_of_top_is_there_in_time(own_cgroup: Callable[..., OwnCgroup]) -> None:
-    """The best of several, as others may use the machine."""
     # A name that nothing but a row of data has.
     cgroup = own_cgroup("kmw-first-screen")
+
+    def first_screen_s() -> float:
+        with terminal.top(environment=os.environ) as screen:
+            return screen.seconds_to(b"/kmw-first-screen", 60)
+
     with workload(cgroup):
-        took = [first_screen_s(60, b"/kmw-first-screen") for _ in range(1 + TRIES)]
-    print(f"first screen: {', '.join(f'{seconds:.2f}' for seconds in took)} s")  # noqa: T201 - shown with -rP
-    assert min(took[1:]) <= FIRST_SCREEN_S
+        assert best_of(first_screen_s, FIRST_SCREEN_S) <= FIRST_SCREEN_S
 
 
 @pytest.mark.needs("no lab")
 def test_a_snapshot_is_there_in_time() -> None:
-    took = []
-    for _ in range(1 + TRIES):
+    def snapshot_s() -> float:
         began = time.monotonic()
         subprocess.run([*KMEMWATCH, "snapshot", "--duration", "0"], stdout=subprocess.DEVNULL, check=True)
-        took.append(time.monotonic() - began)
-    print(f"snapshot: {', '.join(f'{seconds:.2f}' for seconds in took)} s")  # noqa: T201 - shown with -rP
-    assert min(took[1:]) <= FIRST_SCREEN_S
+        return time.monotonic() - began
+
+    assert best_of(snapshot_s, FIRST_SCREEN_S) <= FIRST_SCREEN_S

@@ -18,10 +18,12 @@ import pytest
 
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import Pair, Snapshot
+from tests.bpf_objects import attached_by
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload, address_of, cache_named, cgroup_of, pair_of, rested, settled, snapshot, workload
+from tests.live.tell import Workload, address_of, cache_named, cgroup_of, pair_of, snapshot, workload
 from tests.symbols import existing
+from tests.waiting import rested, settled, wait_for
 
 TRIES = 12
 """An interrupt that hits while a program runs makes the kernel skip a run, which kmemwatch counts as lost: such a run
@@ -81,7 +83,7 @@ def test_allocations_and_frees_equal_the_workloads_own_count(
             def files() -> tuple[int, int]:
                 return counts(pair_of(snapshot(feed), "filp", cgroup.id))
 
-            lost, before = lost_now(feed), rested(files, patience)
+            lost, before = lost_now(feed), rested(files, patience(3), patience(0.1))
 
             def done() -> tuple[int, int]:
                 after = files()
@@ -122,7 +124,7 @@ def test_files_on_tmpfs_come_and_go_in_both_their_caches(
     with workload(cgroup) as work:
 
         def attempt() -> None:
-            before = rested(now, patience)
+            before = rested(now, patience(3), patience(0.1))
             work.do(f"files {number} {tmpfs}")
             after = now()
             made.update({cache: after[cache][0] - before[cache][0] for cache in caches})
@@ -170,7 +172,7 @@ def test_pipes_are_counted_in_kmalloc(
                 rows = [p for p in taken.pairs if p.cgroup_id == cgroup.id and p.cache.startswith(prefix)]
                 return {p.cache: counts(p) if own else charged(p, size[p.cache]) for p in rows}
 
-            before = rested(kmalloc, patience)
+            before = rested(kmalloc, patience(3), patience(0.1))
             work.do(f"pipes {number}")
             after = kmalloc()
             # A pipe has one pipe_inode_info and one array of 16 buffers, both charged; nothing else here is.
@@ -259,9 +261,13 @@ class _bpftrace:
         for line in self._process.stdout:
             said.append(line)
             if line.strip() == "begin":
-                time.sleep(0.5)  # BEGIN runs before the other probes are attached
+                # BEGIN runs before the other probes are attached.
+                wait_for(self._is_attached, self._limit_s, "probe of bpftrace")
                 return self
         raise AssertionError(f"bpftrace: {''.join(said)}")
+
+    def _is_attached(self) -> bool:
+        return any("kmem_cache_alloc" in name for name in attached_by(self._process.pid).values())
 
     def stop(self) -> int:
         self._process.terminate()

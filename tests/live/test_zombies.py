@@ -29,7 +29,6 @@ from tests.live.tell import (
     empty_stocks,
     lost_lifecycle,
     near,
-    settled,
     shrink,
     snapshot,
     wake_processors,
@@ -37,6 +36,7 @@ from tests.live.tell import (
     workload,
 )
 from tests.needs import NEEDS
+from tests.waiting import settled
 
 PAGE = 4096
 SO_MEMINFO = 55

@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
-from tests.live.bpf_objects import KINDS, loaded
+from tests.bpf_objects import KINDS, loaded
+from tests.daemon import Daemon
 from tests.live.cgroups import OwnCgroup
 from tests.load.clients import Client, Crowd, repeating
-from tests.load.daemon import Daemon, cpu_s, proportional_mb, resident_mb, serving, until
+from tests.load.daemon import LIMIT_S, serving
+from tests.processes import cpu_s, memory
+from tests.waiting import wait_for
 
 pytestmark = [
     pytest.mark.needs("root", "bcc", "a memory controller", "no lab"),
@@ -76,8 +79,8 @@ def of_bpf(pid: int) -> set[tuple[str, int]]:
 
 def resident(daemon: Daemon) -> str:
     both = (daemon.reader, daemon.http)
-    each = " + ".join(f"{resident_mb(pid):.0f}" for pid in both)
-    return f"RSS {each} MB, PSS {sum(map(proportional_mb, both)):.0f} MB"
+    each = " + ".join(f"{memory(pid).resident:.0f}" for pid in both)
+    return f"RSS {each} MB, PSS {memory(*both).share:.0f} MB"
 
 
 @contextmanager
@@ -99,13 +102,13 @@ def test_ten_thousand_cgroups(own_cgroup: OwnCgroups, is_long: bool, figure: Fig
     ids = {parent.child(str(serial)).id for serial in range(number)}
     with serving(*LIVE) as daemon, scraped(daemon, 5.0 if is_long else 0.5) as crowd:
         assert state_of(daemon, ids) == dict.fromkeys(ids, "online")
-        before_s, seconds = cpu_s(daemon.reader) + cpu_s(daemon.http), WATCHED_S if is_long else 1
+        before_s, seconds = cpu_s(daemon.reader, daemon.http), WATCHED_S if is_long else 1
         time.sleep(seconds)
-        used = (cpu_s(daemon.reader) + cpu_s(daemon.http) - before_s) / seconds
+        used = (cpu_s(daemon.reader, daemon.http) - before_s) / seconds
         figure(f"{number} cgroups: {resident(daemon)}, {100 * used:.1f} % of a processor; {crowd.figures}")
         for serial in range(number):
             (parent.path / str(serial)).rmdir()
-        until(lambda: not {"online", "dying"} & set(state_of(daemon, ids).values()))
+        wait_for(lambda: not {"online", "dying"} & set(state_of(daemon, ids).values()), LIMIT_S)
         assert daemon.is_healthy()
 
 
@@ -115,18 +118,18 @@ def test_cgroups_that_come_and_go(own_cgroup: OwnCgroups, is_long: bool, figure:
     parents = [own_cgroup() for _ in range(2)]
     with serving(*LIVE, "--interval", "1") as daemon, scraped(daemon, 1.0) as crowd, ExitStack() as stack:
         offlined = daemon.metric("kmemwatch_cgroups_offlined_total")
-        before_s = cpu_s(daemon.reader) + cpu_s(daemon.http)
+        before_s = cpu_s(daemon.reader, daemon.http)
         commands = [[sys.executable, "-c", CHURN, str(parent.path), str(seconds)] for parent in parents]
         makers = [stack.enter_context(subprocess.Popen(one, stdout=subprocess.PIPE, text=True)) for one in commands]
         time.sleep(seconds / 2)
-        halfway_mb = resident_mb(daemon.reader), resident_mb(daemon.http)
+        halfway_mb = memory(daemon.reader).resident, memory(daemon.http).resident
         number = sum(int(maker.communicate()[0]) for maker in makers)
-        used = (cpu_s(daemon.reader) + cpu_s(daemon.http) - before_s) / seconds
-        end_mb = resident_mb(daemon.reader), resident_mb(daemon.http)
+        used = (cpu_s(daemon.reader, daemon.http) - before_s) / seconds
+        end_mb = memory(daemon.reader).resident, memory(daemon.http).resident
         lost = events_lost(daemon)
-        until(lambda: daemon.metric("kmemwatch_cgroups_offlined_total") - offlined + lost >= number)
-        until(lambda: not any(row["path"].startswith(f"/{parent.path.name}/") and row["state"] == "dying"
-                              for row in snapshot(daemon)["cgroups"] for parent in parents))  # fmt: skip
+        wait_for(lambda: daemon.metric("kmemwatch_cgroups_offlined_total") - offlined + lost >= number, LIMIT_S)
+        wait_for(lambda: not any(row["path"].startswith(f"/{parent.path.name}/") and row["state"] == "dying"
+                                 for row in snapshot(daemon)["cgroups"] for parent in parents), LIMIT_S)  # fmt: skip
         assert daemon.is_healthy()
         if is_long:
             assert all(end < half + 10 for half, end in zip(halfway_mb, end_mb, strict=True)), "it grows"
@@ -148,10 +151,10 @@ def test_what_is_there_after_it_was_killed(own_cgroup: OwnCgroups, victim: str, 
             # A page of tmpfs is charged to who wrote it first, and keeps it dying.
             dead.run(["sh", "-c", f"head -c 100000 /dev/zero > {kept}"])
             dead.path.rmdir()
-            until(lambda: state_of(daemon, {dead.id}) == {dead.id: "dying"})
+            wait_for(lambda: state_of(daemon, {dead.id}) == {dead.id: "dying"}, LIMIT_S)
             os.kill(getattr(daemon, victim), signal.SIGKILL)
             assert daemon.process.wait(20) == (1 if victim == "http" else -signal.SIGKILL)
-            until(lambda: not ours & {(kind, number) for kind in KINDS for number in loaded(kind)})
+            wait_for(lambda: not ours & {(kind, number) for kind in KINDS for number in loaded(kind)}, LIMIT_S)
             began = time.monotonic()
             with serving(*LIVE, port=daemon.address[1]) as next_one:
                 took = time.monotonic() - began

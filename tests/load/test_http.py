@@ -18,8 +18,11 @@ import bcrypt
 import pytest
 
 from kmemwatch.web.server import _AT_ONCE, MAX_CONNECTIONS
+from tests.daemon import Daemon
 from tests.load.clients import TIMEOUT_S, Address, Client, Crowd, repeating, scraping
-from tests.load.daemon import Daemon, cpu_s, descriptors, peak_mb, resident_mb, serving, until
+from tests.load.daemon import LIMIT_S, serving
+from tests.processes import cpu_s, descriptors, memory
+from tests.waiting import wait_for
 
 CGROUPS = 6250
 SERIES = 100_000
@@ -57,9 +60,9 @@ def test_sixteen_clients_at_once(daemon: Daemon, is_long: bool, figure: Figure, 
     before_s = cpu_s(daemon.http)
     with repeating(CLIENTS, scraping(CLIENTS, lambda: Client(daemon.address, packed=packed), crowd)):
         time.sleep(seconds / 2)
-        halfway_mb = resident_mb(daemon.http)
+        halfway_mb = memory(daemon.http).resident
         time.sleep(seconds / 2)
-        resident = resident_mb(daemon.http)
+        resident = memory(daemon.http).resident
     used = (cpu_s(daemon.http) - before_s) / seconds
     answer = Client(daemon.address, packed=packed).get(keep=True)
     text = gzip.decompress(answer.body) if packed else answer.body
@@ -68,12 +71,12 @@ def test_sixteen_clients_at_once(daemon: Daemon, is_long: bool, figure: Figure, 
     assert (crowd.cut, set(crowd.statuses)) == ([], {200})
     assert len(crowd.seconds) >= CLIENTS
     assert max(crowd.seconds) < TIMEOUT_S
-    assert peak_mb(daemon.http) < PEAK_MB
+    assert memory(daemon.http).peak < PEAK_MB
     if is_long:
         assert resident < 1.25 * halfway_mb + 20, "it grows"
     figure(
         f"{answer.size / 1e6:.1f} MB each, {crowd.figures}, in {seconds:.0f} s; RSS {resident:.0f} MB,"
-        f" at most {peak_mb(daemon.http):.0f} MB; {used:.2f} processors"
+        f" at most {memory(daemon.http).peak:.0f} MB; {used:.2f} processors"
     )
 
 
@@ -137,7 +140,7 @@ def test_slow_clients_are_in_nobodys_way(daemon: Daemon, is_long: bool, figure: 
     assert MAX_CONNECTIONS <= most - before < MAX_CONNECTIONS + 5 * _AT_ONCE < SLOW
     assert max(crowd.seconds) < TIMEOUT_S / 2
     loris.close()
-    until(lambda: descriptors(daemon.http) <= before + 1)
+    wait_for(lambda: descriptors(daemon.http) <= before + 1, LIMIT_S)
     figure(
         f"{loris.opened} slow connections in {seconds} s, at most {most - before} of all at a time;"
         f" scrapes meanwhile: {crowd.figures}"
@@ -197,8 +200,8 @@ def test_nonsense_harms_nobody(daemon: Daemon, is_long: bool, figure: Figure) ->
     # Some of it is a request after all, as a byte of a header may be any, and of a Host another name.
     assert set(found) <= {"200", "400", "404", "405", "421", "cut"}
     assert (crowd.cut, set(crowd.statuses)) == ([], {200})
-    assert peak_mb(daemon.http) < PEAK_MB
-    until(lambda: descriptors(daemon.http) <= before + 1)
+    assert memory(daemon.http).peak < PEAK_MB
+    wait_for(lambda: descriptors(daemon.http) <= before + 1, LIMIT_S)
     told = ", ".join(f"{number} {status}" for status, number in sorted(found.items()))
     figure(f"{found.total()} requests in {seconds:.0f} s ({told}); scrapes meanwhile: {crowd.figures}")
 
@@ -224,7 +227,7 @@ def test_wrong_passwords_at_speed(is_long: bool, figure: Figure, tmp_path: Path)
         assert set(right.statuses) == {200}
         assert (right.cut, wrong.cut) == ([], [])
         assert set(wrong.statuses) == {401, 429}
-        until(lambda: descriptors(daemon.http) <= before + 1)
+        wait_for(lambda: descriptors(daemon.http) <= before + 1, LIMIT_S)
         assert user.get("/-/healthy").status == 200
     told = ", ".join(f"{count / seconds:.0f} a second {status}" for status, count in sorted(wrong.statuses.items()))
     figure(f"wrong ones: {told}; scrapes with the right one meanwhile: {right.figures}")
@@ -241,7 +244,7 @@ def test_sigterm_during_scrapes(figure: Figure) -> None:
                 work(index)
 
         with repeating(CLIENTS, until_it_ends):
-            until(lambda: len(crowd.seconds) >= CLIENTS)
+            wait_for(lambda: len(crowd.seconds) >= CLIENTS, LIMIT_S)
             began = time.monotonic()
             assert daemon.ends(signal.SIGTERM) == (0, ["kmemwatch: stopping"])
             took = time.monotonic() - began

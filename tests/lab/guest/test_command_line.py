@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +13,10 @@ import pytest
 
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import ABSENT
+from tests.daemon import KMEMWATCH
 from tests.live.cgroups import OwnCgroup
 from tests.live.tell import cgroup_of, pair_of, snapshot, workload
 
-KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
 KFENCE = Path("/sys/kernel/debug/kfence/stats")
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+from tests.daemon import KMEMWATCH
 from tests.lab.boot import SHARED
 from tests.lab.results import DOCTOR
-
-KMEMWATCH = [sys.executable, "-m", "kmemwatch"]
 
 
 def test_doctor_is_content() -> None:

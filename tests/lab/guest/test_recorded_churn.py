@@ -10,7 +10,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ import pytest
 from kmemwatch.feeds.recording import EVENT, SNAPSHOT
 from kmemwatch.feeds.recording.format import parse_line
 from kmemwatch.model import DYING, Snapshot
+from tests.daemon import KMEMWATCH
 from tests.lab import comparison
 from tests.lab.boot import SHARED
 from tests.lab.guest.truth import (
@@ -38,6 +38,7 @@ from tests.lab.guest.truth import (
 )
 from tests.live.test_churn_command import Churn
 from tests.needs import GUEST, slab_mode
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.needs("root", "bcc", "cgroup v2")
 
@@ -138,7 +139,7 @@ def fillers(memory_root: Path) -> Iterator[None]:
 def recorder(tmp_path: Path, fillers: None) -> Iterator[tuple[Path, Callable[[], None]]]:
     """A running `kmemwatch record`: its file, and how to end it."""
     path = tmp_path / "recording.kmw"
-    command = [sys.executable, "-m", "kmemwatch", "record", str(path), *comparison.RECORD]
+    command = [*KMEMWATCH, "record", str(path), *comparison.RECORD]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def end() -> None:
@@ -146,11 +147,8 @@ def recorder(tmp_path: Path, fillers: None) -> Iterator[tuple[Path, Callable[[],
         _, said = process.communicate(timeout=START_S)
         assert process.returncode == 0, said
 
-    until = time.monotonic() + START_S
-    while not (path.exists() and path.stat().st_size):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, "nothing is recorded"
-        time.sleep(0.5)
+    wait_for(lambda: process.poll() is not None or (path.exists() and path.stat().st_size), START_S, "recording")
+    assert process.poll() is None, process.communicate()[1]
     yield path, end
     if process.poll() is None:
         process.kill()

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,10 +16,12 @@ from typing import IO, Any
 
 import pytest
 
+from tests.daemon import KMEMWATCH
 from tests.lab.guest.truth import bury, every_used_id, kernel_counters, slabinfo_children
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import settled, shrink
+from tests.live.tell import shrink
+from tests.waiting import settled, wait_for
 
 pytestmark = pytest.mark.needs("root", "bcc", "recharges")
 
@@ -49,9 +50,7 @@ class Story:
             wanted = {"kind": kind, **members}.items()
             return [place for place, event in enumerate(list(self.told)) if wanted <= event.items()]
 
-        until = time.monotonic() + LIMIT_S
-        while not (found := places()) and time.monotonic() < until:
-            time.sleep(0.1)
+        found = wait_for(places, LIMIT_S, f"{kind} {members}")
         assert len(found) == 1, f"{len(found)} events of {kind} {members} in {self.told}"
         return found[0]
 
@@ -59,7 +58,7 @@ class Story:
 @pytest.fixture
 def story(memory_root: Path) -> Iterator[Story]:
     """A running `kmemwatch events`, from the moment on from which it tells everything."""
-    argv = [sys.executable, "-m", "kmemwatch", "events", "--output", "ndjson"]
+    argv = [*KMEMWATCH, "events", "--output", "ndjson"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     story = Story()
