@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Makes cgroups that die with kernel memory behind them, and says exactly what it did.
+"""Makes cgroups that die with kernel memory behind them, and reports exactly what it did.
 
-kinds -> plan (pure: what each cgroup does) -> run (gives lives to workers, counts what they did) -> report (JSON).
-`worker` is a script of its own: a light process that makes plain system calls, so that nothing but what was planned is
-charged to the cgroups.
+`lives` plans what each cgroup does (pure), `runner` gives lives to `workers` and counts their answers in `results`.
+`cgroup_worker` runs in a process of its own: it is small and makes plain system calls, so that the kernel charges
+nothing but the planned objects to the cgroups.
 """

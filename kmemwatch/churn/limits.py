@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run will need, what this host has, and whether the one fits into the other."""
+"""What a run will need, what this host has free, and whether that is enough."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmemwatch.churn.kinds import BY_NAME
-from kmemwatch.churn.plan import Options
+from kmemwatch.churn.lives import BY_NAME, ChurnOptions
 from kmemwatch.errors import UnsupportedError
 from kmemwatch.model import MAX_MEMCG_IDS
 from kmemwatch.units import bytes_human, count_human
@@ -18,7 +17,7 @@ from kmemwatch.units import bytes_human, count_human
 PAGE = 4096
 CGROUP_BYTES = 64 * 1024
 CGROUP_CPU_BYTES = 4 * 1024
-"""A memory cgroup, and what it has for each possible CPU; between what 4.x and 7.x kernels use."""
+"""A memory cgroup, and its part for each possible CPU; between the sizes in 4.x and in 7.x kernels."""
 WORKER_BYTES = 16 << 20
 CHILD_THREADS_BYTES = 4 << 20
 """A child that stays for its threads."""
@@ -30,7 +29,7 @@ RESERVE_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """At the worst moment, all workers together."""
+    """The most that all workers together need at any time."""
 
     memory_bytes: int
     disk_bytes: int
@@ -39,12 +38,12 @@ class Needs:
     descriptors: int
     """Open files of the process that has most."""
     memcg_ids: int
-    """Only those that are online: a dying one has given its id back."""
+    """Only online cgroups have one: the kernel takes it back at removal."""
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
-    """What is free; None: cannot be told."""
+class Free:
+    """What the host has free; None: unknown."""
 
     memory_bytes: int | None
     disk_bytes: int | None
@@ -53,8 +52,8 @@ class Means:
     memcg_ids: int | None
 
 
-def estimate(options: Options, cpus: int) -> Needs:
-    """Needs of a run, rather too much than too little; pure."""
+def estimate(options: ChurnOptions, cpus: int) -> Needs:
+    """Needs of a run, rather too high than too low; pure."""
     kept = held_at_once(options)
     total = sum(weight for _, weight in options.mix)
     busy = min(options.parallel, kept or options.parallel)
@@ -78,8 +77,8 @@ def estimate(options: Options, cpus: int) -> Needs:
     return Needs(memory, disk, threads + 3 * options.parallel, most, busy + 1)
 
 
-def held_at_once(options: Options) -> int:
-    """Dead cgroups that keep something at the same time, at most; the options must bound them in some way."""
+def held_at_once(options: ChurnOptions) -> int:
+    """The most removed cgroups that keep something at the same time; the options must set some bound."""
     bounds = [options.dead] if options.dead is not None else []
     if options.cgroups is not None:
         bounds.append(options.cgroups)
@@ -88,27 +87,27 @@ def held_at_once(options: Options) -> int:
     return min(bounds)
 
 
-def available(directory: Path, online: int | None) -> Means:
-    """Means of this host now; `online`: memory cgroups that are in use already."""
-    free = os.statvfs(directory)
-    return Means(
+def available(directory: Path, online: int | None) -> Free:
+    """What this host has free now; `online`: memory cgroups that exist already."""
+    disk = os.statvfs(directory)
+    return Free(
         memory_bytes=available_memory(),
-        disk_bytes=free.f_bavail * free.f_frsize,
+        disk_bytes=disk.f_bavail * disk.f_frsize,
         processes=_free_processes(),
         descriptors=_descriptor_limit(),
         memcg_ids=None if online is None else MAX_MEMCG_IDS - online,
     )
 
 
-def refuse_what_does_not_fit(needs: Needs, means: Means) -> None:
+def refuse_what_does_not_fit(needs: Needs, free: Free) -> None:
     """Raises UnsupportedError with both figures."""
-    reserve = None if means.memory_bytes is None else means.memory_bytes - RESERVE_BYTES
+    reserve = None if free.memory_bytes is None else free.memory_bytes - RESERVE_BYTES
     checks = (
         ("memory", needs.memory_bytes, reserve, bytes_human),
-        ("disk", needs.disk_bytes, means.disk_bytes, bytes_human),
-        ("processes and threads", needs.processes, means.processes, count_human),
-        ("open files in one process", needs.descriptors, means.descriptors, count_human),
-        ("ids of memory cgroups", needs.memcg_ids, means.memcg_ids, count_human),
+        ("disk", needs.disk_bytes, free.disk_bytes, bytes_human),
+        ("processes and threads", needs.processes, free.processes, count_human),
+        ("open files in one process", needs.descriptors, free.descriptors, count_human),
+        ("ids of memory cgroups", needs.memcg_ids, free.memcg_ids, count_human),
     )
     for name, needed, has, human in checks:
         if has is not None and needed > has:
@@ -119,7 +118,7 @@ def refuse_what_does_not_fit(needs: Needs, means: Means) -> None:
 
 
 def memory_is_short() -> bool:
-    """Whether the host has less than a run must leave it."""
+    """Whether the host has less free memory than a run must leave."""
     free, total = available_memory(), _meminfo("MemTotal")
     return free is not None and free < max(RESERVE_BYTES / 2, RESERVE_SHARE * (total or 0))
 
@@ -141,7 +140,7 @@ def _meminfo(field: str) -> int | None:
 
 
 def _free_processes() -> int | None:
-    """Of the system, and of the pids cgroup that this process is in and all above it."""
+    """By the limits of the system, and of this process's pids cgroup and all above it."""
     limits = [_number(Path("/proc/sys/kernel/pid_max")), _number(Path("/proc/sys/kernel/threads-max"))]
     known = [limit for limit in limits if limit is not None]
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -174,7 +173,7 @@ def _free_up_to(here: Path, mount: Path) -> list[int]:
 
 
 def _descriptor_limit() -> int | None:
-    """What a worker can raise its limit to."""
+    """The limit that a worker can set for itself."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return (_number(Path("/proc/sys/fs/nr_open")) or hard) if _may_raise_limits() else hard
 
@@ -188,7 +187,7 @@ def _may_raise_limits() -> bool:
 
 
 def _number(path: Path) -> int | None:
-    """None when there is none, or it is ``max``."""
+    """None when there is no such file, or it says ``max``."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is made inside a cgroup, object by object, with plain system calls; and where files of it are."""
+"""Makes objects inside a cgroup, one by one, with plain system calls; and the files that this takes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 LETTERS = {
     "d": "dentry", "i": "inode", "n": "negative", "f": "file", "s": "shmem", "p": "pipe", "k": "socket", "t": "thread",
 }  # fmt: skip
-"""What workers call kinds: a small letter for an object that is freed before its cgroup dies, a capital for others."""
+"""Letters in the steps of a life: small for an object that is freed before its cgroup is removed, else capital."""
 
 PAGE = 4096
 _BLOCK = b"\x5a" * PAGE
@@ -30,8 +30,8 @@ def runs(steps: str) -> Iterator[tuple[str, int]]:
         place = end
 
 
-class Places:
-    """Where the files of a life are; made outside of its cgroup, so that only its own objects are charged to it."""
+class ObjectFiles:
+    """Files and directories of a life; made outside of its cgroup, so that only its objects are charged to it."""
 
     def __init__(self, tmpfs: str, disk: str, name: str) -> None:
         self.directory = f"{tmpfs}/{name}"
@@ -58,7 +58,7 @@ class Places:
             os.close(self.fds.popitem()[1])
 
     def remove(self) -> None:
-        """All of it, whether it was made or not."""
+        """Remove what exists of them."""
         for directory in (self.directory, self.nothing):
             if os.path.isdir(directory):  # noqa: PTH112
                 for entry in os.listdir(directory):  # noqa: PTH208
@@ -69,11 +69,11 @@ class Places:
                 os.unlink(path)  # noqa: PTH108
 
 
-class Making:
-    """Inside the cgroup: makes objects one by one, and counts."""
+class ObjectMaker:
+    """Makes objects one by one inside the cgroup, and counts them."""
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, files: ObjectFiles) -> None:
+        self._files = files
         self._serial = 0
         self.made: dict[str, int] = {}
         self.left: dict[str, int] = {}
@@ -93,7 +93,7 @@ class Making:
         for sign, number in runs(steps):
             letter, stays = sign.lower(), sign.isupper()
             make, kind = self._makers[letter], LETTERS[letter]
-            # What is not there cannot be freed: negative dentries stay until the kernel wants their memory.
+            # Negative dentries cannot be freed from here: they stay until the kernel reclaims them.
             stays = stays or letter == "n"
             for _ in range(number):
                 self._serial += 1
@@ -108,33 +108,33 @@ class Making:
                         self.left[kind] = self.left.get(kind, 0) + 1
 
     def free(self) -> None:
-        """What does not outlive the cgroup: after all was made, so that it leaves holes."""
+        """Free what does not outlive the cgroup: only after all is made, so that this leaves holes in slabs."""
         for path in self._spare_paths:
             os.unlink(path)  # noqa: PTH108
         for fd in self._spare_fds:
             os.close(fd)
         for lock in self._spare_threads:
             lock.release()
-        for letter, fd in self._places.fds.items():
+        for letter, fd in self._files.fds.items():
             os.ftruncate(fd, self.left.get(LETTERS[letter], 0) * PAGE)
 
     def _dentry(self, stays: bool) -> None:
-        path = f"{self._places.directory}/{self._serial}"
-        os.link(self._places.source, path)
+        path = f"{self._files.directory}/{self._serial}"
+        os.link(self._files.source, path)
         if not stays:
             self._spare_paths.append(path)
 
     def _inode(self, stays: bool) -> None:
-        path = f"{self._places.directory}/{self._serial}"
+        path = f"{self._files.directory}/{self._serial}"
         os.mknod(path)
         if not stays:
             self._spare_paths.append(path)
 
     def _negative(self, _stays: bool) -> None:
-        os.access(f"{self._places.nothing}/{self._serial}", os.F_OK)
+        os.access(f"{self._files.nothing}/{self._serial}", os.F_OK)
 
     def _page(self, letter: str) -> None:
-        os.pwrite(self._places.fds[letter], _BLOCK, self._pages[letter] * PAGE)
+        os.pwrite(self._files.fds[letter], _BLOCK, self._pages[letter] * PAGE)
         self._pages[letter] += 1
 
     def _pipe(self, stays: bool) -> None:

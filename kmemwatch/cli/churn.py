@@ -14,9 +14,9 @@ from typing import Any, Protocol
 
 import click
 
-from kmemwatch.churn.kinds import BY_NAME, Mix, mix_text, parse_mix
-from kmemwatch.churn.plan import Options
-from kmemwatch.churn.report import FAILURES, MEMORY, SIGNAL, Report
+from kmemwatch.churn.lives import BY_NAME, ChurnOptions, Mix, mix_text, parse_mix
+from kmemwatch.churn.results import FAILURES, MEMORY, SIGNAL, ChurnReport
+from kmemwatch.churn.runner import churn
 from kmemwatch.cli.options import Seconds
 from kmemwatch.cli.stopping import Terminated
 from kmemwatch.cli.streams import say
@@ -68,7 +68,7 @@ def command(
         raise UsageError(f"--directory: {directory!r} does not begin with /", "give the whole path")
     if cgroups is None and duration is not None:
         dead = DEAD if dead is None else dead
-    options = Options(
+    options = ChurnOptions(
         mix=mix,
         cgroups=CGROUPS if cgroups is None and duration is None else cgroups,
         objects=objects,
@@ -81,18 +81,16 @@ def command(
         hold_s=hold,
         directory=directory,
     )
-    from kmemwatch.churn.run import churn
-
-    with _Watcher(options) as watcher:
-        report = churn(options, watcher, lists=lists)
+    with _ProgressBar(options) as progress:
+        report = churn(options, progress, lists=lists)
     json.dump(report.to_dict(), sys.stdout, indent=2)
     sys.stdout.write("\n")
     sys.stdout.flush()
     _conclude(report)
 
 
-def _conclude(report: Report) -> None:
-    """Raise what did not go as it should."""
+def _conclude(report: ChurnReport) -> None:
+    """Raise the error of a run that did not go as it should."""
     course = report.course
     if course.ended_by == SIGNAL:
         if course.signum in (None, signal.SIGINT):
@@ -114,18 +112,18 @@ class _Bar(Protocol):
     def update(self, n_steps: int) -> None: ...
 
 
-class _Watcher:
-    """A progress bar on a terminal; elsewhere only what one must know."""
+class _ProgressBar:
+    """On a terminal a progress bar; elsewhere only the line that the run holds."""
 
     STEPS = 1000
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: ChurnOptions) -> None:
         self._options = options
         self._stack: AbstractContextManager[Any] = nullcontext()
         self._bar: _Bar | None = None
         self._shown = 0
 
-    def __enter__(self) -> _Watcher:
+    def __enter__(self) -> _ProgressBar:
         label = f"churn {mix_text(self._options.mix)} seed {self._options.seed}"
         self._open(label)
         return self
@@ -144,24 +142,24 @@ class _Watcher:
             self._bar = None
             self._stack.__exit__(None, None, None)
 
-    def works(self, lived: int, elapsed_s: float) -> None:
-        """So many cgroups have lived and died."""
+    def works(self, done: int, elapsed_s: float) -> None:
+        """So many cgroups were made and removed."""
         if self._bar is None:
             return
-        done = lived / self._options.cgroups if self._options.cgroups else 0.0
+        share = done / self._options.cgroups if self._options.cgroups else 0.0
         if self._options.duration_s is not None:
-            done = max(done, elapsed_s / self._options.duration_s)
-        steps = int(self.STEPS * min(1.0, done))
+            share = max(share, elapsed_s / self._options.duration_s)
+        steps = int(self.STEPS * min(1.0, share))
         if steps > self._shown:
             self._bar.update(steps - self._shown)
             self._shown = steps
 
     def holds(self, parent: str, removed: int, hold_s: float) -> None:
-        """The work is over; what was left stays for so long."""
+        """All cgroups are removed; what they left stays for `hold_s`."""
         self._close()
         at = time.strftime("%H:%M:%S")
         say(f"kmemwatch: {at} {removed} cgroups removed below {parent}; holding for {hold_s:g} s")
 
     def cleans(self) -> None:
-        """What was left is let go now."""
+        """What they left is freed now."""
         self._close()

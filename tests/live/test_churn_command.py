@@ -18,8 +18,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from kmemwatch.churn import grounds
-from kmemwatch.churn.kinds import BY_NAME
+from kmemwatch.churn import workspace
+from kmemwatch.churn.lives import BY_NAME
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import printable
@@ -31,7 +31,7 @@ from tests.waiting import rested, settled, wait_for
 
 SCHEMA = json.loads(resources.files("kmemwatch.churn").joinpath("report.schema.json").read_text())
 HOLDS = re.compile(rb"(\d+) cgroups removed below (\S+); holding")
-NAME = grounds.PREFIX
+NAME = workspace.PREFIX
 TRIES = 5
 """An interrupt that hits while a program runs may make kmemwatch lose a count, and say so."""
 
@@ -319,9 +319,9 @@ def test_what_a_killed_run_leaves_ends_with_it_or_is_swept_by_the_next(
 ) -> None:  # fmt: skip
     running = churn("--kind", "thread,shmem,pipe", "--cgroups", "5", "--hold", str(patience(600)))
     running.held(patience(60))
-    grounds.sweep(memory_root, str(disk_path))
-    monkeypatch.setattr(grounds, "STALE_S", -1.0)
-    grounds.sweep(memory_root, str(disk_path))  # it is alive
+    workspace.sweep(memory_root, str(disk_path))
+    monkeypatch.setattr(workspace, "STALE_S", -1.0)
+    workspace.sweep(memory_root, str(disk_path))  # it is alive
     assert len(list(memory_root.glob(f"{NAME}{running.process.pid}-*"))) == 1
     workers = children(running.process.pid)
     running.process.kill()
@@ -329,7 +329,7 @@ def test_what_a_killed_run_leaves_ends_with_it_or_is_swept_by_the_next(
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), patience(30))
     wait_for(lambda: not any("/proc/" in one for one in remains(memory_root, disk_path)), patience(30))
     assert remains(memory_root, disk_path) != []  # directories, and nothing else
-    grounds.sweep(memory_root, str(disk_path))
+    workspace.sweep(memory_root, str(disk_path))
     assert remains(memory_root, disk_path) == []
 
 

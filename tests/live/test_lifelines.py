@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kmemwatch.churn import grounds
+from kmemwatch.churn import workspace
 from tests.bpf_objects import kprobe_events, loaded
 from tests.cgroup_mounts import MemoryMount
 from tests.daemon import KMEMWATCH, ON_A_FREE_PORT, Daemon
@@ -163,9 +163,9 @@ def test_workers_that_make_cgroups(
     assert len(below(process.pid)) >= 4, "two workers, who have somebody that holds things open, and threads"
     end(process, doing, number, limit_s)
     # Cgroups stay when it is killed: the next run takes them away.
-    monkeypatch.setattr(grounds, "STALE_S", -1.0)
-    grounds.sweep(memory.path, str(disk_path))
-    assert not list(memory.path.glob(f"{grounds.PREFIX}{process.pid}-*"))
+    monkeypatch.setattr(workspace, "STALE_S", -1.0)
+    workspace.sweep(memory.path, str(disk_path))
+    assert not list(memory.path.glob(f"{workspace.PREFIX}{process.pid}-*"))
 
 
 def test_workers_that_stop_while_they_work(

@@ -10,13 +10,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmemwatch.churn.kinds import BY_LETTER, BY_NAME, KINDS, MAX_WEIGHT, Mix, mix_text, parse_mix
-from kmemwatch.churn.limits import Means, Needs, estimate, held_at_once, refuse_what_does_not_fit
+from kmemwatch.churn.limits import Free, Needs, estimate, held_at_once, refuse_what_does_not_fit
+from kmemwatch.churn.lives import (
+    BY_LETTER,
+    BY_NAME,
+    KINDS,
+    MAX_WEIGHT,
+    ChurnOptions,
+    LivesDigest,
+    Mix,
+    life,
+    lives,
+    mix_text,
+    parse_mix,
+)
 from kmemwatch.churn.objects import LETTERS, runs
-from kmemwatch.churn.plan import Digest, Options, life, lives
 from kmemwatch.errors import UnsupportedError, UsageError
 
-OPTIONS = Options(
+OPTIONS = ChurnOptions(
     mix=(("dentry", 3), ("pipe", 1)), cgroups=5, objects=41, leave_percent=100, dead=None, parallel=1, rate=None,
     seed=1, duration_s=None, hold_s=0, directory="/var/tmp",
 )  # fmt: skip
@@ -27,15 +38,15 @@ MIXES = st.dictionaries(st.sampled_from(sorted(BY_NAME)), st.integers(1, MAX_WEI
 
 
 @st.composite
-def options(draw: st.DrawFn) -> Options:
+def options(draw: st.DrawFn) -> ChurnOptions:
     return replace(
         OPTIONS, mix=draw(MIXES), objects=draw(st.integers(1, 400)), leave_percent=draw(st.integers(0, 100)),
         seed=draw(st.integers(0, 2**63 - 1)),
     )  # fmt: skip
 
 
-def digest(options: Options, number: int) -> str:
-    summed = Digest()
+def digest(options: ChurnOptions, number: int) -> str:
+    summed = LivesDigest()
     for one in islice(lives(options), number):
         summed.add(one)
     return summed.text()
@@ -80,7 +91,7 @@ def test_a_mix_that_makes_no_sense_is_refused(text: str, said: str) -> None:
 
 
 @given(options(), st.integers(0, 10_000))
-def test_every_object_is_planned_and_each_kind_gets_its_share(options: Options, serial: int) -> None:
+def test_every_object_is_planned_and_each_kind_gets_its_share(options: ChurnOptions, serial: int) -> None:
     made = life(options, serial).made()
     assert sum(made.values()) == options.objects
     total = sum(weight for _, weight in options.mix)
@@ -90,7 +101,7 @@ def test_every_object_is_planned_and_each_kind_gets_its_share(options: Options, 
 
 
 @given(options(), st.integers(0, 10_000))
-def test_exactly_the_share_that_was_asked_for_is_left(options: Options, serial: int) -> None:
+def test_exactly_the_share_that_was_asked_for_is_left(options: ChurnOptions, serial: int) -> None:
     one = life(options, serial)
     left: dict[str, int] = {}
     for sign, number in runs(one.steps):
@@ -103,7 +114,7 @@ def test_exactly_the_share_that_was_asked_for_is_left(options: Options, serial: 
 
 @given(options(), st.integers(0, 1000), st.integers(1, 64), st.floats(0.1, 1e5), st.integers(0, 100))
 def test_a_life_depends_on_nothing_but_what_it_must(
-    options: Options, serial: int, parallel: int, rate: float, dead: int
+    options: ChurnOptions, serial: int, parallel: int, rate: float, dead: int
 ) -> None:
     other = replace(options, parallel=parallel, rate=rate, dead=dead, cgroups=None, duration_s=1.0, hold_s=5.0)
     assert life(other, serial) == life(options, serial)
@@ -150,7 +161,7 @@ def test_so_many_dead_are_held_at_once(changes: dict[str, object], held: int) ->
 
 
 @given(options(), st.integers(1, 64))
-def test_more_of_anything_never_needs_less(options: Options, cpus: int) -> None:
+def test_more_of_anything_never_needs_less(options: ChurnOptions, cpus: int) -> None:
     least = estimate(options, cpus)
     for more in (
         replace(options, cgroups=(options.cgroups or 0) + 7),
@@ -175,7 +186,7 @@ def test_only_cgroups_that_are_online_need_an_id() -> None:
     assert estimate(replace(OPTIONS, cgroups=70_000, parallel=3), 2).memcg_ids == 4
 
 
-ENOUGH = Means(memory_bytes=1 << 40, disk_bytes=1 << 40, processes=1 << 20, descriptors=1 << 20, memcg_ids=65_000)
+ENOUGH = Free(memory_bytes=1 << 40, disk_bytes=1 << 40, processes=1 << 20, descriptors=1 << 20, memcg_ids=65_000)
 
 
 @pytest.mark.parametrize("name", ["memory_bytes", "disk_bytes", "processes", "descriptors", "memcg_ids"])

@@ -17,21 +17,21 @@ import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 
-from kmemwatch.churn import grounds, limits, run
-from kmemwatch.churn.grounds import Grounds, remove_cgroups, sweep
-from kmemwatch.churn.kinds import parse_mix
-from kmemwatch.churn.limits import Means, Needs
-from kmemwatch.churn.objects import PAGE, Making, Places
-from kmemwatch.churn.plan import Options, lives
-from kmemwatch.churn.report import DONE, MEMORY, SIGNAL, Course, Report, Tally
-from kmemwatch.churn.stop import Stop
+from kmemwatch.churn import limits, runner, workspace
+from kmemwatch.churn.limits import Free, Needs
+from kmemwatch.churn.lives import ChurnOptions, lives, parse_mix
+from kmemwatch.churn.objects import PAGE, ObjectFiles, ObjectMaker
+from kmemwatch.churn.results import DONE, MEMORY, SIGNAL, ChurnReport, Course, Tally
+from kmemwatch.churn.runner import StopSignals
+from kmemwatch.churn.workspace import Workspace, remove_cgroups, sweep
+from kmemwatch.cli import churn as churn_command
 from kmemwatch.cli.main import cli
 from kmemwatch.errors import UnsupportedError
 from kmemwatch.kernel.cgroupfs import Hierarchy
 
 SCHEMA = json.loads(resources.files("kmemwatch.churn").joinpath("report.schema.json").read_text())
 NEEDS = Needs(memory_bytes=5, disk_bytes=0, processes=3, descriptors=64, memcg_ids=8)
-OPTIONS = Options(
+OPTIONS = ChurnOptions(
     mix=parse_mix("inode=2,pipe"), cgroups=3, objects=7, leave_percent=50, dead=None, parallel=2, rate=9.5,
     seed=4, duration_s=None, hold_s=0, directory="/var/tmp",
 )  # fmt: skip
@@ -46,15 +46,15 @@ def answer(serial: int, **changes: Any) -> dict[str, Any]:
     return {**made, **changes}
 
 
-def report(*answers: dict[str, Any], lists: bool = True, options: Options = OPTIONS, **course: Any) -> Report:
+def report(*answers: dict[str, Any], lists: bool = True, options: ChurnOptions = OPTIONS, **course: Any) -> ChurnReport:
     tally = Tally(options.mix, lists)
     for life, told in zip(lives(options), answers, strict=False):
         tally.give(life)
-        tally.take(told)
+        tally.add(told)
     went = Course(started_at_ns=10**18, work_s=0.5, ended_at_ns=2 * 10**18)
     for name, value in course.items():
         setattr(went, name, value)
-    return Report(options, NEEDS, 2, "/kmemwatch-churn-1-x", 77, tally, went)
+    return ChurnReport(options, NEEDS, 2, "/kmemwatch-churn-1-x", 77, tally, went)
 
 
 # Report
@@ -145,7 +145,7 @@ def test_what_cannot_be_here_exits_3_with_a_hint(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid: int, hierarchy: Hierarchy | None, said: str, hint: str
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: uid)
-    monkeypatch.setattr(grounds, "find_memory", lambda: hierarchy)
+    monkeypatch.setattr(workspace, "find_memory", lambda: hierarchy)
     done = invoke("--directory", str(tmp_path))
     assert (done.exit_code, done.stdout) == (3, "")
     assert said in done.stderr.splitlines()[0]
@@ -158,14 +158,14 @@ def possible(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A host on which everything looks right; its directory of cgroups."""
     root = tmp_path / "cgroup"
     root.mkdir()
-    monkeypatch.setattr(run, "memory_hierarchy", lambda: (Hierarchy(2, 0, str(root)), root))
+    monkeypatch.setattr(runner, "memory_hierarchy", lambda: (Hierarchy(2, 0, str(root)), root))
     return root
 
 
 def test_a_run_that_cannot_fit_is_refused_before_anything_is_made(
     monkeypatch: pytest.MonkeyPatch, possible: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(limits, "available", lambda *_: Means(1 << 30, 1 << 30, 1000, 1000, 1000))
+    monkeypatch.setattr(limits, "available", lambda *_: Free(1 << 30, 1 << 30, 1000, 1000, 1000))
     done = invoke("--cgroups", "100000", "--directory", str(tmp_path))
     assert (done.exit_code, done.stdout) == (3, "")
     assert "may need" in done.stderr
@@ -192,15 +192,15 @@ def test_a_directory_that_is_not_there_exits_3(possible: Path) -> None:
     ],
 )
 def test_the_report_is_printed_however_it_ended(
-    monkeypatch: pytest.MonkeyPatch, told: Report, code: int, said: str | None
+    monkeypatch: pytest.MonkeyPatch, told: ChurnReport, code: int, said: str | None
 ) -> None:
-    asked: list[Options] = []
+    asked: list[ChurnOptions] = []
 
-    def churn(options: Options, *_: object, **__: object) -> Report:
+    def churn(options: ChurnOptions, *_: object, **__: object) -> ChurnReport:
         asked.append(options)
         return told
 
-    monkeypatch.setattr(run, "churn", churn)
+    monkeypatch.setattr(churn_command, "churn", churn)
     done = invoke("--seed", "11")
     assert done.exit_code == code
     assert json.loads(done.stdout) == json.loads(json.dumps(told.to_dict()))
@@ -210,13 +210,13 @@ def test_the_report_is_printed_however_it_ended(
 
 
 def test_a_duration_alone_bounds_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Options] = []
+    asked: list[ChurnOptions] = []
 
-    def churn(options: Options, *_: object, **__: object) -> Report:
+    def churn(options: ChurnOptions, *_: object, **__: object) -> ChurnReport:
         asked.append(options)
         return report(answer(0))
 
-    monkeypatch.setattr(run, "churn", churn)
+    monkeypatch.setattr(churn_command, "churn", churn)
     for args in (["--duration", "5"], ["--duration", "5", "--dead", "7"], ["--duration", "5", "--cgroups", "9"]):
         assert invoke(*args).exit_code == 0
     assert [(options.cgroups, options.dead) for options in asked] == [(None, 1000), (None, 7), (9, None)]
@@ -227,55 +227,55 @@ def test_a_duration_alone_bounds_the_dead(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def files(tmp_path: Path) -> ObjectFiles:
     for name in ("tmpfs", "disk"):
         (tmp_path / name).mkdir()
-    return Places(str(tmp_path / "tmpfs"), str(tmp_path / "disk"), "c0")
+    return ObjectFiles(str(tmp_path / "tmpfs"), str(tmp_path / "disk"), "c0")
 
 
 def entries(directory: Path | str) -> int:
     return sum(1 for _ in Path(directory).iterdir())
 
 
-def test_objects_are_made_and_freed_as_told(places: Places, tmp_path: Path) -> None:
-    places.prepare("dinfspk")
+def test_objects_are_made_and_freed_as_told(files: ObjectFiles, tmp_path: Path) -> None:
+    files.prepare("dinfspk")
     opened = entries("/proc/self/fd")
-    making = Making(places)
-    making.make("D3d2I2i4N5n1F3f2s1S2P2p3k1K1")
+    maker = ObjectMaker(files)
+    maker.make("D3d2I2i4N5n1F3f2s1S2P2p3k1K1")
     everything = {"dentry": 5, "inode": 6, "negative": 6, "file": 5, "shmem": 3, "pipe": 5, "socket": 2}
-    assert (making.made, making.failed) == (everything, {})
+    assert (maker.made, maker.failed) == (everything, {})
     assert entries("/proc/self/fd") == opened + 2 * 5 + 2
-    assert entries(places.directory) == 5 + 6
-    making.free()
-    assert making.left == {"dentry": 3, "inode": 2, "negative": 6, "file": 3, "shmem": 2, "pipe": 2, "socket": 1}
-    assert entries(places.directory) == 3 + 2
-    assert Path(places.source).stat().st_nlink == 1 + 3
-    assert Path(places.page_cache).stat().st_size == 3 * PAGE
-    assert Path(places.shmem).stat().st_size == 2 * PAGE
+    assert entries(files.directory) == 5 + 6
+    maker.free()
+    assert maker.left == {"dentry": 3, "inode": 2, "negative": 6, "file": 3, "shmem": 2, "pipe": 2, "socket": 1}
+    assert entries(files.directory) == 3 + 2
+    assert Path(files.source).stat().st_nlink == 1 + 3
+    assert Path(files.page_cache).stat().st_size == 3 * PAGE
+    assert Path(files.shmem).stat().st_size == 2 * PAGE
     assert entries("/proc/self/fd") == opened + 2 * 2 + 1
-    for fd in making.kept_fds:
+    for fd in maker.kept_fds:
         os.close(fd)
-    places.close()
-    places.remove()
+    files.close()
+    files.remove()
     assert entries(tmp_path / "tmpfs") == entries(tmp_path / "disk") == 0
 
 
-def test_what_cannot_be_made_is_counted(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_made_is_counted(files: ObjectFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError(errno.EMFILE, "no")
 
     monkeypatch.setattr(os, "pipe", refuse)
-    making = Making(places)
-    making.make("P3")
-    assert (making.made, making.left, making.failed) == ({}, {}, {("pipe", errno.EMFILE): 3})
+    maker = ObjectMaker(files)
+    maker.make("P3")
+    assert (maker.made, maker.left, maker.failed) == ({}, {}, {("pipe", errno.EMFILE): 3})
 
 
-def test_threads_that_are_not_to_stay_end(places: Places) -> None:
+def test_threads_that_are_not_to_stay_end(files: ObjectFiles) -> None:
     before = entries("/proc/self/task")
-    making = Making(places)
-    making.make("t5")
+    maker = ObjectMaker(files)
+    maker.make("t5")
     assert entries("/proc/self/task") == before + 5
-    making.free()
+    maker.free()
     until = time.monotonic() + 10
     while entries("/proc/self/task") > before and time.monotonic() < until:
         time.sleep(0.01)
@@ -291,31 +291,31 @@ def v2(root: Path) -> Hierarchy:
     return Hierarchy(2, 0, str(root))
 
 
-def test_grounds_that_cannot_be_made_leave_nothing(tmp_path: Path) -> None:
+def test_a_workspace_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
     root, scratch = tmp_path / "cgroup", tmp_path / "scratch"
     root.mkdir()
     scratch.mkdir()
     with pytest.raises(UnsupportedError, match="no cgroup can be made"):
-        Grounds(v2(root), root, str(scratch))  # the parent has no cgroup.subtree_control here
+        Workspace(v2(root), root, str(scratch))  # the parent has no cgroup.subtree_control here
     assert [path.name for path in root.iterdir()] == ["cgroup.subtree_control"]
     assert list(scratch.iterdir()) == []
 
 
 def test_remains_of_killed_runs_are_swept_but_not_those_of_live_ones(tmp_path: Path) -> None:
     root, scratch = tmp_path / "cgroup", tmp_path / "scratch"
-    old = time.time() - 2 * grounds.STALE_S
+    old = time.time() - 2 * workspace.STALE_S
     for above in (root, scratch):
         for name in ("dead", "alive", "young"):
-            (above / f"{grounds.PREFIX}{name}" / "c1").mkdir(parents=True)
+            (above / f"{workspace.PREFIX}{name}" / "c1").mkdir(parents=True)
             if name != "young":
-                os.utime(above / f"{grounds.PREFIX}{name}", (old, old))
+                os.utime(above / f"{workspace.PREFIX}{name}", (old, old))
         (above / "other").mkdir()
-    locks = [grounds._locked(above / f"{grounds.PREFIX}alive") for above in (root, scratch)]
+    locks = [workspace._locked(above / f"{workspace.PREFIX}alive") for above in (root, scratch)]
     sweep(root, str(scratch))
     for lock in locks:
         os.close(lock)
     for above in (root, scratch):
-        stay = [f"{grounds.PREFIX}alive", f"{grounds.PREFIX}young", "other"]
+        stay = [f"{workspace.PREFIX}alive", f"{workspace.PREFIX}young", "other"]
         assert sorted(path.name for path in above.iterdir()) == stay
 
 
@@ -331,11 +331,11 @@ def test_a_cgroup_that_is_still_used_stays_and_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_signals_are_noted_and_break_nothing_off(signum: signal.Signals) -> None:
+def test_signals_set_a_flag_and_interrupt_nothing(signum: signal.Signals) -> None:
     before = signal.getsignal(signum)
-    with Stop() as stop:
+    with StopSignals() as stop:
         for _ in range(100_000):  # more than a pipe takes
-            stop._note(signum, None)
+            stop._remember(signum, None)
         os.kill(os.getpid(), signum)
         assert stop.signum == signum
         assert os.read(stop.fd, 1)

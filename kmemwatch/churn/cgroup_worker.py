@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The process that lives the lives of cgroups, in an interpreter with little else in it: ``main(CHANNEL PARENT ...)``.
+"""The worker process: makes and removes cgroups, in an interpreter that loads little else.
 
-Each cgroup below PARENT gets a child that is forked outside, enters it, does what its life says with plain system
-calls, and exits: its own memory goes with it, what it made stays. Files outlive it on a tmpfs that only this process
-and its children have mounted, page cache and negative dentries in SCRATCH. Pipes and sockets are sent to another child,
-who never was in any of the cgroups. A child with threads moves out and waits. All outsiders are in the root cgroup, so
-that what they use for themselves, such as blocks of directories, is charged to nobody and leaves no dead cgroup behind.
+For each cgroup below PARENT the worker forks a child outside of it. The child enters the cgroup, makes the objects of
+its life with plain system calls, and exits: its own memory goes with it, the objects stay. Files stay on a tmpfs that
+only the worker and its children have mounted; page cache and negative dentries in SCRATCH. The child sends pipes and
+sockets to the `DescriptorKeeper`, which never was in any of the cgroups. A child with threads leaves the cgroup and
+waits. The worker, the keeper and such children are in the root cgroup. So the kernel charges their own memory, such as
+blocks of directories, to none of the cgroups, and it keeps none of them dying.
 
 One command a line on CHANNEL, one answer a line, a Python literal:
 
     life NAME STEPS     {"made": {kind: n}, "left": ..., "failed": {(kind, errno): n}, "errors": [(what, errno)], ...}
-    release NAME        let go of what it left
-    end                 let go of everything; the end of CHANNEL means the same
+    release NAME        free what it left
+    end                 free everything; the end of CHANNEL means the same
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ import socket
 import time
 from typing import Any, NoReturn
 
-from kmemwatch.churn.holder import Holder, close_all_but, die_with
-from kmemwatch.churn.objects import Making, Places
+from kmemwatch.churn.objects import ObjectFiles, ObjectMaker
 
 ON_TMPFS = "dis"
 RMDIR_S = 10.0
 _CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 1 << 18, 2
 _TCP_LIMIT = str(1 << 40)
+_FDS_PER_MESSAGE = 250
+_PR_SET_PDEATHSIG = 1
 
 
 def _call(name: str, *args: object) -> None:
-    """A function of libc that answers 0, or OSError."""
+    """Call a function of libc that returns 0 or sets errno. Raises OSError."""
     if getattr(_libc, name)(*args) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -60,7 +62,7 @@ def _read_all(fd: int) -> bytes:
 
 
 def _rmdir(path: str) -> None:
-    """Remove a cgroup; whoever was in it may take a moment to be gone."""
+    """Remove a cgroup; its processes may need a moment to exit."""
     until = time.monotonic() + RMDIR_S
     while True:
         try:
@@ -72,7 +74,7 @@ def _rmdir(path: str) -> None:
 
 
 def _charge_sockets(path: str) -> None:
-    """cgroup v1 charges sockets to a cgroup only when their memory has a limit there."""
+    """cgroup v1 charges sockets only to a cgroup that has a limit for them."""
     with (
         contextlib.suppress(OSError),
         open(f"{path}/memory.kmem.tcp.limit_in_bytes", "w") as limit,
@@ -90,8 +92,72 @@ def _raise_descriptor_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-class Worker:
-    """Lives one life after the other."""
+class DescriptorKeeper:
+    """A child outside all cgroups of the run; it keeps the descriptors open that a cgroup's process sends it."""
+
+    def __init__(self) -> None:
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        parent = os.getpid()
+        self.pid = os.fork()
+        if self.pid == 0:
+            die_with(parent)
+            self.channel.close()
+            close_all_but(theirs.fileno())
+            _keep(theirs)
+        theirs.close()
+
+    def send(self, name: str, fds: list[int]) -> None:
+        """Called inside a cgroup."""
+        for place in range(0, len(fds), _FDS_PER_MESSAGE):
+            socket.send_fds(self.channel, [f"+{name}".encode()], fds[place : place + _FDS_PER_MESSAGE])
+
+    def ask(self, verb: str, name: str) -> int:
+        """``?``: how many it has for that cgroup; ``-``: close them."""
+        self.channel.send(f"{verb}{name}".encode())
+        return int(self.channel.recv(64))
+
+    def end(self) -> None:
+        self.channel.close()
+        os.waitpid(self.pid, 0)
+
+
+def _keep(channel: socket.socket) -> NoReturn:
+    kept: dict[bytes, list[int]] = {}
+    while True:
+        message, fds, _, _ = socket.recv_fds(channel, 256, _FDS_PER_MESSAGE)
+        verb, name = message[:1], message[1:]
+        if verb == b"+":
+            kept.setdefault(name, []).extend(fds)
+        elif verb == b"?":
+            channel.send(b"%d" % len(kept.get(name, ())))
+        elif verb == b"-":
+            for fd in kept.pop(name, ()):
+                os.close(fd)
+            channel.send(b"0")
+        else:
+            os._exit(0)
+
+
+def die_with(parent: int) -> None:
+    """In a forked child that runs no other program: end when `parent`, which waits for it, is killed.
+
+    `parent` is its pid from before the fork; it may have ended since.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def close_all_but(*spared: int) -> None:
+    """Close all descriptors but these and the standard ones. Not inside a cgroup: reading /proc allocates."""
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if fd > 2 and fd not in spared:
+            with contextlib.suppress(OSError):  # the one that listed them
+                os.close(fd)
+
+
+class CgroupWorker:
+    """Makes one cgroup after the other, has a child act in it, and removes it."""
 
     def __init__(
         self, channel: socket.socket, root: str, parent: str, scratch: str, letters: str, version: int
@@ -107,14 +173,14 @@ class Worker:
         self._pid = os.getpid()
         self._waiting: dict[str, int] = {}
         """Name -> pid of a child whose threads outlive their cgroup."""
-        self._places: dict[str, Places] = {}
+        self._files: dict[str, ObjectFiles] = {}
         with open(self._home, "wb", buffering=0) as procs:
             procs.write(b"0")
         _raise_descriptor_limit()
-        self._holder = Holder()
+        self._keeper = DescriptorKeeper()
 
     def prepare(self) -> None:
-        """What happens on the first use of anything, before the first life."""
+        """Make everything once before the first life, so that what the first use allocates is charged to no cgroup."""
         if set(self._letters) & set(ON_TMPFS):
             os.mkdir(self._tmpfs, 0o700)  # noqa: PTH102
             _call("unshare", _CLONE_NEWNS)
@@ -126,18 +192,18 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.disable()
-        places = Places(self._tmpfs, self._disk, f"warm-{os.getpid()}")
+        files = ObjectFiles(self._tmpfs, self._disk, f"warm-{os.getpid()}")
         steps = "".join(f"{letter.upper()}2{letter}1" for letter in self._letters)
-        outcome = self._inhabit("warm", steps, places, self._home)
-        self._let_go("warm", places)
+        outcome = self._act_inside("warm", steps, files, self._home)
+        self._free("warm", files)
         if outcome["errors"] or outcome["failed"]:
             (what, number), *_ = list(outcome["errors"]) or list(outcome["failed"])
             raise OSError(number, f"{what}: {os.strerror(number)}")
 
     def life(self, name: str, steps: str) -> dict[str, Any]:
-        """Make the cgroup, live in it, remove it."""
+        """Make the cgroup, have a child make its objects, remove it."""
         path = f"{self._parent}/{name}"
-        places = Places(self._tmpfs, self._disk, name)
+        files = ObjectFiles(self._tmpfs, self._disk, name)
         answer: dict[str, Any] = {"name": name, "id": None, "made_at_ns": None, "removed_at_ns": None}
         try:
             os.mkdir(path)  # noqa: PTH102
@@ -146,8 +212,8 @@ class Worker:
         answer.update(id=os.stat(path).st_ino, made_at_ns=time.time_ns())  # noqa: PTH116
         if self._version == 1 and "k" in steps.lower():
             _charge_sockets(path)
-        self._places[name] = places
-        outcome = self._inhabit(name, steps, places, f"{path}/cgroup.procs")
+        self._files[name] = files
+        outcome = self._act_inside(name, steps, files, f"{path}/cgroup.procs")
         try:
             _rmdir(path)
             answer["removed_at_ns"] = time.time_ns()
@@ -155,22 +221,22 @@ class Worker:
             outcome["errors"].append(("rmdir", exc.errno))
         return {**answer, **outcome}
 
-    def _inhabit(self, name: str, steps: str, places: Places, procs_path: str) -> dict[str, Any]:
-        """Fork a child that does `steps` in the cgroup with that cgroup.procs; what it says it did."""
+    def _act_inside(self, name: str, steps: str, files: ObjectFiles, procs_path: str) -> dict[str, Any]:
+        """Fork a child that does `steps` in the cgroup with that cgroup.procs; returns what the child reports."""
         try:
-            places.prepare(steps.lower())
+            files.prepare(steps.lower())
             procs = os.open(procs_path, os.O_WRONLY | os.O_CLOEXEC)
             home = os.open(self._home, os.O_WRONLY | os.O_CLOEXEC)
             answer, theirs = os.pipe()
             pid = os.fork()
         except OSError as exc:
-            places.close()
+            files.close()
             return {**_nothing(), "errors": [("prepare", exc.errno)]}
         if pid == 0:
-            self._child(name, steps, places, (procs, home, theirs))
+            self._child(name, steps, files, (procs, home, theirs))
         for fd in (procs, home, theirs):
             os.close(fd)
-        places.close()
+        files.close()
         text = _read_all(answer)
         os.close(answer)
         if "t" in steps.lower() and text:
@@ -181,24 +247,24 @@ class Worker:
             return {**_nothing(), "errors": [("child", errno.ECHILD)]}
         outcome: dict[str, Any] = marshal.loads(text)
         if "p" in steps.lower() or "k" in steps.lower():
-            outcome["held_fds"] = self._holder.ask("?", name)
+            outcome["held_fds"] = self._keeper.ask("?", name)
         return outcome
 
-    def _child(self, name: str, steps: str, places: Places, fds: tuple[int, int, int]) -> NoReturn:
+    def _child(self, name: str, steps: str, files: ObjectFiles, fds: tuple[int, int, int]) -> NoReturn:
         try:
             procs, home, theirs = fds
             die_with(self._pid)
-            holder = self._holder.channel.fileno()
-            close_all_but(procs, home, theirs, holder, *places.fds.values())
-            making = Making(places)
+            keeper = self._keeper.channel.fileno()
+            close_all_but(procs, home, theirs, keeper, *files.fds.values())
+            maker = ObjectMaker(files)
             os.write(procs, b"0")
-            making.make(steps)
-            making.free()
-            self._holder.send(name, making.kept_fds)
+            maker.make(steps)
+            maker.free()
+            self._keeper.send(name, maker.kept_fds)
             waits = "t" in steps.lower()
             if waits:
                 os.write(home, b"0")  # with all its threads
-            outcome = {"made": making.made, "left": making.left, "failed": making.failed, "errors": [], "held_fds": 0}
+            outcome = {"made": maker.made, "left": maker.left, "failed": maker.failed, "errors": [], "held_fds": 0}
             os.write(theirs, marshal.dumps(outcome))
             if waits:
                 close_all_but()
@@ -210,55 +276,55 @@ class Worker:
             os._exit(0)
 
     def release(self, name: str) -> None:
-        """Let go of what a dead cgroup left."""
-        places = self._places.pop(name, None)
-        if places is not None:
-            self._let_go(name, places)
+        """Free what a removed cgroup left."""
+        files = self._files.pop(name, None)
+        if files is not None:
+            self._free(name, files)
 
-    def _let_go(self, name: str, places: Places) -> None:
+    def _free(self, name: str, files: ObjectFiles) -> None:
         pid = self._waiting.pop(name, None)
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-        self._holder.ask("-", name)
-        places.remove()
+        self._keeper.ask("-", name)
+        files.remove()
 
     def end(self) -> None:
-        """Let go of everything."""
+        """Free everything."""
         for pid in self._waiting.values():
             os.kill(pid, signal.SIGKILL)
         for pid in self._waiting.values():
             os.waitpid(pid, 0)
         self._waiting.clear()
-        self._holder.end()
+        self._keeper.end()
         if self._mounted:
             _call("umount2", os.fsencode(self._tmpfs), _MNT_DETACH)
             self._mounted = False
 
     def serve(self) -> None:
-        """Until told to end, or whoever tells is gone."""
+        """Run commands until ``end``, or until the other side closes the channel."""
         try:
-            self._say({"ready": os.getpid()})
+            self._answer({"ready": os.getpid()})
             with self._channel.makefile("r") as commands:
                 for line in commands:
                     verb, *words = line.split()
                     if verb == "end":
                         break
-                    self._obey(verb, words)
+                    self._run(verb, words)
         finally:
             self.end()
-        self._say({"ended": os.getpid()})
+        self._answer({"ended": os.getpid()})
 
-    def _obey(self, verb: str, words: list[str]) -> None:
+    def _run(self, verb: str, words: list[str]) -> None:
         if verb == "life":
-            self._say(self.life(*words))
+            self._answer(self.life(*words))
         elif verb == "release":
             self.release(words[0])
-            self._say({"released": words[0]})
+            self._answer({"released": words[0]})
         else:
             raise ValueError(verb)
 
-    def _say(self, answer: dict[str, Any]) -> None:
+    def _answer(self, answer: dict[str, Any]) -> None:
         self._channel.sendall(f"{answer!r}\n".encode())
 
 
@@ -268,7 +334,7 @@ def main(arguments: list[str]) -> None:
     channel = socket.socket(fileno=int(arguments[0]))
     root, parent, scratch, letters, version = arguments[1:]
     try:
-        worker = Worker(channel, root, parent, scratch, letters, int(version))
+        worker = CgroupWorker(channel, root, parent, scratch, letters, int(version))
         worker.prepare()
     except OSError as exc:
         channel.sendall(f"{ {'refused': str(exc.strerror or exc)}!r}\n".encode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cgroup that a run makes for itself, its directory on disk, and what the kernel counts there."""
+"""The parent cgroup of a run, its directory on disk, and what the kernel counts there."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NO_DISK = ("tmpfs", "ramfs", "rootfs")
 
 
 def memory_hierarchy() -> tuple[Hierarchy, Path]:
-    """Where cgroups can be made, and its root. Raises UnsupportedError."""
+    """The hierarchy to make cgroups in, and its root. Raises UnsupportedError."""
     if os.geteuid() != 0:
         raise UnsupportedError("churn: only root can make cgroups", "run: sudo kmemwatch churn")
     hierarchy = find_memory()
@@ -37,11 +37,11 @@ def memory_hierarchy() -> tuple[Hierarchy, Path]:
     return hierarchy, Path(hierarchy.mount)
 
 
-class Grounds:
-    """A cgroup with a name that nobody else has, and a scratch directory; both locked while they are in use."""
+class Workspace:
+    """A cgroup with a unique name and a scratch directory; both locked while the run uses them."""
 
     def __init__(self, hierarchy: Hierarchy, root: Path, directory: str) -> None:
-        """Raises UnsupportedError when either cannot be made."""
+        """Raises UnsupportedError when one of them cannot be made."""
         self.version = hierarchy.version
         self._root = root
         self._enabled_for: Path | None = None
@@ -84,7 +84,7 @@ class Grounds:
         return f"/{self.parent.name}"
 
     def has_disk(self) -> bool | None:
-        """Whether the scratch directory is on a file system with page cache; None when it cannot be told."""
+        """Whether the scratch directory is on a disk; None when that is unknown."""
         device = self.scratch.stat().st_dev
         number = f"{os.major(device)}:{os.minor(device)}"
         for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines():
@@ -94,9 +94,9 @@ class Grounds:
         return None
 
     def count_dying(self) -> int | None:
-        """Cgroups that were removed and that the kernel still has; None when it does not tell.
+        """Cgroups that are removed and not released; None when the kernel does not say.
 
-        v2: below the parent, ``cgroup.stat``. v1: on the whole host, /proc/cgroups minus directories.
+        v2: below the parent, from ``cgroup.stat``. v1: on the whole host, /proc/cgroups minus directories.
         """
         if self.version == 2:
             stat = dict(line.split() for line in _read(self.parent / "cgroup.stat").splitlines())
@@ -108,11 +108,11 @@ class Grounds:
         return None
 
     def remove_scratch(self) -> None:
-        """The directory on disk, and with it the page cache of what is there."""
+        """The directory on disk, and with it the page cache of its files."""
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def remove(self) -> list[str]:
-        """Take everything away again; what could not be, as one line each."""
+        """Remove everything; one line for each thing that could not be removed."""
         remains = []
         parent = self._root / self.scratch.name
         try:
@@ -120,7 +120,7 @@ class Grounds:
         except OSError as exc:
             remains.append(f"{exc.filename or parent}: {exc.strerror}")
         if self._enabled_for is not None:
-            with contextlib.suppress(OSError):  # somebody below uses it by now
+            with contextlib.suppress(OSError):  # a cgroup below uses it by now
                 self._enabled_for.write_text("-memory")
             self._enabled_for = None
         self.remove_scratch()
@@ -152,7 +152,7 @@ def _rmdir(path: str, until: float) -> None:
 
 
 def sweep(root: Path, directory: str) -> None:
-    """Remove what runs left that were killed: what nobody has locked, unless it was made this moment."""
+    """Remove what killed runs left: directories that nobody has locked and that were not made just now."""
     stale = time.time() - STALE_S
     for left in (*root.glob(f"{PREFIX}*"), *Path(directory).glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):
@@ -165,7 +165,7 @@ def sweep(root: Path, directory: str) -> None:
 
 
 def _locked(directory: Path) -> int:
-    """A descriptor that has the lock of a directory until the process ends. Raises OSError when somebody has it."""
+    """A descriptor that keeps a directory locked until the process ends. Raises OSError when it is locked already."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Workers as the run sees them: commands go out, answers come in, and all of them end."""
+"""The worker processes of a run: sends them commands, takes their answers, ends them."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError
 from kmemwatch.kernel.lifeline import TiedProcess
 
 _ROOT = str(Path(__file__).parents[2])
-_CODE = "import sys; sys.path.append(sys.argv[1]); from kmemwatch.churn.worker import main; main(sys.argv[2:])"
-"""For an interpreter without site-packages: light, and forked for each cgroup."""
+_CODE = "import sys; sys.path.append(sys.argv[1]); from kmemwatch.churn.cgroup_worker import main; main(sys.argv[2:])"
+"""Run without site-packages, because the process is forked for each cgroup and must be small."""
 START_S = 60.0
 _LOOK_S = 0.1
 Answer = dict[str, Any]
 
 
-class Worker:
-    """One process that runs worker.py, in a session of its own, so that a Ctrl-C in the terminal is not for it."""
+class WorkerProcess:
+    """Runs cgroup_worker.py in a session of its own, so Ctrl-C in the terminal does not reach it."""
 
     def __init__(self, arguments: list[str]) -> None:
         self._channel, theirs = socket.socketpair()
@@ -48,19 +48,19 @@ class Worker:
     def fileno(self) -> int:
         return self._channel.fileno()
 
-    def tell(self, command: str) -> None:
-        """Now, or as soon as all that was told before is done."""
+    def send(self, command: str) -> None:
+        """Queue a command; the worker gets it when it has answered all those before."""
         self._waiting.append(command)
-        self._tell_next()
+        self._send_next()
 
-    def _tell_next(self) -> None:
+    def _send_next(self) -> None:
         if self._waiting and not self.busy:
             self.busy = True
-            with contextlib.suppress(OSError):  # `take` notices that it is gone
+            with contextlib.suppress(OSError):  # `receive` notices that it is gone
                 self._channel.sendall(f"{self._waiting.popleft()}\n".encode())
 
-    def take(self) -> Iterator[Answer]:
-        """Answers that have come; call it when `fileno` is readable. Raises KmemwatchError when the worker is gone."""
+    def receive(self) -> Iterator[Answer]:
+        """Answers that have arrived; call it when `fileno` is readable. Raises KmemwatchError when the worker ended."""
         try:
             part = self._channel.recv(1 << 20)
         except ConnectionError:
@@ -70,17 +70,17 @@ class Worker:
         *lines, self._text = (self._text + part).split(b"\n")
         for line in lines:
             self.busy = False
-            self._tell_next()
+            self._send_next()
             yield ast.literal_eval(line.decode())
 
     def finish(self) -> None:
-        """Tell it to end when it is done; what waits is dropped."""
+        """Have it end after its current command; drop the commands that wait."""
         self._waiting.clear()
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_WR)
 
     def reap(self, is_over: Callable[[], bool]) -> bool:
-        """Wait for its end, kill it and all its children when `is_over`; whether it ended by itself."""
+        """Wait for its end; once `is_over`, kill it and all its children. Returns whether it ended by itself."""
         while (code := self._process.wait(_LOOK_S)) is None and not is_over():
             pass
         with contextlib.suppress(ProcessLookupError):
@@ -90,19 +90,19 @@ class Worker:
         return code == 0
 
 
-class Crew:
+class WorkerPool:
     """All workers of a run."""
 
     def __init__(self, number: int, arguments: list[str]) -> None:
         self._selector = selectors.DefaultSelector()
-        self.workers: list[Worker] = []
+        self.workers: list[WorkerProcess] = []
         self._number, self._arguments = number, arguments
 
     def start(self, wake_fd: int) -> None:
-        """Until they are ready, or `wake_fd` is readable. Raises KmemwatchError, UnsupportedError when they refuse."""
+        """Return when they are ready or `wake_fd` is readable. Raises UnsupportedError when one cannot work here."""
         self._selector.register(wake_fd, selectors.EVENT_READ)
         for _ in range(self._number):
-            self.workers.append(Worker(self._arguments))
+            self.workers.append(WorkerProcess(self._arguments))
             self._selector.register(self.workers[-1], selectors.EVENT_READ)
         until = time.monotonic() + START_S
         while any(worker.busy for worker in self.workers):
@@ -119,21 +119,20 @@ class Crew:
     """`wake_fd` was readable."""
 
     def answers(self, timeout_s: float | None) -> Iterator[Answer]:
-        """What workers answer, each with its ``worker``; returns at once when told to wake up."""
+        """Answers, each with its ``worker``; returns at once when `wake_fd` is readable."""
         for key, _ in self._selector.select(None if timeout_s is None else max(0.0, timeout_s)):
-            if not isinstance(key.fileobj, Worker):
+            if not isinstance(key.fileobj, WorkerProcess):
                 self.woken = True
                 self._selector.unregister(key.fileobj)
                 continue
-            for answer in key.fileobj.take():
+            for answer in key.fileobj.receive():
                 yield {**answer, "worker": key.fileobj}
 
     def end(self, is_over: Callable[[], bool]) -> bool:
-        """End all, and all they started, by force when `is_over`; whether they did so by themselves and let go of
-        everything."""
+        """End all and their children, by force once `is_over`; whether they ended, and cleaned up, by themselves."""
         for worker in self.workers:
             worker.finish()
-        ended = [worker.reap(is_over) for worker in self.workers]  # all of them, whatever the first one did
+        ended = [worker.reap(is_over) for worker in self.workers]  # all of them, even if the first one was killed
         self._selector.close()
         self.workers.clear()
         return all(ended)

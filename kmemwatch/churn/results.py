@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run did, counted as the workers say it, and as JSON."""
+"""What a run did, counted from the answers of the workers, and as JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kmemwatch import __version__
-from kmemwatch.churn.kinds import BY_NAME
 from kmemwatch.churn.limits import Needs
-from kmemwatch.churn.plan import Digest, Life, Options
+from kmemwatch.churn.lives import BY_NAME, ChurnOptions, Life, LivesDigest
 from kmemwatch.units import printable, rfc3339
 
 SCHEMA = 1
@@ -23,13 +22,13 @@ DONE, DURATION, SIGNAL, MEMORY, FAILURES = "done", "duration", "signal", "memory
 
 
 class Tally:
-    """Counts what was planned, made, left and not possible."""
+    """Counts objects and cgroups: planned, made, left, failed."""
 
     def __init__(self, mix: tuple[tuple[str, int], ...], lists: bool) -> None:
         self._kinds = [name for name, _ in mix]
         self._lists = lists
-        self._digest = Digest()
-        self.given = self.lived = self.made = self.removed = self.released = 0
+        self._digest = LivesDigest()
+        self.given = self.done = self.made = self.removed = self.released = 0
         """Cgroups."""
         self.failed_in_a_row = 0
         self._planned: Counter[str] = Counter()
@@ -39,14 +38,14 @@ class Tally:
         self._list: list[dict[str, Any]] = []
 
     def give(self, life: Life) -> None:
-        """A life that a worker is told to live."""
+        """Count a life that a worker gets."""
         self.given += 1
         self._digest.add(life)
         self._planned.update(life.made())
 
-    def take(self, answer: dict[str, Any]) -> None:
-        """What the worker says of it."""
-        self.lived += 1
+    def add(self, answer: dict[str, Any]) -> None:
+        """Count a worker's answer."""
+        self.done += 1
         self.made += answer["id"] is not None
         self.removed += answer["removed_at_ns"] is not None
         self.failed_in_a_row = self.failed_in_a_row + 1 if answer["errors"] else 0
@@ -61,7 +60,7 @@ class Tally:
             self._list.append(answer)
 
     def fail(self, what: str, why: str) -> None:
-        """Something else that went wrong."""
+        """Count another failure."""
         self._failed[what, why] += 1
 
     def objects(self) -> dict[str, dict[str, int]]:
@@ -80,14 +79,14 @@ class Tally:
         }
 
     def failures(self) -> list[dict[str, Any]]:
-        """What could not be done, why and how often."""
+        """What failed, why and how often."""
         return [
             {"what": what, "why": why if isinstance(why, str) else os.strerror(why), "count": number}
             for (what, why), number in sorted(self._failed.items(), key=str)
         ]
 
     def cgroups(self) -> dict[str, Any]:
-        """How many, and which if asked for."""
+        """How many, and with `--list` which."""
         counts: dict[str, Any] = {
             "planned": self.given, "made": self.made, "removed": self.removed, "let_go_early": self.released,
             "plan_sha256": self._digest.text(),
@@ -109,7 +108,7 @@ class Tally:
 
 @dataclass
 class Course:
-    """How a run went, as time passes."""
+    """Times and numbers of a run that are known as it goes on."""
 
     started_at_ns: int
     """CLOCK_REALTIME."""
@@ -126,10 +125,10 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Report:
-    """All of it."""
+class ChurnReport:
+    """What `kmemwatch churn` prints."""
 
-    options: Options
+    options: ChurnOptions
     needs: Needs
     cgroup_version: int
     parent: str
@@ -139,7 +138,7 @@ class Report:
 
     @property
     def failed(self) -> int:
-        """Things that did not work."""
+        """Number of things that failed."""
         return sum(failure["count"] for failure in self.tally.failures())
 
     def to_dict(self) -> dict[str, Any]:
@@ -156,7 +155,7 @@ class Report:
             "ended_at": rfc3339(course.ended_at_ns, 9),
             "work_s": round(course.work_s, 6),
             "held_s": round(course.held_s, 6),
-            "rate": round(self.tally.lived / course.work_s, 3) if course.work_s else None,
+            "rate": round(self.tally.done / course.work_s, 3) if course.work_s else None,
             "ended_by": course.ended_by,
             "signal": None if course.signum is None else signal.Signals(course.signum).name,
             "cgroups": self.tally.cgroups(),
@@ -168,7 +167,7 @@ class Report:
         }
 
 
-def _options(options: Options) -> dict[str, Any]:
+def _options(options: ChurnOptions) -> dict[str, Any]:
     return {**asdict(options), "mix": dict(options.mix), "directory": printable(options.directory)}
 
 
