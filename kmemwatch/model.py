@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """One frozen Snapshot: everything that `top`, JSON, Prometheus and recordings show.
 
-Units are in the names. ``None`` means that this kernel cannot tell; it is never the same as 0.
-All ``*_total`` fields count since kmemwatch was attached, and only grow while it runs.
-Tuples are sorted by the producer so that two equal states give two equal snapshots.
+Each field is described here, once, by a `About`; their order is that of the JSON. Units are in the names. ``None``
+means that this kernel cannot tell; it is never the same as 0. All ``*_total`` fields count since kmemwatch was
+attached, and only grow while it runs. Tuples are sorted by the producer, so that two equal states give two equal
+snapshots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Annotated
+
+from msgspec import Meta, Struct, field
+from msgspec.structs import force_setattr
+
+from kmemwatch.shape import BYTES, ID, NANOSECONDS, SECONDS, TEXT, TIME, About, Count, Gauge, one_of
 
 SCHEMA_VERSION = 1
 
@@ -19,6 +23,7 @@ ONLINE = "online"
 DYING = "dying"
 """rmdir is done and the css is offline, but the kernel has not released it; people say zombie."""
 RELEASED = "released"
+State = Annotated[str, one_of(ONLINE, DYING, RELEASED)]
 
 ATTACHED = "attached"
 FALLBACK = "fallback"
@@ -27,363 +32,16 @@ MISSING = "missing"
 """Nothing is attached; `Probe.why` says what this kernel lacks."""
 ABSENT = "absent"
 """Nothing is attached because this kernel does nothing that the signal could tell of; `Probe.why` says what."""
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    hostname: str
-    kernel: str
-    """``uname -r``."""
-    arch: str
-    boot_id: str | None
-    """/proc/sys/kernel/random/boot_id: tells a reboot from a restart of kmemwatch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kernel:
-    era: str | None
-    """``recharge``, ``per-memcg`` or ``objcg``; see docs, vocabulary."""
-    patchset: bool | None
-    """The kernel has ``__memcg_kmem_recharge_slab``."""
-    cgroup_version: int | None
-    """Version (1 or 2) of the hierarchy that has the memory controller."""
-    lockdown: str | None
-    """``none``, ``integrity`` or ``confidentiality``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    signal: str
-    """What is measured: ``alloc``, ``free``, ``charge``, ``lifecycle``, ``pins``, ..."""
-    attachment: str | None
-    """How, for example ``raw_tp:kmem_cache_alloc``; several hooks are joined by ``+``."""
-    status: str
-    """ATTACHED, FALLBACK, MISSING or ABSENT."""
-    why: str | None
-    """Reason for all but ATTACHED, and what an attached probe cannot see; one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """One ``struct kmem_cache``.
-
-    What happens in a child cache is counted at its root cache: the totals of a child are None.
-    """
-
-    name: str
-    id: str | None
-    """Tells caches of one name apart, until a reboot; stands for the kernel's address, see `cacheids`."""
-    object_bytes: int | None
-    """``kmem_cache.size``: bytes that one object takes in the slab, metadata and padding included."""
-    root: str | None
-    """Name of the root cache that this one is a child of; None for a root cache."""
-    kmemcg_id: int | None
-    allocations_total: int | None
-    allocated_bytes_total: int | None
-    frees_total: int | None
-    slab_bytes: int | None = None
-    """Memory of all its slabs, free objects in them included, whenever they were made: /proc/slabinfo's
-    num_slabs times pagesperslab."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChildSlabs:
-    """Slabs of one child cache that are charged to one memcg."""
-
-    cache: str
-    cache_id: str
-    """`Cache.id`."""
-    kmemcg_id: int
-    """Of the cache; on a kernel with the patch set the present owner of the id may be another memcg."""
-    slab_bytes: int
-    """Whole slabs, free objects in them included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Cgroup:
-    """One memory cgroup, from its birth to the moment the kernel frees it."""
-
-    id: int
-    """kernfs id of the directory: ``stat -c %i`` in the hierarchy that has the memory controller."""
-    path: str | None
-    """From the root of that hierarchy, ``/`` for the root; kept after death.
-
-    Bytes that are not UTF-8 are surrogate escapes, as in `os.fsdecode`; escape with
-    `units.printable` before showing.
-    """
-    state: str
-    """ONLINE, DYING or RELEASED."""
-    kmemcg_id: int | None
-    """The one that it was given when it went online, kept after death; on objcg kernels, where nothing is bound to
-    it, what the memcg has now."""
-    online_at_ns: int | None
-    """CLOCK_REALTIME; None when it was born before kmemwatch looked."""
-    offline_at_ns: int | None
-    """CLOCK_REALTIME; None while online, or when it died before kmemwatch looked."""
-    memory_bytes: int | None
-    """``mem_cgroup.memory``, the page counter that ``memory.current`` shows, children included."""
-    kernel_bytes: int | None
-    """``memory.stat`` ``kernel`` (v2) or ``memory.kmem.usage_in_bytes`` (v1), children included."""
-    slab_bytes: int | None
-    """``memory.stat`` ``slab``, children included."""
-    charged_bytes_total: int | None
-    """Kernel memory charged to this memcg itself since the start, children not included."""
-    uncharged_bytes_total: int | None
-    pins: Mapping[str, int] | None = None
-    """What keeps a dying memcg: kind -> bytes, only kinds that are not 0; None while online or unknown.
-
-    Kinds: ``file`` (page cache), ``shmem``, ``anon``, ``swap``, ``swapcache`` (shmem on its way to or from swap),
-    ``slab``, ``sock``, ``percpu``, ``kernel`` (kernel memory that is none of the others).
-    """
-    references: int | None = None
-    """css reference count of a dying memcg (``percpu_ref_data.count``); what is left at 0 bytes. None for a moment
-    after the removal, until the kernel has added up the counts of all CPUs."""
-    released_at_ns: int | None = None
-    """CLOCK_REALTIME; only in RELEASED."""
-    child_slabs: tuple[ChildSlabs, ...] | None = None
-    """What child caches still hold of a dying memcg, largest first; None while online, while it is not known yet, and
-    on kernels without child caches."""
-    parent_id: int | None = None
-    """`id` of the memcg above it, kept after death; None for the root, and where nobody knows."""
-    dying_children: int | None = None
-    """Dying memcgs right below it: each holds one reference, so they keep a dying parent. None once released."""
-    own_kernel_bytes: int | None = None
-    """`kernel_bytes` less those of its children: what is charged to this memcg itself, and on objcg kernels what dead
-    ones below it left to it. None of a dying memcg there, for it has none, but its counter stays as it was."""
-    own_slab_bytes: int | None = None
-    """The same of `slab_bytes`."""
-    subtree_charged_bytes_total: int | None = None
-    """`charged_bytes_total` of this memcg and of all that are, or were, below it."""
-    subtree_uncharged_bytes_total: int | None = None
-    subtree_allocations_total: int | None = None
-    """Objects that tasks of this memcg and of all below it allocated since the start, in all caches."""
-
-
-class Pair(NamedTuple):
-    """What one memcg does in one cache.
-
-    A named tuple, as a snapshot may have 65,536 of them: a frozen dataclass takes several times as long to make.
-    """
-
-    cache: str
-    cache_id: str | None
-    """`Cache.id`."""
-    cgroup_id: int
-    allocations_total: int | None
-    """Objects allocated by tasks of this memcg, whether the kernel charges them or not."""
-    allocated_bytes_total: int | None
-    frees_total: int | None
-    """Objects freed that were charged to this memcg, whoever freed them."""
-    live_bytes: int | None
-    """Charged to this memcg and not yet freed. None as long as it may have objects that are older than the counts: of
-    memcgs that are older than kmemwatch, the root among them; and where the counts cannot be right."""
-
-
-MAX_MEMCG_IDS = 65_535
-"""The kernel's MEM_CGROUP_ID_MAX. Since Linux kernel commit 73f576c04b94 ("mm: memcontrol: fix cgroup creation failure
-after many small jobs") (v4.8) a memcg gives its id back when it goes offline, unless swap still speaks of it."""
+Status = Annotated[str, one_of(ATTACHED, FALLBACK, MISSING, ABSENT)]
 
 FROM_NONE = "none"
 """`from_state` of a slab that was charged to nobody; else ONLINE or DYING."""
 FROM_STATES = (ONLINE, DYING, FROM_NONE)
-
-
-@dataclass(frozen=True, slots=True)
-class RechargePair:
-    """Slabs of one cache that moved from one memcg to another."""
-
-    cache: str
-    """The child cache."""
-    from_cgroup_id: int | None
-    """None: the slab was charged to nobody."""
-    from_state: str
-    """Of the memcg that lost the slab, when it did: ONLINE, DYING or FROM_NONE."""
-    to_cgroup_id: int
-    recharges_total: int
-    recharged_bytes_total: int
-    kmemcg_id: int | None = None
-    """Of the cache."""
-
-
-@dataclass(frozen=True, slots=True)
-class RechargeTotal:
-    """All recharges in the child caches of one root cache, those between memcgs that are long gone included."""
-
-    cache: str
-    """The root cache."""
-    from_state: str
-    """As in `RechargePair`."""
-    recharges_total: int
-    recharged_bytes_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Recharges:
-    """What ``__memcg_kmem_recharge_slab`` did; None on kernels without it."""
-
-    checks_total: int | None = None
-    """Calls: one for each object allocated from a child cache."""
-    recharges_total: int | None = None
-    recharged_bytes_total: int | None = None
-    failures_total: int | None = None
-    """Slabs that should have moved, but could not be charged: the allocation failed."""
-    lost_races_total: int | None = None
-    """Slabs that another task had moved meanwhile."""
-    pairs: tuple[RechargePair, ...] | None = None
-    """Until one of the two memcgs is released; sorted by (to, from, cache)."""
-    totals: tuple[RechargeTotal, ...] | None = None
-    """Sorted by (cache, from_state); only grows."""
-
-
-@dataclass(frozen=True, slots=True)
-class KmemcgId:
-    kmemcg_id: int
-    cgroup_id: int | None
-    """Present owner; None when it was given back and nobody has it."""
-    since_ns: int | None
-    """CLOCK_REALTIME when the owner got it, or the last one gave it back; None when that was before we looked."""
-    previous_owners: tuple[int, ...]
-    """cgroup ids, oldest first; the latest 16 that we saw."""
-    caches: int | None
-    """Child caches with this id."""
-    slab_bytes: int | None = None
-    """Memory of all slabs of these caches, whoever they are charged to."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """kmemcg_ids, on kernels where child caches belong to them; elsewhere only `meaning` and the peak are known."""
-
-    in_use: int | None = None
-    """Ids that belong to a memcg, be it dead."""
-    peak_online_memcgs: int | None = None
-    """The most memcgs below the root that were online at once since the start."""
-    reuses_total: int | None = None
-    """Ids given to a memcg after another one had them, as far as we know: one that was given back before the start, and
-    has left no child caches, is new to us."""
-    map: tuple[KmemcgId, ...] | None = None
-    """Every id that has an owner or child caches; sorted by id."""
-    given_total: int | None = None
-    freed_total: int | None = None
-    meaning: str | None = None
-    """What a kmemcg_id is on this kernel; one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """Every way in which something the kernel did is missing from the figures above."""
-
-    events_total: int | None = 0
-    """Lifecycle events that found the ring buffer full, and program runs the kernel skipped."""
-    map_full_total: int | None = 0
-    """Counts that found a BPF map full."""
-    unresolved_total: int | None = 0
-    """Allocations or charges whose cache or memcg could not be read."""
-    reasons: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
-    """The same, split: for example ``ringbuf_full``, ``skipped_alloc``, ``pair_map_full``."""
-
-    @property
-    def total(self) -> int | None:
-        """Sum of all of them; None when one is not known, as the sum could be anything then."""
-        counts = (self.events_total, self.map_full_total, self.unresolved_total)
-        return None if None in counts else sum(filter(None, counts))
-
-
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Counts of memcgs that need no row each."""
-
-    online_cgroups: int | None = None
-    online_cgroups_peak: int | None = None
-    dying_cgroups: int | None = None
-    """The kernel's own count at the root where it has one, else our walk's."""
-    cgroups_onlined_total: int | None = None
-    cgroups_offlined_total: int | None = None
-    cgroups_released_total: int | None = None
-    memcg_ids_in_use: int | None = None
-    """Memcgs, dying ones too, that have a 16-bit id (``mem_cgroup.id``) now; at most `MAX_MEMCG_IDS`."""
-
-
-@dataclass(frozen=True, slots=True)
-class MapFill:
-    name: str
-    entries: int
-    capacity: int
-
+FromState = Annotated[str, one_of(*FROM_STATES)]
 
 LATENCY_KINDS = ("allocation_without_check", "allocation_with_check", "recharge_check")
 """`LatencyHistogram.kind`: an allocation in which no recharge check ran, one in which one did, and the check alone."""
-
-
-@dataclass(frozen=True, slots=True)
-class LatencyHistogram:
-    kind: str
-    """One of LATENCY_KINDS."""
-    samples_total: int
-    sum_ns_total: int
-    """Of all samples, kmemwatch's own programs that ran meanwhile included."""
-    buckets: tuple[int, ...]
-    """Samples: bucket n has those from 2^n up to 2^(n+1) nanoseconds, the first also 0, the last all above."""
-
-
-@dataclass(frozen=True, slots=True)
-class Latency:
-    """How long some of the allocations took, and some of the recharge checks."""
-
-    one_in: int
-    """Of so many calls on a CPU one is timed."""
-    calls_total: Mapping[str, int]
-    """``allocation``, and ``recharge_check`` on kernels that have it: calls of the functions that are timed."""
-    dropped_total: Mapping[str, int]
-    """The same: calls that were to be timed, and could not be followed from entry to return."""
-    histograms: tuple[LatencyHistogram, ...]
-    """In the order of LATENCY_KINDS; only the first on kernels without a recharge check."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    taken_at_ns: int
-    """CLOCK_REALTIME."""
-    monotonic_ns: int
-    """CLOCK_MONOTONIC of the host that took it; rates use this one, it never jumps."""
-    duration_s: float
-    """Since the probes were attached."""
-    host: Host
-    kernel: Kernel
-    probes: tuple[Probe, ...]
-    caches: tuple[Cache, ...]
-    """Sorted by (name, id)."""
-    cgroups: tuple[Cgroup, ...]
-    """Sorted by id."""
-    pairs: tuple[Pair, ...]
-    """Sorted by (cgroup_id, cache, cache_id)."""
-    recharges: Recharges
-    ids: Ids
-    lost: Lost
-    totals: Totals = Totals()
-    maps: tuple[MapFill, ...] = ()
-    release_delays_s: tuple[float, ...] = ()
-    """Delay from offline to release of the memcgs released since the start, newest last, bounded."""
-    latency: Latency | None = None
-    """None when it was not asked for (``--latency``), and where functions cannot be timed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened once: lifecycle of a memcg, of a cache, of an id; see `EVENT_KINDS`."""
-
-    at_ns: int
-    """CLOCK_REALTIME."""
-    kind: str
-    cgroup_id: int | None = None
-    path: str | None = None
-    pid: int | None = None
-    comm: str | None = None
-    cache: str | None = None
-    kmemcg_id: int | None = None
-    other_cgroup_id: int | None = None
-    bytes: int | None = None
-
+LatencyKind = Annotated[str, one_of(*LATENCY_KINDS)]
 
 EVENT_KINDS = (
     "online",
@@ -397,3 +55,648 @@ EVENT_KINDS = (
     "recharge",
     "recharge_failed",
 )
+EventKind = Annotated[str, one_of(*EVENT_KINDS)]
+
+MAX_MEMCG_IDS = 65_535
+"""The kernel's MEM_CGROUP_ID_MAX. Since Linux kernel commit 73f576c04b94 ("mm: memcontrol: fix cgroup creation failure
+after many small jobs") (v4.8) a memcg gives its id back when it goes offline, unless swap still speaks of it."""
+MAX_PREVIOUS_OWNERS = 16
+"""Of `KmemcgId.previous_owners`: when there are that many, there may have been more."""
+
+CacheId = Annotated[str, Meta(pattern="^[a-z2-7]{12}$")]
+"""See `cacheids`."""
+Number = Annotated[float, Meta(ge=0, le=float(1 << 64))]
+
+if TYPE_CHECKING:
+    TimeNs = int
+else:
+
+    class TimeNs(int):
+        """CLOCK_REALTIME in nanoseconds; a type of its own so that the codec writes it as RFC 3339."""
+
+
+def _as_times(row: Struct, *names: str) -> None:
+    """Times may be given as `int`."""
+    for name in names:
+        if type(value := getattr(row, name)) is int:
+            force_setattr(row, name, TimeNs(value))
+
+
+class Host(Struct, frozen=True):
+    """The host that was measured."""
+
+    hostname: Annotated[str, About("Name of the host.", TEXT)]
+    kernel: Annotated[str, About("uname -r.", TEXT)]
+    arch: Annotated[str, About("uname -m.", TEXT)]
+    boot_id: Annotated[
+        str | None,
+        About("/proc/sys/kernel/random/boot_id: tells a reboot from a restart of kmemwatch.", TEXT),
+    ]
+
+
+class Kernel(Struct, frozen=True):
+    """What kind of kernel it is, found from its symbols and types."""
+
+    era: Annotated[str | None, About("recharge, per-memcg or objcg.", TEXT)]
+    patchset: Annotated[bool | None, About("It has __memcg_kmem_recharge_slab.")]
+    cgroup_version: Annotated[
+        Count | None, About("Version (1 or 2) of the hierarchy that has the memory controller.", ID)
+    ]
+    lockdown: Annotated[str | None, About("none, integrity or confidentiality.", TEXT)]
+
+
+class Probe(Struct, frozen=True):
+    """One signal."""
+
+    signal: Annotated[str, About("What is measured: alloc, free, charge, lifecycle, pins, ...", TEXT)]
+    attachment: Annotated[
+        str | None, About("How, for example raw_tp:kmem_cache_alloc; several hooks are joined by +.", TEXT)
+    ]
+    status: Annotated[
+        Status,
+        About(
+            "fallback: attached, but not the best way. missing: something is lost. absent: this kernel does nothing"
+            " that the signal could tell of.",
+            TEXT,
+        ),
+    ]
+    why: Annotated[
+        str | None, About("Reason for all but attached, and what an attached probe cannot see; one line.", TEXT)
+    ]
+
+
+class Cache(Struct, frozen=True):
+    """One struct kmem_cache."""
+
+    name: Annotated[
+        str,
+        About(
+            "Name of the slab cache (struct kmem_cache), as in /proc/slabinfo.",
+            TEXT, "CACHE", column="cache", min_width=16, max_width=32,
+        ),
+    ]  # fmt: skip
+    id: Annotated[
+        CacheId | None,
+        About("Tells caches of one name apart; stays the same until a reboot.", ID, "CACHE ID", min_width=12),
+    ]
+    object_bytes: Annotated[
+        Count | None,
+        About(
+            "Bytes one object takes in the slab, metadata and padding included (kmem_cache.size).", BYTES, "OBJ SIZE"
+        ),
+    ]
+    root: Annotated[
+        str | None,
+        About("Root cache that this one is a child of; null for a root cache.", TEXT, "ROOT CACHE", none="-"),
+    ]
+    kmemcg_id: Annotated[int | None, About("kmemcg_id of the memcg that the child cache belongs to.", ID, "ID")]
+    allocations_total: Annotated[
+        Count | None,
+        About(
+            "Objects allocated in this slab cache since kmemwatch was attached. Those of a child cache are counted at"
+            " its root.",
+            title="ALLOCS", metric="kmemwatch_cache_allocations_total",
+        ),
+    ]  # fmt: skip
+    allocated_bytes_total: Annotated[
+        Count | None,
+        About(
+            "Bytes of the objects allocated in this slab cache since kmemwatch was attached.",
+            BYTES, "ALLOC BYTES", "kmemwatch_cache_allocated_bytes_total",
+        ),
+    ]  # fmt: skip
+    frees_total: Annotated[
+        Count | None,
+        About(
+            "Objects freed in this slab cache since kmemwatch was attached. Those of a child cache are counted at"
+            " its root.",
+            title="FREES", metric="kmemwatch_cache_frees_total",
+        ),
+    ]  # fmt: skip
+    slab_bytes: Annotated[
+        Count | None,
+        About(
+            "Memory of all slabs of the cache, free objects in them included, whenever they were made: num_slabs times"
+            " pagesperslab of /proc/slabinfo.",
+            BYTES, "SIZE", "kmemwatch_cache_slab_bytes",
+        ),
+    ] = None  # fmt: skip
+
+
+class ChildSlabs(Struct, frozen=True):
+    """Slabs of one child cache that are charged to the memcg."""
+
+    cache: Annotated[str, About("Name of the child cache.", TEXT)]
+    cache_id: Annotated[CacheId, About("Which cache, as in caches[].id.", ID)]
+    kmemcg_id: Annotated[int, About("Id that the cache belongs to; another memcg may have it by now.", ID)]
+    slab_bytes: Annotated[Count, About("Whole slabs, free objects in them included.", BYTES)]
+
+
+class Cgroup(Struct, frozen=True):
+    """One memory cgroup, from its birth to the moment the kernel frees it."""
+
+    id: Annotated[
+        Count,
+        About(
+            "kernfs id of the directory, what stat -c %i shows in the hierarchy of the memory controller.",
+            ID, "CGROUP ID", column="cgroup_id",
+        ),
+    ]  # fmt: skip
+    path: Annotated[
+        str | None,
+        About(
+            "Path of the memcg from the root of its hierarchy, / for the root; kept after death; escaped.",
+            TEXT, "CGROUP", column="cgroup", min_width=20,
+        ),
+    ]  # fmt: skip
+    state: Annotated[
+        State,
+        About("online; dying = removed but not yet released by the kernel; released.", TEXT, "STATE", min_width=6),
+    ]
+    kmemcg_id: Annotated[
+        int | None,
+        About(
+            "Index of the memcg in the kernel's per-memcg tables: the one that it was given when it went online, kept"
+            " after death; on objcg kernels, where nothing is bound to it, the present one. Reused: no identity.",
+            ID, "KMEMCG ID",
+        ),
+    ]  # fmt: skip
+    online_at_ns: Annotated[TimeNs | None, About("When it was made, if kmemwatch saw it.", TIME, "ONLINE SINCE")] = (
+        field(name="online_at")
+    )
+    offline_at_ns: Annotated[
+        TimeNs | None, About("When it was removed, if kmemwatch saw it; null while online.", TIME, "REMOVED AT")
+    ] = field(name="offline_at")
+    released_at_ns: Annotated[TimeNs | None, About("When the kernel released it; only in state released.", TIME)] = (
+        field(name="released_at")
+    )
+    memory_bytes: Annotated[
+        Gauge | None,
+        About(
+            "All memory of the memcg and those below it, in bytes: the page counter that memory.current shows.",
+            BYTES, "MEMORY",
+        ),
+    ]  # fmt: skip
+    kernel_bytes: Annotated[
+        Gauge | None,
+        About(
+            "Kernel memory of the memcg and those below it, in bytes: memory.stat kernel (v2),"
+            " memory.kmem.usage_in_bytes (v1).",
+            BYTES, "KERNEL", "kmemwatch_cgroup_kernel_bytes",
+        ),
+    ]  # fmt: skip
+    slab_bytes: Annotated[
+        Gauge | None,
+        About(
+            "Slab memory of the memcg and those below it, in bytes: memory.stat slab.",
+            BYTES, "SLAB", "kmemwatch_cgroup_slab_bytes",
+        ),
+    ]  # fmt: skip
+    charged_bytes_total: Annotated[
+        Count | None,
+        About(
+            "Kernel memory charged to the memcg itself since kmemwatch was attached, in bytes.",
+            BYTES, "OWN CHARGED", "kmemwatch_cgroup_charged_bytes_total",
+        ),
+    ]  # fmt: skip
+    uncharged_bytes_total: Annotated[
+        Count | None,
+        About(
+            "Kernel memory uncharged from the memcg itself since kmemwatch was attached, in bytes.",
+            BYTES, "OWN UNCHARGED", "kmemwatch_cgroup_uncharged_bytes_total",
+        ),
+    ]  # fmt: skip
+    pins: Annotated[
+        Mapping[str, Gauge] | None,
+        About(
+            "What keeps a dying memcg, in bytes by kind, without the kinds that are 0; null while online or unknown."
+            " Kinds: file (page cache), shmem, anon, swap, swapcache (shmem on its way to or from swap), slab, sock,"
+            " percpu, kernel (kernel memory that is none of the others).",
+            BYTES,
+        ),
+    ] = None
+    references: Annotated[
+        Gauge | None,
+        About(
+            "References that keep a dying memcg (css reference count): one for each folio of page cache, shmem or"
+            " anonymous memory, one for each dying child, one for whatever else refers to it. Unknown for a moment"
+            " after the removal, until the kernel has added up the counts of all CPUs.",
+            title="REFS",
+        ),
+    ] = None
+    child_slabs: Annotated[
+        tuple[ChildSlabs, ...] | None,
+        About(
+            "What child caches still hold of a dying memcg, largest first; null while online, while it is not known"
+            " yet, and on kernels without child caches.",
+        ),
+    ] = None
+    parent_id: Annotated[
+        Count | None,
+        About(
+            "CGROUP ID of the memcg right above it, kept after death; null for the root, and where it is not known.",
+            ID, "PARENT ID",
+        ),
+    ] = None  # fmt: skip
+    dying_children: Annotated[
+        Count | None,
+        About(
+            "Dying memcgs right below it; each holds one of its references. null once it is released, and where it is"
+            " not known.",
+            title="DYING BELOW",
+        ),
+    ] = None
+    own_kernel_bytes: Annotated[
+        Gauge | None,
+        About(
+            "Kernel memory of the memcg itself, in bytes: KERNEL less that of its children; what dead ones left to it"
+            " is in it. Unknown where the kernel's counters do not tell, as of dying memcgs on objcg kernels.",
+            BYTES, "OWN KERNEL",
+        ),
+    ] = None  # fmt: skip
+    own_slab_bytes: Annotated[
+        Gauge | None,
+        About("Slab memory of the memcg itself, in bytes: SLAB less that of its children.", BYTES, "OWN SLAB"),
+    ] = None
+    subtree_charged_bytes_total: Annotated[
+        Count | None,
+        About(
+            "Kernel memory charged to the memcg and those below it, also those that are gone, since kmemwatch was"
+            " attached, in bytes.",
+            BYTES, "CHARGED",
+        ),
+    ] = None  # fmt: skip
+    subtree_uncharged_bytes_total: Annotated[
+        Count | None,
+        About(
+            "Kernel memory uncharged from the memcg and those below it, also those that are gone, since kmemwatch was"
+            " attached, in bytes.",
+            BYTES, "UNCHARGED",
+        ),
+    ] = None  # fmt: skip
+    subtree_allocations_total: Annotated[
+        Count | None,
+        About(
+            "Objects that tasks of the memcg and of those below it, also those that are gone, allocated in all caches"
+            " since kmemwatch was attached.",
+            title="ALLOCS",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        _as_times(self, "online_at_ns", "offline_at_ns", "released_at_ns")
+
+
+class Pair(Struct, frozen=True, gc=False):
+    """What one memcg does in one cache. A snapshot may have 65,536 of them."""
+
+    cache: Annotated[str, About("Name of the slab cache.", TEXT, "CACHE", min_width=16)]
+    cache_id: Annotated[CacheId | None, About("Which cache, as in caches[].id.", ID)]
+    cgroup_id: Annotated[Count, About("Id of the memcg, as in cgroups[].id.", ID)]
+    allocations_total: Annotated[
+        Count | None,
+        About(
+            "Objects that tasks of the cgroup allocated in the slab cache since kmemwatch was attached, whether the"
+            " kernel charges them or not.",
+            title="ALLOCS", metric="kmemwatch_cgroup_cache_allocations_total",
+        ),
+    ]  # fmt: skip
+    allocated_bytes_total: Annotated[
+        Count | None, About("Bytes of the objects allocated since kmemwatch was attached.", BYTES, "ALLOC BYTES")
+    ]
+    frees_total: Annotated[
+        Count | None,
+        About(
+            "Objects charged to the cgroup that were freed since kmemwatch was attached, whoever freed them.",
+            title="FREES",
+        ),
+    ]
+    live_bytes: Annotated[
+        Gauge | None,
+        About(
+            "Bytes of the objects that are charged to the cgroup and not freed; unknown for a cgroup that is older than"
+            " kmemwatch, the root among them, which may have objects that were never counted, and where the counts"
+            " cannot be right.",
+            BYTES, "LIVE",
+        ),
+    ]  # fmt: skip
+
+
+class RechargePair(Struct, frozen=True):
+    """Recharges of one cache from one memcg to another."""
+
+    cache: Annotated[str, About("Child cache whose slabs were moved.", TEXT, "CACHE", min_width=16)]
+    from_cgroup_id: Annotated[
+        Count | None,
+        About("Memcg that the slabs were charged to; null when they were charged to nobody.", ID, "FROM ID", none="-"),
+    ]
+    from_state: Annotated[
+        FromState,
+        About("State of that memcg when the slabs moved; none: they were charged to nobody.", TEXT, "WAS", min_width=6),
+    ]
+    to_cgroup_id: Annotated[Count, About("Memcg that took them over.", ID, "TO ID")]
+    recharges_total: Annotated[
+        Count, About("Slabs moved from one memcg to the other since kmemwatch was attached.", title="SLABS")
+    ]
+    recharged_bytes_total: Annotated[Count, About("Bytes of these slabs.", BYTES, "BYTES")]
+    kmemcg_id: Annotated[int | None, About("kmemcg_id that the cache belongs to.", ID, "ID")] = None
+
+
+class RechargeTotal(Struct, frozen=True):
+    """All recharges in the child caches of one root cache, those between memcgs that are long gone included."""
+
+    cache: Annotated[str, About("Name of the root cache.", TEXT)]
+    from_state: Annotated[
+        FromState,
+        About("State of the former owner when the slabs moved; none: they were charged to nobody.", TEXT),
+    ]
+    recharges_total: Annotated[
+        Count,
+        About(
+            "Slabs moved from one memcg to another since kmemwatch was attached.",
+            title="RECHARGES", metric="kmemwatch_recharges_total",
+        ),
+    ]  # fmt: skip
+    recharged_bytes_total: Annotated[
+        Count,
+        About(
+            "Bytes of the slabs moved from one memcg to another since kmemwatch was attached.",
+            BYTES, "BYTES", "kmemwatch_recharged_bytes_total",
+        ),
+    ]  # fmt: skip
+
+
+class Recharges(Struct, frozen=True):
+    """Slabs that moved from one memcg to another; all null on kernels that do not do that."""
+
+    checks_total: Annotated[
+        Count | None,
+        About(
+            "Checks whether a slab must be moved to the memcg that allocates from it: one for each object allocated"
+            " from a child cache.",
+            metric="kmemwatch_recharge_checks_total",
+        ),
+    ] = None
+    recharges_total: Annotated[
+        Count | None, About("Slabs moved from one memcg to another since kmemwatch was attached.")
+    ] = None
+    recharged_bytes_total: Annotated[
+        Count | None, About("Bytes of the slabs that moved since kmemwatch was attached.", BYTES)
+    ] = None
+    failures_total: Annotated[
+        Count | None,
+        About(
+            "Slabs that could not be moved to another memcg, because they could not be charged to it: the allocation"
+            " failed.",
+            metric="kmemwatch_recharge_failures_total",
+        ),
+    ] = None
+    lost_races_total: Annotated[
+        Count | None,
+        About("Slabs that another task had moved meanwhile.", metric="kmemwatch_recharge_lost_races_total"),
+    ] = None
+    pairs: Annotated[
+        tuple[RechargePair, ...] | None,
+        About(
+            "By child cache, former owner and its state then, and new owner, until one of the two is released and not"
+            " shown any more; sorted by new owner, former owner and cache.",
+        ),
+    ] = None
+    totals: Annotated[
+        tuple[RechargeTotal, ...] | None,
+        About(
+            "All recharges by root cache and state of the former owner, those between memcgs that are long gone"
+            " included; sorted by these two.",
+        ),
+    ] = None
+
+
+class KmemcgId(Struct, frozen=True):
+    """One kmemcg_id."""
+
+    kmemcg_id: Annotated[int, About("Index of the memcg in each root cache's table of child caches.", ID, "ID")]
+    cgroup_id: Annotated[
+        Count | None,
+        About("The memcg that has the id now; null when it was given back and nobody has it.", ID, "CGROUP ID"),
+    ]
+    since_ns: Annotated[
+        TimeNs | None,
+        About(
+            "Since when it has it, or when the last one gave it back; null when that was before the start.",
+            TIME, "SINCE",
+        ),
+    ] = field(name="since")  # fmt: skip
+    previous_owners: Annotated[
+        tuple[Count, ...],
+        About(
+            f"cgroup ids of the memcgs that had the id before, oldest first, as far as kmemwatch saw; the latest"
+            f" {MAX_PREVIOUS_OWNERS}.",
+            TEXT, "OWNERS BEFORE", min_width=16,
+        ),
+    ]  # fmt: skip
+    caches: Annotated[Count | None, About("Child caches with this id.", title="CACHES", column="child_caches")]
+    slab_bytes: Annotated[
+        Count | None, About("Memory of all slabs of these caches, whoever they are charged to.", BYTES, "SIZE")
+    ] = None
+
+    def __post_init__(self) -> None:
+        _as_times(self, "since_ns")
+
+
+class Ids(Struct, frozen=True):
+    """kmemcg_ids, on kernels where child caches belong to them; elsewhere only `meaning` and the peak are known."""
+
+    in_use: Annotated[
+        Count | None,
+        About("kmemcg_ids that belong to a memcg, be it dead.", metric="kmemwatch_kmemcg_ids_in_use"),
+    ] = None
+    peak_online_memcgs: Annotated[
+        Count | None, About("Most memcgs below the root that were online at once since kmemwatch was attached.")
+    ] = None
+    reuses_total: Annotated[
+        Count | None,
+        About(
+            "kmemcg_ids given to a memcg after another one had them, as far as kmemwatch knows: one that was given back"
+            " before the start, and has left no child caches, is new to it.",
+            metric="kmemwatch_kmemcg_id_reuses_total",
+        ),
+    ] = None
+    map: Annotated[
+        tuple[KmemcgId, ...] | None,
+        About(
+            "One entry for each id that has an owner, child caches or a former owner, sorted by id; null on kernels"
+            " where no cache belongs to an id.",
+        ),
+    ] = None
+    given_total: Annotated[
+        Count | None, About("kmemcg_ids given to a memcg.", metric="kmemwatch_kmemcg_ids_given_total")
+    ] = None
+    freed_total: Annotated[Count | None, About("kmemcg_ids given back.", metric="kmemwatch_kmemcg_ids_freed_total")] = (
+        None
+    )
+    meaning: Annotated[str | None, About("What a kmemcg_id is on this kernel; one line.", TEXT)] = None
+
+
+class Lost(Struct, frozen=True):
+    """Every way in which something the kernel did is missing from the figures."""
+
+    events_total: Annotated[
+        Count | None,
+        About("Lifecycle events that found the ring buffer full, and program runs that the kernel skipped."),
+    ]
+    map_full_total: Annotated[Count | None, About("Counts that found a BPF map full.")]
+    unresolved_total: Annotated[Count | None, About("Allocations or charges whose cache or memcg could not be read.")]
+    reasons: Annotated[
+        Mapping[str, Count],
+        About("The same, split by reason: for example ringbuf_full, skipped_alloc, pair_map_full."),
+    ] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int | None:
+        """Sum of all of them; None when one is not known, as the sum could be anything then."""
+        counts = (self.events_total, self.map_full_total, self.unresolved_total)
+        return None if None in counts else sum(filter(None, counts))
+
+
+class Totals(Struct, frozen=True):
+    """Counts of memcgs."""
+
+    online_cgroups: Annotated[Count | None, About("Memory cgroups that are online.")] = None
+    online_cgroups_peak: Annotated[
+        Count | None,
+        About(
+            "Most memory cgroups that were online at once since kmemwatch was attached.",
+            metric="kmemwatch_online_cgroups_peak",
+        ),
+    ] = None
+    dying_cgroups: Annotated[
+        Count | None, About("Memory cgroups that are removed and not yet released by the kernel.")
+    ] = None
+    cgroups_onlined_total: Annotated[Count | None, About("Memory cgroups created since kmemwatch was attached.")] = None
+    cgroups_offlined_total: Annotated[
+        Count | None,
+        About("Memory cgroups removed since kmemwatch was attached.", metric="kmemwatch_cgroups_offlined_total"),
+    ] = None
+    cgroups_released_total: Annotated[
+        Count | None,
+        About(
+            "Memory cgroups released by the kernel since kmemwatch was attached.",
+            metric="kmemwatch_cgroups_released_total",
+        ),
+    ] = None
+    memcg_ids_in_use: Annotated[
+        Count | None,
+        About(
+            "Memory cgroups that have one of the kernel's 65,535 ids (mem_cgroup.id): those online, and the dying ones"
+            " that still have memory in swap.",
+            metric="kmemwatch_memcg_ids_in_use",
+        ),
+    ] = None
+
+
+class MapFill(Struct, frozen=True):
+    """One map."""
+
+    name: Annotated[str, About("Name of the map.", TEXT)]
+    entries: Annotated[Count, About("Entries in a BPF map.", metric="kmemwatch_map_entries")]
+    capacity: Annotated[Count, About("Entries that a BPF map can hold.", metric="kmemwatch_map_capacity")]
+
+
+class LatencyHistogram(Struct, frozen=True):
+    """Times of one kind of call."""
+
+    kind: Annotated[
+        LatencyKind,
+        About(
+            "allocation_without_check: no recharge check ran in it; allocation_with_check: one did; recharge_check: the"
+            " check alone.",
+            TEXT,
+        ),
+    ]
+    samples_total: Annotated[Count, About("Calls that were timed.")]
+    sum_ns_total: Annotated[
+        Count,
+        About("Nanoseconds of all of them, kmemwatch's own programs that ran meanwhile included.", NANOSECONDS),
+    ]
+    buckets: Annotated[
+        tuple[Count, ...],
+        About("Samples; bucket n has those from 2^n up to 2^(n+1) nanoseconds, the first also 0, the last all above."),
+    ]
+
+
+class Latency(Struct, frozen=True):
+    """How long some of the allocations took, and some of the recharge checks."""
+
+    one_in: Annotated[Annotated[int, Meta(ge=1)], About("Of so many calls on a CPU one is timed.")]
+    calls_total: Annotated[
+        Mapping[str, Count],
+        About("Calls of the functions that are timed: allocation, and recharge_check where the kernel has it."),
+    ]
+    dropped_total: Annotated[
+        Mapping[str, Count],
+        About("The same keys: calls that were to be timed, and could not be followed from entry to return."),
+    ]
+    histograms: Annotated[
+        tuple[LatencyHistogram, ...],
+        About("One for each kind of call that can be told apart; only the first on kernels without a recharge check."),
+    ]
+
+
+class Snapshot(Struct, frozen=True, tag_field="schema", tag=SCHEMA_VERSION):
+    """Everything kmemwatch knows at one moment."""
+
+    taken_at_ns: Annotated[TimeNs, About("Wall clock of the host that was measured.", TIME)] = field(name="taken_at")
+    monotonic_ns: Annotated[
+        Count,
+        About("CLOCK_MONOTONIC of that host in nanoseconds; never jumps, so rates are computed from it.", NANOSECONDS),
+    ]
+    duration_s: Annotated[Number, About("Seconds since the probes were attached.", SECONDS)]
+    host: Annotated[Host, About("The host that was measured.")]
+    kernel: Annotated[Kernel, About("What kind of kernel it is, found from its symbols and types.")]
+    probes: Annotated[tuple[Probe, ...], About("What is attached, and what is not.")]
+    caches: Annotated[tuple[Cache, ...], About("Sorted by name and id.")]
+    cgroups: Annotated[tuple[Cgroup, ...], About("Sorted by id.")]
+    pairs: Annotated[tuple[Pair, ...], About("Sorted by cgroup id, cache and cache_id.")]
+    recharges: Annotated[
+        Recharges, About("Slabs that moved from one memcg to another; all null on kernels that do not do that.")
+    ]
+    ids: Annotated[Ids, About("The ids that name a memcg's child caches.")]
+    lost: Annotated[Lost, About("Every way in which something the kernel did is missing from the figures.")]
+    totals: Annotated[Totals, About("Counts of memcgs.")] = Totals()
+    maps: Annotated[tuple[MapFill, ...], About("How full the BPF maps are.")] = ()
+    release_delays_s: Annotated[
+        tuple[Number, ...],
+        About(
+            "Seconds from removal to release of the memcgs released since the probes were attached, newest last;"
+            " bounded.",
+            SECONDS,
+        ),
+    ] = ()
+    latency: Annotated[
+        Latency | None,
+        About(
+            "How long some of the allocations took, and some of the recharge checks. Null unless --latency asked for"
+            " it, and where functions cannot be timed; missing in documents older than this field.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        _as_times(self, "taken_at_ns")
+
+
+class Event(Struct, frozen=True):
+    """Something that happened once: lifecycle of a memcg, of a cache, of an id."""
+
+    at_ns: Annotated[TimeNs, About("When.", TIME)] = field(name="at")
+    kind: Annotated[EventKind, About("What.", TEXT)]
+    cgroup_id: Annotated[Count | None, About("The memcg, as in cgroups[].id.", ID)] = None
+    path: Annotated[str | None, About("Its path, as in cgroups[].path.", TEXT)] = None
+    pid: Annotated[Count | None, About("The task that did it.", ID)] = None
+    comm: Annotated[str | None, About("Its name.", TEXT)] = None
+    cache: Annotated[str | None, About("The slab cache.", TEXT)] = None
+    kmemcg_id: Annotated[int | None, About("The kmemcg_id.", ID)] = None
+    other_cgroup_id: Annotated[Count | None, About("Who had the id, or the slab, before.", ID)] = None
+    bytes: Annotated[int | None, About("Bytes of the slab.", BYTES)] = None
+
+    def __post_init__(self) -> None:
+        _as_times(self, "at_ns")

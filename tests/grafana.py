@@ -15,7 +15,7 @@ import yaml
 
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.exporter.serving import SERVING, SERVING_TABLES
-from kmemwatch.views.fields import HISTOGRAM
+from kmemwatch.shape import HISTOGRAM
 
 ROOT = Path(__file__).parents[1]
 DASHBOARDS = {path.stem: path for path in sorted((ROOT / "dashboards").glob("*.json"))}

@@ -10,6 +10,7 @@ from typing import Any, NoReturn, TypeVar
 
 from kmemwatch.cacheids import ID, CacheIds, without_addresses
 from kmemwatch.errors import UsageError
+from kmemwatch.shape import GAUGE_END
 from kmemwatch.units import parse_rfc3339, unprintable
 
 T = TypeVar("T")
@@ -17,8 +18,6 @@ _MISSING: Any = object()
 _SOMETHING: Any = object()
 """What is not shown: it may be most of an address."""
 _PREVIEW_CHARS = 60
-GAUGE_END = 1 << 62
-"""No bytes, objects or references are as many; a number of 64 bits that went below 0 is."""
 _ADDRESS = re.compile("0x[0-9a-fA-F]{1,16}")
 _OLD_IDS = CacheIds()
 """For the addresses in what older releases wrote, which must be of no use to whoever sees the ids."""

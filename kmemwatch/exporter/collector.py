@@ -16,7 +16,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from kmemwatch.exporter.series import BUCKETS_S, Family, Histogram
-from kmemwatch.views.fields import COUNTER, HISTOGRAM, INFO
+from kmemwatch.shape import COUNTER, HISTOGRAM, INFO
 
 
 class FamiliesCollector(Collector):

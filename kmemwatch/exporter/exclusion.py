@@ -7,7 +7,9 @@ Figures of the whole host (`Snapshot.totals`, counts of ids, losses) stay as the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.model import Cache, Cgroup, Ids, KmemcgId, Recharges, Snapshot

@@ -8,23 +8,9 @@ from typing import Any
 
 from kmemwatch import __version__
 from kmemwatch.model import ABSENT, MISSING, MapFill, Pair, Probe, Snapshot
+from kmemwatch.shape import BYTES, COUNT, COUNTER, GAUGE, HISTOGRAM, INFO, SECONDS
 from kmemwatch.views import derived
-from kmemwatch.views.fields import (
-    BYTES,
-    CACHE,
-    CGROUP,
-    COUNT,
-    COUNTER,
-    GAUGE,
-    HISTOGRAM,
-    INFO,
-    PAIR,
-    RECHARGE_TOTAL,
-    SECONDS,
-    Field,
-    MetricTable,
-    label,
-)
+from kmemwatch.views.fields import CACHE, CGROUP, PAIR, RECHARGE_TOTAL, Field, MetricTable, label
 
 
 def _exported(fields: tuple[Field[Any], ...]) -> tuple[Field[Any], ...]:

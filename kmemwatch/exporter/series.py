@@ -15,7 +15,8 @@ from kmemwatch.exporter.folding import OTHER, Folding, fold
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.exporter.selection import ALL, Selection
 from kmemwatch.model import RELEASED, Cache, Cgroup, Pair, Snapshot
-from kmemwatch.views.fields import COUNTER, HISTOGRAM, Field, MetricTable, label
+from kmemwatch.shape import COUNTER, HISTOGRAM
+from kmemwatch.views.fields import Field, MetricTable, label
 
 CGROUP_LABEL = "cgroup"
 CACHE_LABELS = ("cache", "root")

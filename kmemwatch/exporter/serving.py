@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from kmemwatch.views.fields import BYTES, COUNT, COUNTER, GAUGE, SECONDS, TIME, Field
+from kmemwatch.shape import BYTES, COUNT, COUNTER, GAUGE, SECONDS, TIME
+from kmemwatch.views.fields import Field
 
 T = TypeVar("T")
 

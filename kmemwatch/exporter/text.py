@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 from kmemwatch.exporter.series import BUCKETS_S, Family, Histogram, Labels
-from kmemwatch.views.fields import COUNTER, HISTOGRAM, INFO
+from kmemwatch.shape import COUNTER, HISTOGRAM, INFO
 
 _LINES = 4096
 """Encoded at once: as text, and line by line, megabytes take several times the memory."""

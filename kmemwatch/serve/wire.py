@@ -14,12 +14,13 @@ import pickle
 import socket
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import starmap
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
+
+from msgspec.structs import replace
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter.frames import Frame, ReaderState
@@ -32,8 +33,8 @@ _MAX_ANSWER_BYTES = 64 * 1024
 _PROTOCOL = 5
 _ERRORS = {kind.__name__: kind for kind in (KmemwatchError, UsageError, UnsupportedError)}
 
-_CGROUP = attrgetter(*(one.name for one in fields(Cgroup)))
-_as_pair = partial(tuple.__new__, Pair)
+_CGROUP = attrgetter(*Cgroup.__struct_fields__)
+_PAIR = attrgetter(*Pair.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class FrameMessage:
         return replace(
             snapshot,
             cgroups=tuple(starmap(Cgroup, zip(*cgroups, strict=True))),
-            pairs=tuple(map(_as_pair, zip(*pairs, strict=True))),
+            pairs=tuple(starmap(Pair, zip(*pairs, strict=True))),
         )
 
     @property
@@ -93,7 +94,7 @@ def pack(frame: Frame) -> FrameMessage:
     snapshot = frame.snapshot
     # Column by column: there may be 65,536 pairs, and an object each takes six times as long.
     cgroups = tuple(zip(*map(_CGROUP, snapshot.cgroups), strict=True))
-    pairs = tuple(zip(*snapshot.pairs, strict=True))
+    pairs = tuple(zip(*map(_PAIR, snapshot.pairs), strict=True))
     rest = replace(snapshot, cgroups=(), pairs=())
     return FrameMessage(_dumps((rest, cgroups, pairs)), frame.published_s, frame.reader)
 

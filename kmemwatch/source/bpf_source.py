@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import partial
 from operator import add
 
+from msgspec import structs
+
 from kmemwatch.attach.discover import CacheList, CacheRecord
 from kmemwatch.attach.handover import Handed, ProbeResult
 from kmemwatch.errors import KmemwatchError, raise_if_shortage
@@ -243,4 +245,6 @@ def _with_misses(probe: Probe, unknown: str | None) -> Probe:
     """`unknown`: why it cannot be told what kprobes miss; None when that is counted."""
     if unknown is None or "kprobe:" not in (probe.attachment or ""):
         return probe
-    return replace(probe, why="; ".join(filter(None, [probe.why, f"what kprobes miss is not counted: {unknown}"])))
+    return structs.replace(
+        probe, why="; ".join(filter(None, [probe.why, f"what kprobes miss is not counted: {unknown}"]))
+    )

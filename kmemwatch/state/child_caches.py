@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds

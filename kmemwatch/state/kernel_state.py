@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.facts import OBJCG, era, has_patchset

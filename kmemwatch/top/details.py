@@ -12,9 +12,10 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from kmemwatch.model import DYING, Cgroup
+from kmemwatch.shape import BYTES, BYTES_PER_S, TEXT
 from kmemwatch.top.rowtable import RowTable
 from kmemwatch.units import UNKNOWN
-from kmemwatch.views.fields import BYTES, BYTES_PER_S, TEXT, Field
+from kmemwatch.views.fields import Field
 from kmemwatch.views.rows import CacheRow, CgroupRow, Frame, IdRow, ZombieRow, cgroup_row, zombie_row
 from kmemwatch.views.select import RowSelection
 from kmemwatch.views.subtables import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from kmemwatch.model import Cache, Cgroup, KmemcgId, Pair, RechargePair, RechargeTotal, Snapshot
+from kmemwatch.model import MAX_PREVIOUS_OWNERS, Cache, Cgroup, KmemcgId, Pair, RechargePair, RechargeTotal, Snapshot
+from kmemwatch.shape import BYTES, BYTES_PER_S, COUNT, COUNT_PER_S, COUNTER, GAUGE, ID, SECONDS, TEXT, TIME
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, rfc3339, seconds_human
 from kmemwatch.views.rates import AllocRates, CgroupRates
 
@@ -17,19 +18,8 @@ R = TypeVar("R")
 Value = float | str | tuple[float, ...] | None
 """int, float or text; a tuple for a histogram; None when this kernel cannot tell."""
 
-BYTES, BYTES_PER_S = "bytes", "bytes/s"
-COUNT, COUNT_PER_S = "count", "count/s"
-SECONDS = "seconds"
-ID = "id"
-"""A number that is a name: shown exactly, never rounded."""
-TIME = "time"
-"""CLOCK_REALTIME nanoseconds; RFC 3339 in files."""
-TEXT = "text"
-
 SEPARATOR = " · "
 """Between the parts of a line of totals."""
-
-GAUGE, COUNTER, INFO, HISTOGRAM = "gauge", "counter", "info", "histogram"
 
 _WIDTHS = {BYTES: 7, BYTES_PER_S: 7, COUNT: 6, COUNT_PER_S: 6, SECONDS: 6, ID: 6, TIME: 20, TEXT: 12}
 
@@ -151,9 +141,6 @@ def label(value: object) -> str:
         return str(value).lower()
     return UNKNOWN if value is None else printable(str(value))
 
-
-MAX_PREVIOUS_OWNERS = 16
-"""Of `KmemcgId.previous_owners`: when there are that many, there may have been more."""
 
 NOTHING = "-"
 """What a screen shows for a name that is known not to exist; unlike `?`."""

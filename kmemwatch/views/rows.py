@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+
+from msgspec.structs import replace
 
 from kmemwatch.model import RELEASED, Cache, Cgroup, ChildSlabs, KmemcgId, Pair, RechargePair, Snapshot
 from kmemwatch.units import NS_PER_S, UNKNOWN

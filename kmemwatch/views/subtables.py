@@ -6,9 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 from kmemwatch.model import Cache, Snapshot
+from kmemwatch.shape import BYTES, ID, TEXT
 from kmemwatch.units import printable
 from kmemwatch.views import rows
-from kmemwatch.views.fields import ALLOC_RATES, BYTES, CACHE, ID, PAIR, TEXT, Field, by_key
+from kmemwatch.views.fields import ALLOC_RATES, CACHE, PAIR, Field, by_key
 from kmemwatch.views.rows import Frame, PairRow, SlabsRow, ZombieRow
 from kmemwatch.views.tables import ZOMBIES, View, why_missing
 

@@ -8,24 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from kmemwatch.model import ABSENT, MISSING, Cgroup, Snapshot
+from kmemwatch.shape import BYTES, BYTES_PER_S, COUNT, COUNT_PER_S, SECONDS, TEXT
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
 from kmemwatch.views import rows
 from kmemwatch.views.derived import PER_MEMCG_ERAS, caches_per_root, dying
 from kmemwatch.views.fields import (
     ALLOC_RATES,
-    BYTES,
-    BYTES_PER_S,
     CACHE,
     CGROUP,
     CGROUP_RATES,
-    COUNT,
-    COUNT_PER_S,
     KMEMCG_ID,
     NOTHING,
     RECHARGE,
-    SECONDS,
     SEPARATOR,
-    TEXT,
     Field,
     by_key,
     cgroup_name,

@@ -9,10 +9,12 @@ its slabs, and the kernel releases it within seconds. Without, it keeps id and s
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
+
+from msgspec.structs import replace
 
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import (
@@ -185,6 +187,7 @@ def _cgroup(cgroup_id: int, path: str, state: str, kernel_bytes: int, second: in
         cgroup_id,
         path,
         state,
+        None,
         None,
         None,
         None,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from unittest.mock import patch
+
+from msgspec.structs import replace
 
 from kmemwatch.cli import serve
 from kmemwatch.cli.main import main
@@ -42,7 +43,7 @@ def _later(first: Snapshot, seconds: float) -> Snapshot:
 def _goes_on(pair: Pair, seconds: float) -> Pair:
     more = int(1000 * seconds)
     allocated = (pair.allocated_bytes_total or 0) + 192 * more
-    return pair._replace(allocations_total=(pair.allocations_total or 0) + more, allocated_bytes_total=allocated)
+    return replace(pair, allocations_total=(pair.allocations_total or 0) + more, allocated_bytes_total=allocated)
 
 
 def open_big(cgroups: int) -> None:

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from kmemwatch.compare.figures import Figure, Metric, figure
 from kmemwatch.compare.side import RECORDING, HostRuns, ReleaseDelays, Run, Sample, Side
@@ -92,7 +93,7 @@ def snapshot(second: float, label: str = "A", *, dead_s: Mapping[int, float] | N
     """A host with child caches; `dead_s`: cgroup id -> second of its removal, of those that are dying."""
     removed = int(2 * second)
     dying = tuple(
-        Cgroup(one, f"/job-{one}", DYING, None, None, fakes.START_NS + int(at * S), 0, 0, 0, 0, 0)
+        Cgroup(one, f"/job-{one}", DYING, None, None, fakes.START_NS + int(at * S), None, 0, 0, 0, 0, 0)
         for one, at in sorted((dead_s or {}).items())
     )
     found = replace(

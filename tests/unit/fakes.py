@@ -6,8 +6,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
+
+from msgspec.structs import replace
 
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.errors import KmemwatchError
@@ -160,6 +161,7 @@ def _cgroup(row: tuple[int, str, str, int | None, int | None, int | None, float]
         id_ % 97,
         None if id_ < 3000 else START_NS + 7 * 10**9,
         removed,
+        removed + 10**9 if state == RELEASED and removed else None,
         _mb(memory),
         _mb(kernel),
         _mb(slab),
@@ -167,7 +169,6 @@ def _cgroup(row: tuple[int, str, str, int | None, int | None, int | None, float]
         charged_bytes * 9 // 10,
         MappingProxyType(PINS[id_]) if id_ in PINS else None,
         17 + id_ % 5 if state == DYING else None,
-        removed + 10**9 if state == RELEASED and removed else None,
         None,
         _parent(path),
         None if state == RELEASED else sum(_parent(p) == id_ for _, p, s, *_ in CGROUPS if s == DYING),
@@ -230,8 +231,8 @@ def unknown(seconds: int = 0) -> Snapshot:
         ),
         caches=(Cache("dentry", None, None, None, None, None, None, None),),
         cgroups=(
-            Cgroup(7, None, ONLINE, None, None, None, None, None, None, None, None),
-            Cgroup(9, "/gone", DYING, None, None, None, None, None, None, None, None),
+            Cgroup(7, None, ONLINE, None, None, None, None, None, None, None, None, None),
+            Cgroup(9, "/gone", DYING, None, None, None, None, None, None, None, None, None),
         ),
         pairs=(),
         lost=Lost(None, None, None),
@@ -340,7 +341,7 @@ def odd(seconds: int = 0) -> Snapshot:
     first = known.cgroups[1]
     cgroups = tuple(replace(first, id=9000 + n, path=name) for n, name in enumerate(ODD_NAMES))
     caches = tuple(replace(known.caches[0], name=name.strip("/")) for name in ODD_NAMES)
-    pairs = tuple(known.pairs[0]._replace(cgroup_id=9000 + n, cache=c.name) for n, c in enumerate(caches))
+    pairs = tuple(replace(known.pairs[0], cgroup_id=9000 + n, cache=c.name) for n, c in enumerate(caches))
     return replace(known, cgroups=cgroups, caches=caches, pairs=pairs)
 
 

@@ -16,10 +16,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from kmemwatch.cli import main as cli_main
 from kmemwatch.cli import record as record_module

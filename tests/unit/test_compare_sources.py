@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 import pytest
+from msgspec.structs import replace
 
 from kmemwatch.codec import dump_json
 from kmemwatch.compare.comparison import compare
@@ -22,7 +23,7 @@ from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.metrics import METRICS
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Cache, Event, Host, Snapshot
-from kmemwatch.views.fields import COUNTER
+from kmemwatch.shape import COUNTER
 from tests.unit import fakes
 from tests.unit.compare_sides import BOOT, S, life, recording, snapshot
 from tests.unit.fakes import IDS, FakeFeed
@@ -40,7 +41,7 @@ def watched(*snapshots: Snapshot, events: dict[int, list[Event]] | None = None) 
 
 
 def notes(side: Side) -> str:
-    return " | ".join(compare(side, replace(side, label="B")).side_notes[0])
+    return " | ".join(compare(side, dataclasses.replace(side, label="B")).side_notes[0])
 
 
 def test_counters_are_those_that_the_metrics_say() -> None:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kmemwatch.exporter.exclusion import Exclusion
 from kmemwatch.exporter.frames import Frame
@@ -60,8 +60,8 @@ def child_name(root: int, owner: int, named: bool) -> str:
 
 def _cgroup(number: int, state: str, slabs: tuple[ChildSlabs, ...] | None, parent: int | None) -> Cgroup:
     return Cgroup(
-        CGROUP_IDS[number], PATHS[number], state, KMEMCG_IDS[number], None, None, 1, 1, 1, 1, 1, child_slabs=slabs,
-        parent_id=None if parent is None else CGROUP_IDS[parent],
+        CGROUP_IDS[number], PATHS[number], state, KMEMCG_IDS[number], None, None, None, 1, 1, 1, 1, 1,
+        child_slabs=slabs, parent_id=None if parent is None else CGROUP_IDS[parent],
     )  # fmt: skip
 
 

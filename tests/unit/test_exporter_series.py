@@ -9,12 +9,12 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import exposition as text_exposition
 from prometheus_client import parser as text_parser
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
@@ -133,7 +133,7 @@ def numbered(snapshot: Snapshot) -> Snapshot:
     """The same with identities that no two of its rows share, as in every real snapshot."""
     cgroups = tuple(replace(c, id=i) for i, c in enumerate(snapshot.cgroups))
     caches = tuple(replace(c, id=f"cache {i}") for i, c in enumerate(snapshot.caches))
-    pairs = tuple(p._replace(cgroup_id=i % 4, cache_id=f"pair {i}") for i, p in enumerate(snapshot.pairs))
+    pairs = tuple(replace(p, cgroup_id=i % 4, cache_id=f"pair {i}") for i, p in enumerate(snapshot.pairs))
     return replace(snapshot, cgroups=cgroups, caches=caches, pairs=pairs)
 
 
@@ -285,7 +285,7 @@ def snapshot_of(seconds: int, cgroups: list[Cgroup], pairs: list[Pair]) -> Snaps
 
 
 def cgroup(id_: int, path: str, kernel_bytes: int, charged: int, state: str = ONLINE) -> Cgroup:
-    return Cgroup(id_, path, state, None, None, None, kernel_bytes, kernel_bytes, kernel_bytes, charged, 0)
+    return Cgroup(id_, path, state, None, None, None, None, kernel_bytes, kernel_bytes, kernel_bytes, charged, 0)
 
 
 def pair(cgroup_id: int, allocations: int, cache: str = "dentry") -> Pair:

@@ -8,13 +8,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kmemwatch.errors import UsageError
 from kmemwatch.feeds.recording import EVENT, HEADER, SNAPSHOT, RecordingReader, RecordingWriter
@@ -380,7 +380,7 @@ def test_zeros_at_the_end_are_a_cut(tmp_path: Path, form: str) -> None:
 def test_records_of_many_pieces_are_told_from_their_cut_end(tmp_path: Path, whole_file: bool) -> None:
     """zlib gives what is longer than one piece in several, and what is shorter together with what follows."""
     path, large = tmp_path / "large.kmw.gz", fakes.sample()
-    large = replace(large, pairs=tuple(large.pairs[0]._replace(cgroup_id=i * 7919) for i in range(10_000)))
+    large = replace(large, pairs=tuple(replace(large.pairs[0], cgroup_id=i * 7919) for i in range(10_000)))
     items: list[Item] = []
     for seconds in range(1, 5):
         items += [replace(large, monotonic_ns=seconds), Event(seconds, "online", seconds), Event(seconds, "offline")]

@@ -9,9 +9,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.errors import KmemwatchError, UsageError

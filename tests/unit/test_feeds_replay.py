@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kmemwatch.errors import UsageError
 from kmemwatch.feeds.feed import Feed

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kmemwatch.exporter.metrics import METRICS
-from kmemwatch.model import Ids, Lost, Pair, Snapshot, Totals
+from kmemwatch.model import MAX_PREVIOUS_OWNERS, Ids, Lost, Pair, Snapshot, Totals
+from kmemwatch.shape import BYTES, COUNTER, SECONDS
 from kmemwatch.state import ids
 from kmemwatch.views import rows
 from kmemwatch.views.derived import (
@@ -23,7 +25,7 @@ from kmemwatch.views.derived import (
     oldest_dying_s,
     pinned_bytes,
 )
-from kmemwatch.views.fields import BYTES, COUNTER, MAX_PREVIOUS_OWNERS, SECONDS, Field, rate_human
+from kmemwatch.views.fields import Field, rate_human
 from kmemwatch.views.rows import Frame, frame
 from kmemwatch.views.subtables import caches_of, caches_with, cgroups_of, dying_children_of, slabs_of
 from kmemwatch.views.tables import VIEWS, View, pinned_by
@@ -382,7 +384,9 @@ def test_owners_that_nobody_remembers_are_not_counted_out() -> None:
     assert reuses is not None
     (first, *_) = rows_of("ids", Frame(fakes.patched()))
     for count, text in ((0, "0"), (15, "15"), (16, "16+")):
-        assert reuses.text(replace(first, id=replace(first.id, previous_owners=tuple(range(count))))) == text
+        assert (
+            reuses.text(dataclasses.replace(first, id=replace(first.id, previous_owners=tuple(range(count))))) == text
+        )
 
 
 def test_recharges_have_rates_and_a_summary() -> None:

@@ -7,10 +7,10 @@ import gzip
 import subprocess
 import sys
 import zlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from kmemwatch.codec import parse_json, snapshot_from_dict, snapshot_from_json, snapshot_to_dict, snapshot_to_json
 from kmemwatch.errors import UsageError
@@ -122,7 +122,7 @@ def test_the_largest_host_is_read(tmp_path: Path) -> None:
         )
         for i in range(65_536)
     )
-    pairs = tuple(sample.pairs[0]._replace(cgroup_id=i, allocations_total=i * i, frees_total=i) for i in range(65_536))
+    pairs = tuple(replace(sample.pairs[0], cgroup_id=i, allocations_total=i * i, frees_total=i) for i in range(65_536))
     large = replace(sample, cgroups=cgroups, pairs=pairs)
     text = header_line(0, large) + snapshot_line(1, large)
     for content in (text, gzip.compress(text, 6)):

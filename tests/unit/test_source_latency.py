@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from kmemwatch.compare.claims import CHECK, WITH, WITHOUT, CallTimes, call_times, compare_cost, cost
 from kmemwatch.compare.figures import Figure, Metric, figure, read

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.maps.decode import SlabEvent
@@ -33,7 +34,7 @@ def make(facts: str, patchset: bool | None, missing: tuple[str, ...] = ()) -> Ch
     known = FakeSource(facts=recorded_facts(facts)).info
     signals = {"ids": "fexit:memcg_alloc_cache_id", "caches": "fexit:memcg_create_kmem_cache"}
     probes = tuple(
-        replace(known.probes[0], signal=signal, attachment=None if signal in missing else how)
+        structs.replace(known.probes[0], signal=signal, attachment=None if signal in missing else how)
         for signal, how in signals.items()
     )
     return ChildCaches(replace(known, probes=probes), patchset, IDS)

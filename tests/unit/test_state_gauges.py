@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import Struct, structs
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.maps.decode import REFERENCES_COUNTED, LruPages, MemcgRecord
@@ -79,12 +80,12 @@ def figures(item: Any, name: str = "") -> Iterator[tuple[str, float]]:
     elif isinstance(item, Mapping):
         for key, value in item.items():
             yield from figures(value, f"{name}.{key}")
-    elif is_dataclass(item):
-        for field in fields(item):
-            yield from figures(getattr(item, field.name), field.name)
+    elif isinstance(item, Struct):
+        for field in item.__struct_fields__:
+            yield from figures(getattr(item, field), field)
     elif isinstance(item, tuple):
-        for index, value in enumerate(item):
-            yield from figures(value, item._fields[index] if hasattr(item, "_fields") else name)
+        for value in item:
+            yield from figures(value, name)
 
 
 def impossible(snapshot: Snapshot) -> list[tuple[str, float]]:
@@ -120,8 +121,8 @@ def test_what_is_impossible_is_found() -> None:
     state.update(reading)
     snapshot = state.snapshot(reading)
     (first, *others) = snapshot.cgroups
-    wrong = replace(first, memory_bytes=HOST_BYTES + 1, pins={"file": -69_632}, references=-1)
-    cache = replace(snapshot.caches[0], slab_bytes=-4096)
-    found = impossible(replace(snapshot, cgroups=(wrong, *others), caches=(cache,)))
+    wrong = structs.replace(first, memory_bytes=HOST_BYTES + 1, pins={"file": -69_632}, references=-1)
+    cache = structs.replace(snapshot.caches[0], slab_bytes=-4096)
+    found = impossible(structs.replace(snapshot, cgroups=(wrong, *others), caches=(cache,)))
     expected = {"memory_bytes": HOST_BYTES + 1, "pins.file": -69_632, "references": -1, "slab_bytes": -4096}
     assert dict(found) == expected

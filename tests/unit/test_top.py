@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 from textual.widgets import Input
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
@@ -169,8 +170,8 @@ def test_what_a_cgroup_consists_of_changes_when_it_dies() -> None:
 
     def later(number: int, **changes: object) -> Refreshed:
         known = fakes.patched(number)
-        cgroups = tuple(replace(c, **changes) if c.id == alive else c for c in known.cgroups)  # type: ignore[arg-type]
-        return Refreshed(Frame(replace(known, cgroups=cgroups)), "live", None)
+        cgroups = tuple(structs.replace(c, **changes) if c.id == alive else c for c in known.cgroups)
+        return Refreshed(Frame(structs.replace(known, cgroups=cgroups)), "live", None)
 
     async def test(person: Person) -> None:
         await person.press("enter")
@@ -244,9 +245,9 @@ def test_the_cursor_stays_on_its_row_while_others_move(app: TopApp) -> None:
         assert "cri-ctr-0b71" in lines(app)[0]
         await person.press("escape")
         snapshot = fakes.sample(6)
-        cgroups = tuple(replace(c, kernel_bytes=0) if c.id == 2101 else c for c in snapshot.cgroups)
+        cgroups = tuple(structs.replace(c, kernel_bytes=0) if c.id == 2101 else c for c in snapshot.cgroups)
         update = refreshed(fakes.sample, 6)
-        update = replace(update, frame=replace(update.frame, snapshot=replace(snapshot, cgroups=cgroups)))
+        update = replace(update, frame=replace(update.frame, snapshot=structs.replace(snapshot, cgroups=cgroups)))
         app.post_message(app.Told(update))
         await person.pause()
         await person.press("enter")
@@ -305,9 +306,9 @@ def test_details_stay_up_to_date_and_survive_the_end_of_their_row(app: TopApp) -
     async def test(person: Person) -> None:
         await person.press("z", "enter")
         later = fakes.sample(6)
-        gone = tuple(replace(c, state=RELEASED) if c.id == 4002 else c for c in later.cgroups)
+        gone = tuple(structs.replace(c, state=RELEASED) if c.id == 4002 else c for c in later.cgroups)
         update = refreshed(fakes.sample, 6)
-        update = replace(update, frame=replace(update.frame, snapshot=replace(later, cgroups=gone)))
+        update = replace(update, frame=replace(update.frame, snapshot=structs.replace(later, cgroups=gone)))
         app.post_message(app.Told(update))
         await person.pause()
         assert "gone: these are its last figures" in lines(app)[0]

@@ -8,12 +8,12 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.selection import SelectionOptions

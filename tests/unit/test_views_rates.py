@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
 from kmemwatch.views.rates import NO_RATES, AllocRates, per_second, rates, same_run
@@ -61,7 +62,9 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     cgroup_ids = st.integers(1, 4)
     names = st.sampled_from(["dentry", "filp", "odd name"])
     cgroups = {
-        id_: Cgroup(id_, f"/{id_}", "online", None, None, None, None, draw(counts), None, draw(counts), draw(counts))
+        id_: Cgroup(
+            id_, f"/{id_}", "online", None, None, None, None, None, draw(counts), None, draw(counts), draw(counts)
+        )
         for id_ in draw(st.sets(cgroup_ids))
     }
     caches = {n: Cache(n, None, 8, None, None, draw(counts), draw(counts), draw(counts)) for n in draw(st.sets(names))}

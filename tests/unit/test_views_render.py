@@ -6,11 +6,11 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from kmemwatch.errors import UsageError
 from kmemwatch.model import EVENT_KINDS, LATENCY_KINDS, Event, Latency, LatencyHistogram
