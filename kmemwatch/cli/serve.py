@@ -18,7 +18,7 @@ from kmemwatch.errors import KmemwatchError
 from kmemwatch.web.listening import DEFAULT_ADDRESS
 
 if TYPE_CHECKING:
-    from kmemwatch.exporter.frames import ReaderState
+    from kmemwatch.exporter.published import ReaderCost
     from kmemwatch.exporter.selection import SelectionOptions
     from kmemwatch.feeds.feed import Feed
     from kmemwatch.serve.http_process import HttpProcess
@@ -176,8 +176,8 @@ class Daemon:
 
     def _start_http(self, web: LoadedConfig | None) -> tuple[HttpProcess, list[str]]:
         """The process, and where it can be reached."""
+        from kmemwatch.exporter.published import reader_cost
         from kmemwatch.serve.http_process import HttpProcess
-        from kmemwatch.serve.reader import ReaderProbe
         from kmemwatch.serve.wire import Settings
         from kmemwatch.web import listening
 
@@ -197,7 +197,7 @@ class Daemon:
             max_series=self._options.max_series,
             stale_s=self._stale_s(),
             selection=self._options.selection,
-            reader=ReaderProbe().state({}),
+            reader=reader_cost({}),
             web=web,
         )
         for listener in listeners:
@@ -214,19 +214,17 @@ class Daemon:
             http.check()
 
     def _stale_s(self) -> float:
-        from kmemwatch.exporter.frames import STALE_INTERVALS
+        from kmemwatch.exporter.published import STALE_INTERVALS
 
         # A recording ends, and what it showed last stays valid.
         return STALE_INTERVALS * self._options.interval_s if self._options.replay is None else float("inf")
 
-    def _reader(self, feed: Feed) -> Callable[[], ReaderState]:
+    def _reader(self, feed: Feed) -> Callable[[], ReaderCost]:
         """What this process, and the programs that it reads, cost."""
-        from kmemwatch.exporter.frames import ProgramRuns
-        from kmemwatch.serve.reader import ReaderProbe
+        from kmemwatch.exporter.published import ProgramRuns, reader_cost
 
-        probe = ReaderProbe()
         runs = getattr(feed, "program_runs", dict)
-        return lambda: probe.state({name: ProgramRuns(*counted) for name, counted in runs().items()})
+        return lambda: reader_cost({name: ProgramRuns(*counted) for name, counted in runs().items()})
 
 
 def _is_live(feed: Feed) -> bool:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A snapshot as Prometheus metrics.
 
+published     the latest snapshot, and what the process that read it costs
 metrics       which metrics there are, with their labels
 selection     which cgroups and caches have series at all
-exclusion     the snapshot without the others
 kubernetes    labels of pods and containers
 folding       which cgroups have series of their own
-series        Snapshot -> series, in a loop over the metrics
-collector     series -> prometheus_client's families
-text          series -> text, as prometheus_client writes it, faster
-own           metrics of the exporter itself
-exposition    what a scrape gets, made once for each snapshot and format
+series        snapshot -> series, in a loop over the metrics
+formats       series -> text, in the format that a client accepts
+serving       which metrics of the daemon itself there are
+daemon        their values
+exposition    the answer to a scrape, made once for each snapshot and format
 """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which cgroups get series of their own when there are more than a Prometheus should store; pure.
+"""Which cgroups get series of their own when there are more than ``--max-series`` allows. Pure.
 
-The cgroups with the most kernel memory keep theirs, the rest is added up under ``cgroup="other"``. Kernel memory
-of a cgroup includes that of the cgroups below it, so in ``other`` only the highest of each folded subtree counts.
-Cgroups that are released have no series.
+The cgroups with the most kernel memory keep their series, the rest is added up as ``cgroup="other"``. Kernel memory of
+a cgroup includes that of the cgroups below it, so ``other`` counts only the highest of each folded subtree. Released
+cgroups have no series.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ OTHER = "other"
 """No path looks like this: they start with a slash."""
 
 _STAY = 1.25
-"""A cgroup keeps its series until another one has this much more; each swap costs Prometheus new series."""
+"""A cgroup keeps its series until another one has this many times its memory: each swap costs Prometheus new series."""
 
 
 @dataclass(frozen=True)
 class Folding:
-    """Label of each cgroup in one snapshot."""
+    """The label of each cgroup in one snapshot."""
 
     labels: Mapping[int, str]
     """cgroup id -> label value, OTHER for the folded; no entry for released cgroups."""
     inside: Collection[int]
     """Ids of folded cgroups below another folded one, whose memory is part of that one's."""
-    own: frozenset[str]
+    own_series: frozenset[str]
     """Label values that have series of their own."""
     folded_series: int
 
@@ -46,11 +46,10 @@ def fold(
     room: int,
     before: Collection[str] = (),
 ) -> Folding:
-    """Fit the series that have a cgroup label into `room`, OTHER's own included.
+    """Fit the series that have a cgroup label into `room`, including those of OTHER.
 
-    `cgroups` are those that are to have series, by label value; `pairs` are (cgroup id, cache label); `per_cgroup` is
-    how many series each cgroup has besides those of its pairs; `before` are the labels that had series of their own
-    last time.
+    `cgroups`: label value -> cgroups, of those to have series; `pairs`: (cgroup id, cache label); `per_cgroup`: number
+    of series of each cgroup besides those of its pairs; `before`: label values that had series of their own last time.
     """
     labels = {c.id: name for name, same in cgroups.items() for c in same}
     series: Counter[str] = Counter(dict.fromkeys(cgroups, per_cgroup))
@@ -62,10 +61,12 @@ def fold(
             caches.add(cache)
     if series.total() <= room:
         return Folding(labels, (), frozenset(series), 0)
-    own = _largest(_weights(cgroups, before), series, room - per_cgroup - len(caches))
-    folded = {c.id: c for name, same in cgroups.items() if name not in own for c in same}
+    own_series = _largest(_weights(cgroups, before), series, room - per_cgroup - len(caches))
+    folded = {c.id: c for name, same in cgroups.items() if name not in own_series for c in same}
     labels.update(dict.fromkeys(folded, OTHER))
-    return Folding(labels, _inside(folded.values()), own, sum(n for name, n in series.items() if name not in own))
+    return Folding(
+        labels, _inside(folded.values()), own_series, sum(n for name, n in series.items() if name not in own_series)
+    )
 
 
 def _weights(cgroups: Mapping[str, Collection[Cgroup]], before: Collection[str]) -> Counter[str]:
@@ -77,7 +78,7 @@ def _weights(cgroups: Mapping[str, Collection[Cgroup]], before: Collection[str])
 
 
 def _kernel_bytes(cgroup: Cgroup) -> int:
-    """Best known stand-in for kernel memory, only to rank by."""
+    """The best known figure for kernel memory, only for the ranking."""
     if cgroup.kernel_bytes is not None:
         return cgroup.kernel_bytes
     if cgroup.charged_bytes_total is not None and cgroup.uncharged_bytes_total is not None:
@@ -86,13 +87,13 @@ def _kernel_bytes(cgroup: Cgroup) -> int:
 
 
 def _largest(weights: Mapping[str, int], series: Mapping[str, int], room: int) -> frozenset[str]:
-    own: list[str] = []
+    largest: list[str] = []
     for name in sorted(weights, key=lambda name: (-weights[name], name)):
         room -= series[name]
         if room < 0:
             break
-        own.append(name)
-    return frozenset(own)
+        largest.append(name)
+    return frozenset(largest)
 
 
 def _inside(folded: Collection[Cgroup]) -> frozenset[int]:

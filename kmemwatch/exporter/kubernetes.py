@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Pods and containers, from the paths that kubelet and the container runtime give their cgroups. Pure.
+"""Labels of pods and containers, from the paths of their cgroups. Pure.
 
-kubelet makes a cgroup for each pod below ``kubepods``, named by its own driver, and the runtime one for each container:
+kubelet makes a cgroup for each pod below ``kubepods``, the container runtime one for each container. Their names depend
+on the cgroup drivers:
 
 cgroupfs   /kubepods/burstable/pod<uid>/<id>                     containerd, docker
            /kubepods/burstable/pod<uid>/crio-<id>                CRI-O
@@ -10,8 +11,8 @@ systemd    /kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod<uid>.
 mixed      /system.slice/containerd.service/kubepods-burstable-pod<uid>.slice:cri-containerd:<id>
            kubelet with the systemd driver, containerd without
 
-Pods of the class guaranteed are directly below kubepods. What is in front of it depends on kubelet's --cgroup-root, and
-is a ``kubelet`` of some kind where kubernetes itself runs in containers. A container may have cgroups of its own.
+Pods of the class guaranteed are directly below kubepods. The path above it depends on kubelet's --cgroup-root, and
+contains a ``kubelet`` cgroup where Kubernetes itself runs in containers. A container may make cgroups of its own.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from __future__ import annotations
 import re
 
 LABELS = ("qos", "uid", "container_id")
-"""``uid`` and ``container_id`` as kube-state-metrics writes them, so that its series can be joined: kube_pod_info has
-the name of a pod, kube_pod_container_info that of a container."""
+"""``uid`` and ``container_id`` as in kube-state-metrics, to join with its series: kube_pod_info has the name of a pod,
+kube_pod_container_info that of a container."""
 
 _NOTHING = ("", "", "")
-"""Prometheus treats an empty label as none."""
+"""For Prometheus, an empty label is the same as none."""
 
 _UID = r"(?P<uid>[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})"
-"""Static pods have the 32 digits of a hash."""
+"""That of a static pod is a hash of 32 digits."""
 _POD = re.compile(
     rf"""
     (?: .*-)? kubepods (?:-(?P<slice_qos>besteffort|burstable))? -pod{_UID} \.slice
@@ -38,14 +39,14 @@ _POD = re.compile(
 _CONTAINER = re.compile(r"(?:(?P<runtime>cri-containerd|crio|docker|libpod)-)?(?P<id>[0-9a-f]{64})(?P<scope>\.scope)?")
 _QOS = ("besteffort", "burstable")
 _RUNTIMES = {"cri-containerd": "containerd", "crio": "cri-o", "docker": "docker"}
-"""Prefix in a path -> that of the container's id in Kubernetes."""
+"""Prefix in a path -> prefix of the container's id in Kubernetes."""
 
 
 def labels(path: str) -> tuple[str, str, str]:
-    """Values of LABELS for the path of a cgroup, empty for what is not of a pod.
+    """Values of LABELS for the path of a cgroup; empty outside pods.
 
-    The runtime is part of ``container_id`` where the path tells it: with the cgroupfs driver, containerd and docker
-    write the same, and it is the bare id.
+    The runtime is part of ``container_id`` where the path names it. With the cgroupfs driver, the paths of containerd
+    and docker are the same, and the label is the bare id.
     """
     parts = path.split("/")
     for index, part in enumerate(parts):
@@ -63,7 +64,7 @@ def labels(path: str) -> tuple[str, str, str]:
 
 
 def _class_above(above: list[str]) -> str | None:
-    """Quality of service by the directories over a pod; None when they are not kubelet's."""
+    """Quality of service by the directories above a pod; None when they are not kubelet's."""
     if above[-1:] == ["kubepods"]:
         return "guaranteed"
     return above[-1] if len(above) > 1 and above[-1] in _QOS and above[-2] == "kubepods" else None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Snapshot -> series, in a loop over `fields.METRICS` and nothing else.
+"""Snapshot -> series, in a loop over `metrics.METRICS`.
 
-Items of equal labels are one series: gauges are added up, and the sum is absent when one of them is unknown; counters
-continue, see `Accumulator`.
+Items with equal labels are one series. Gauges are added up, and the sum is absent when a part is unknown. Counters
+never fall, see `Accumulator`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from kmemwatch.exporter.folding import OTHER, Folding, fold
 from kmemwatch.exporter.metrics import METRICS
-from kmemwatch.exporter.selection import ALL, Selection
+from kmemwatch.exporter.selection import ALL, SeriesSelection
 from kmemwatch.model import RELEASED, Cache, Cgroup, Pair, Snapshot
 from kmemwatch.shape import COUNTER, HISTOGRAM
 from kmemwatch.views.fields import Field, MetricTable, label
@@ -51,14 +51,14 @@ class Family:
 
 
 @dataclass(frozen=True)
-class Build:
-    """What one snapshot gives."""
+class BuiltSeries:
+    """The series of one snapshot."""
 
     families: tuple[Family, ...]
     folded_cgroups: int
     folded_series: int
     excluded_cgroups: int | None = None
-    """None when nothing is excluded on purpose, as below."""
+    """None when there is no option to exclude any; so below."""
     excluded_caches: int | None = None
 
 
@@ -97,15 +97,15 @@ class Accumulator:
 
 
 @dataclass
-class Delays:
-    """A histogram of `Snapshot.release_delays_s`, which forgets its oldest values."""
+class DelayHistogram:
+    """A histogram of `Snapshot.release_delays_s`, which has only the latest values."""
 
     _known: tuple[float, ...] = ()
     _counts: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     _sum: float = 0.0
 
     def add(self, delays: tuple[float, ...]) -> Histogram:
-        """Count the values that are new at the end of `delays`."""
+        """Count the new values, which are at the end of `delays`."""
         common = min(len(delays), len(self._known))
         while common and delays[:common] != self._known[-common:]:
             common -= 1
@@ -119,26 +119,26 @@ class Delays:
 
 
 @dataclass(frozen=True)
-class _Cgroups:
-    """How items that have a cgroup are labelled in one snapshot."""
+class _CgroupLabels:
+    """The labels of items that have a cgroup, in one snapshot."""
 
     folding: Folding
     labels: Mapping[str, Labels]
-    """Value of the label ``cgroup`` -> the values of those that come with it."""
+    """Value of the label ``cgroup`` -> values of the labels that come with it."""
 
 
 class SeriesBuilder:
     """Turns snapshots, in the order in which they were taken, into series. Not thread-safe."""
 
-    def __init__(self, max_series: int, selection: Selection = ALL) -> None:
+    def __init__(self, max_series: int, selection: SeriesSelection = ALL) -> None:
         self._max_series = max_series
         self._selection = selection
-        self._own: frozenset[str] = frozenset()
+        self._own_series: frozenset[str] = frozenset()
         self._counters: dict[str, Accumulator] = {}
-        self._delays: dict[str, Delays] = {}
+        self._delays: dict[str, DelayHistogram] = {}
         self._more_labels: dict[str, Labels] = {}
 
-    def build(self, snapshot: Snapshot) -> Build:
+    def build(self, snapshot: Snapshot) -> BuiltSeries:
         """All families of `snapshot` that have a series."""
         items = [self._chosen(table, snapshot) for table in METRICS]
         free: list[Family] = []
@@ -148,13 +148,13 @@ class SeriesBuilder:
         room = self._max_series - sum(family.size for family in free) - self._kept()
         per_cgroup = sum(_is_of_cgroup(table) * len(table.fields) for table in METRICS)
         chosen, excluded = self._cgroups(snapshot)
-        folding = fold(chosen, _pairs(items), per_cgroup, room, self._own)
-        self._own = folding.own if folding.folded_series else frozenset()
-        cgroups = _Cgroups(folding, self._labels(folding))
+        folding = fold(chosen, _pairs(items), per_cgroup, room, self._own_series)
+        self._own_series = folding.own_series if folding.folded_series else frozenset()
+        cgroups = _CgroupLabels(folding, self._labels(folding))
         for table, some in zip(METRICS, items, strict=True):
             if CGROUP_LABEL in table.labels:
                 free += self._families(table, some, cgroups)
-        return Build(
+        return BuiltSeries(
             tuple(f for f in free if f.series),
             folding.folded_cgroups,
             folding.folded_series,
@@ -167,11 +167,11 @@ class SeriesBuilder:
         items, name = table.items(snapshot), next((n for n in CACHE_LABELS if n in table.labels), None)
         if name is None or not self._selection.filters_caches:
             return items if CGROUP_LABEL not in table.labels else list(items)
-        get, known = table.labels[name], _Known(self._selection.has_cache)
+        get, known = table.labels[name], _Answers(self._selection.has_cache)
         return [item for item in items if known[get(item)]]
 
     def _cgroups(self, snapshot: Snapshot) -> tuple[dict[str, list[Cgroup]], int]:
-        """(cgroups that have series, by label, number of those that are excluded)."""
+        """(cgroups that have series, by label; number of excluded cgroups)."""
         found: dict[str, list[Cgroup]] = {}
         excluded = 0
         for cgroup in snapshot.cgroups:
@@ -197,10 +197,10 @@ class SeriesBuilder:
         return self._more_labels
 
     def _kept(self) -> int:
-        """Series that stay whether or not anything is folded now."""
+        """Number of series that stay whether or not anything is folded now."""
         return sum(len(counter.kept) for counter in self._counters.values())
 
-    def _families(self, table: MetricTable[Any], items: Iterable[Any], cgroups: _Cgroups | None) -> list[Family]:
+    def _families(self, table: MetricTable[Any], items: Iterable[Any], cgroups: _CgroupLabels | None) -> list[Family]:
         found: list[dict[Labels, float | Histogram]] = [{} for _ in table.fields]
         counters, gauges, histograms = self._by_kind(table, found)
         names = tuple(table.labels)
@@ -232,7 +232,7 @@ class SeriesBuilder:
                     series[labels] = delays.add(value)
         for _, series, unknown in gauges:
             for labels in unknown & series.keys():
-                del series[labels]  # a sum of which a part is unknown
+                del series[labels]  # a part of this sum is unknown
         for f, series in zip(table.fields, found, strict=True):
             if f.kind == COUNTER:
                 series.update(self._counters[str(f.metric)].finish())
@@ -241,8 +241,10 @@ class SeriesBuilder:
 
     def _by_kind(
         self, table: MetricTable[Any], found: list[dict[Labels, float | Histogram]]
-    ) -> tuple[list[tuple[Get, Accumulator]], list[tuple[Get, Any, set[Labels]]], list[tuple[Get, Any, Delays]]]:
-        """(getter, where its values go) of the fields of `table`; of gauges, where unknown ones are noted, too."""
+    ) -> tuple[
+        list[tuple[Get, Accumulator]], list[tuple[Get, Any, set[Labels]]], list[tuple[Get, Any, DelayHistogram]]
+    ]:
+        """(getter, where its values go) of the fields of `table`; for gauges also a set of labels without a sum."""
         counters, histograms = [], []
         gauges: list[tuple[Get, Any, set[Labels]]] = []
         for f, series in zip(table.fields, found, strict=True):
@@ -250,14 +252,14 @@ class SeriesBuilder:
             if f.kind == COUNTER:
                 counters.append((f.get, self._counters.setdefault(metric, Accumulator())))
             elif f.kind == HISTOGRAM:
-                histograms.append((f.get, series, self._delays.setdefault(metric, Delays())))
+                histograms.append((f.get, series, self._delays.setdefault(metric, DelayHistogram())))
             else:
                 gauges.append((f.get, series, set()))
         return counters, gauges, histograms
 
 
-class _Known(dict[str, bool]):
-    """Answers of a function, kept: there are many pairs, of few caches."""
+class _Answers(dict[str, bool]):
+    """Keeps the answers of a function: there are many pairs, but few caches."""
 
     def __init__(self, ask: Callable[[str], bool]) -> None:
         super().__init__()
@@ -269,7 +271,7 @@ class _Known(dict[str, bool]):
 
 
 def _pairs(items: Iterable[Iterable[Any]]) -> Iterable[tuple[int, str]]:
-    """(cgroup id, cache label) of what has both."""
+    """(cgroup id, cache label) of all items that have both."""
     for table, some in zip(METRICS, items, strict=True):
         if CGROUP_LABEL in table.labels and not _is_of_cgroup(table):
             get = table.labels["cache"]
@@ -282,12 +284,12 @@ def _is_of_cgroup(table: MetricTable[Any]) -> bool:
 
 
 def _cgroup_id(item: Any) -> int:
-    """Of an item of a table with a cgroup label: a Cgroup, or (Pair, path)."""
+    """The id for an item of a table with a cgroup label: a Cgroup, or (Pair, path)."""
     return item.id if isinstance(item, Cgroup) else int(item[0].cgroup_id)
 
 
 def _identity(item: Any, labels: Labels) -> Hashable:
-    """What stays the same about an item from snapshot to snapshot, when its labels do not tell it apart."""
+    """What identifies an item from snapshot to snapshot: several items may have the same labels."""
     if isinstance(item, Cgroup):
         return item.id
     if isinstance(item, Cache):

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from kmemwatch.attach.handover import CHILD_DIRECTORY, child_environ
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.exporter.frames import Frame
+from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.kernel.lifeline import LOOK_S, SILENT_LOOKS, TiedProcess
 from kmemwatch.serve import wire
 
@@ -58,7 +58,7 @@ class HttpProcess:
         self._silent = 0
         self._is_hung = False
         self._wake = threading.Condition()
-        self._frame: Frame | None = None
+        self._frame: PublishedSnapshot | None = None
         self._control: deque[object] = deque()
         self._stopping = False
         self._sender = threading.Thread(target=self._send_all, name="to http", daemon=True)
@@ -107,7 +107,7 @@ class HttpProcess:
         poll.register(self._channel, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000)) and wire.receive_answer(self._channel)
 
-    def forward(self, frame: Frame) -> None:
+    def forward(self, frame: PublishedSnapshot) -> None:
         """Send `frame` soon, unless a newer one comes first; never blocks."""
         with self._wake:
             self._frame = frame

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where what is on the HTTP server."""
+"""The paths of the daemon's pages."""
 
 from __future__ import annotations
 
 from kmemwatch.errors import UsageError
 
-METRICS_PATH = "/metrics"
 SNAPSHOT_PATH = "/api/v1/snapshot"
 HEALTHY_PATH = "/-/healthy"
 READY_PATH = "/-/ready"
@@ -13,7 +12,7 @@ LANDING_PATH = "/"
 
 
 def check_telemetry_path(path: str) -> None:
-    """Raise UsageError for what cannot be the path of the metrics."""
+    """Raise UsageError unless the metrics can have this path."""
     if path in (SNAPSHOT_PATH, HEALTHY_PATH, READY_PATH):
         raise UsageError(f"--web.telemetry-path: {path} is another page", "for example /metrics")
     if not path.startswith("/") or not path.isprintable() or set(path) & set("?#% \\"):

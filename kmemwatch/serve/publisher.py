@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The thread that owns the feed and publishes its latest snapshot; nobody who reads it ever waits for it."""
+"""The thread that takes snapshots from the feed and publishes them; its readers never wait for it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 
 from kmemwatch.cacheids import without_addresses
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.exporter.frames import STALE_INTERVALS, Frame, Latest, ReaderState
+from kmemwatch.exporter.published import STALE_INTERVALS, LatestSnapshot, PublishedSnapshot, ReaderCost
 from kmemwatch.feeds.feed import Feed
 
 _STOP_S = 1.0
 
 
-def _nothing(frame: Frame) -> None:
+def _nothing(published: PublishedSnapshot) -> None:
     pass
 
 
 class Publisher:
-    """Asks `feed` for a snapshot every `interval_s` and keeps the latest. `feed` is closed by `stop`."""
+    """Takes a snapshot from `feed` every `interval_s` and keeps the latest. `stop` closes `feed`."""
 
     def __init__(
         self,
@@ -29,34 +29,27 @@ class Publisher:
         log: Callable[[str], None],
         can_go_stale: bool = True,
         *,
-        forward: Callable[[Frame], None] = _nothing,
-        reader: Callable[[], ReaderState | None] = lambda: None,
+        forward: Callable[[PublishedSnapshot], None] = _nothing,
+        reader: Callable[[], ReaderCost | None] = lambda: None,
     ) -> None:
-        """`can_go_stale` False: a snapshot stays valid, as for a recording, which ends.
+        """`can_go_stale`: False for a recording, which ends; its last snapshot stays current.
 
-        `forward` gets each frame as well, from the thread, and must not block; `reader` says what reading costs.
+        The thread calls `forward` with each snapshot, which must not block. `reader`: returns what reading costs.
         """
         self._feed = feed
         self._interval_s = interval_s
         self._log = log
         self._ends = not can_go_stale
-        self._latest = Latest(STALE_INTERVALS * interval_s if can_go_stale else float("inf"))
+        self.latest = LatestSnapshot(STALE_INTERVALS * interval_s if can_go_stale else float("inf"))
         self._forward = forward
         self._reader = reader
         self._error: BaseException | None = None
         self._died = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
-        self.frame = self._latest.frame
-        self.problem = self._latest.problem
-
-    @property
-    def latest(self) -> Latest:
-        """What is published."""
-        return self._latest
 
     def start(self) -> None:
-        """Begin; `frame` is None until the first snapshot is there."""
+        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -67,7 +60,7 @@ class Publisher:
             self._thread.join(_STOP_S)
 
     def wait(self, timeout_s: float) -> None:
-        """Block for `timeout_s`; when the thread dies, raise at once what it died of."""
+        """Block for `timeout_s`; if the thread dies, raise its exception at once."""
         if self._died.wait(timeout_s) and self._error is not None:
             raise self._error
 
@@ -76,17 +69,17 @@ class Publisher:
             self._publish()
         except BaseException as exc:  # noqa: BLE001 - `wait` raises it in the thread that can report it
             self._error = exc
-            self._latest.fail(f"the snapshot thread died: {without_addresses(str(exc))}")
+            self.latest.fail(f"the snapshot thread died: {without_addresses(str(exc))}")
             self._died.set()
 
     def _publish(self) -> None:
         said: str | None = None
         delay_s = 0.0
         while (snapshot := self._feed.next_snapshot(delay_s)) is not None:
-            frame = Frame(snapshot, time.monotonic(), self._reader())
-            self._latest.publish(frame)
-            self._forward(frame)
-            # A daemon hands out states; unread events would only pile up.
+            published = PublishedSnapshot(snapshot, time.monotonic(), self._reader())
+            self.latest.publish(published)
+            self._forward(published)
+            # The daemon serves no events; unread ones would only pile up.
             self._feed.take_events()
             if (notice := self._feed.notice) != said and notice:
                 self._log(notice)

@@ -23,7 +23,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
-from kmemwatch.exporter.frames import Frame, ReaderState
+from kmemwatch.exporter.published import PublishedSnapshot, ReaderCost
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.model import Cgroup, Pair, Snapshot
 from kmemwatch.web.config import LoadedConfig
@@ -43,7 +43,7 @@ class FrameMessage:
 
     packed: bytes
     published_s: float
-    reader: ReaderState | None
+    reader: ReaderCost | None
 
     def open(self) -> Snapshot:
         """The snapshot."""
@@ -56,9 +56,9 @@ class FrameMessage:
         )
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> PublishedSnapshot:
         """The same as a Frame."""
-        return Frame(self, self.published_s, self.reader)
+        return PublishedSnapshot(self, self.published_s, self.reader)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Settings:
     max_series: int
     stale_s: float
     selection: SelectionOptions
-    reader: ReaderState
+    reader: ReaderCost
     web: LoadedConfig | None
 
 
@@ -89,7 +89,7 @@ class BrokenWeb:
     why: str
 
 
-def pack(frame: Frame) -> FrameMessage:
+def pack(frame: PublishedSnapshot) -> FrameMessage:
     """`frame` for the other side."""
     snapshot = frame.snapshot
     # Column by column: there may be 65,536 pairs, and an object each takes six times as long.

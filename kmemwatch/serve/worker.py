@@ -20,10 +20,10 @@ import threading
 from collections.abc import Callable, Sequence
 
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.exporter.exclusion import Exclusion
+from kmemwatch.exporter.daemon import WebConfigStatus
 from kmemwatch.exporter.exposition import Exposition
-from kmemwatch.exporter.frames import Latest
-from kmemwatch.exporter.own import WebConfigStatus
+from kmemwatch.exporter.published import LatestSnapshot
+from kmemwatch.exporter.selection import SnapshotFilter
 from kmemwatch.kernel import lifeline
 from kmemwatch.serve import wire
 from kmemwatch.serve.app import App
@@ -52,18 +52,18 @@ class Worker:
         """`beat`: of `server.Server`. Raises UsageError for a web configuration that cannot be used."""
         self._log = log
         self._clients = ClientLog(log)
-        self._latest = Latest(settings.stale_s)
+        self._latest = LatestSnapshot(settings.stale_s)
         self._latest.reader = settings.reader
         web = settings.web
         self._web = None if web is None else WebConfigStatus(True, web.loaded_at_s)
         self._exposition = Exposition(
-            self._latest.frame,
+            self._latest.current,
             settings.max_series,
             settings.selection.selection(),
             reader=lambda: self._latest.reader,
             web=self._web,
         )
-        shown = Exclusion(settings.selection)
+        shown = SnapshotFilter(settings.selection)
         self._access = AccessControl(
             App(self._latest, self._exposition, settings.telemetry_path, self._clients.say, shown)
         )

@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from prometheus_client import exposition as text_exposition
 from prometheus_client import parser as text_parser
+from prometheus_client.core import Metric
 from prometheus_client.openmetrics import exposition as openmetrics_exposition
 from prometheus_client.openmetrics import parser as openmetrics_parser
+from prometheus_client.registry import Collector
 
-from kmemwatch.exporter.collector import FamiliesCollector
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.folding import OTHER
-from kmemwatch.exporter.frames import Frame
-from kmemwatch.exporter.selection import ALL, Selection
-from kmemwatch.exporter.series import Delays, SeriesBuilder
-from kmemwatch.exporter.text import write_text
+from kmemwatch.exporter.formats import to_metric, write_text
+from kmemwatch.exporter.published import PublishedSnapshot
+from kmemwatch.exporter.selection import ALL, SeriesSelection
+from kmemwatch.exporter.series import DelayHistogram, Family, SeriesBuilder
 from kmemwatch.model import DYING, ONLINE, RELEASED, Cache, Cgroup, Pair, Snapshot
 from kmemwatch.views.fields import label
 from tests.unit import fakes, strategies
@@ -89,16 +90,26 @@ PROMISED = {
 SERVING_SERIES = [name for name in PROMISED if name.startswith(("scrape", "snapshot_age", "folded", "process_"))]
 
 
+class PrometheusClientFamilies(Collector):
+    """Families for prometheus_client's own writers."""
+
+    def __init__(self, families: Iterable[Family]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return map(to_metric, self._families)
+
+
 class Scraper:
     """An exposition whose snapshot a test sets."""
 
-    def __init__(self, max_series: int = 20_000, selection: Selection = ALL) -> None:
-        self.frame: Frame | None = None
+    def __init__(self, max_series: int = 20_000, selection: SeriesSelection = ALL) -> None:
+        self.frame: PublishedSnapshot | None = None
         self.exposition = Exposition(lambda: self.frame, max_series, selection)
 
     def text(self, snapshot: Snapshot | None, accept: str = "") -> str:
-        self.frame = None if snapshot is None else Frame(snapshot, time.monotonic())
-        return b"".join(self.exposition.render(accept, packed=False)[1]).decode("utf-8")
+        self.frame = None if snapshot is None else PublishedSnapshot(snapshot, time.monotonic())
+        return b"".join(self.exposition.render(accept, compressed=False)[1]).decode("utf-8")
 
     def scrape(self, snapshot: Snapshot | None, accept: str = "") -> Series:
         """All series of kmemwatch; fails on duplicates."""
@@ -241,8 +252,8 @@ def test_the_text_says_what_the_snapshot_says(snapshot: Snapshot, accept: str) -
 def test_formats_agree_and_gzip_is_the_same(snapshot: Snapshot) -> None:
     scraper = Scraper()
     plain = scraper.scrape(snapshot)
-    open_ = series_of(parse_openmetrics(b"".join(scraper.exposition.render(OPENMETRICS, packed=False)[1]).decode()))
-    packed = gzip.decompress(b"".join(scraper.exposition.render("", packed=True)[1])).decode()
+    open_ = series_of(parse_openmetrics(b"".join(scraper.exposition.render(OPENMETRICS, compressed=False)[1]).decode()))
+    packed = gzip.decompress(b"".join(scraper.exposition.render("", compressed=True)[1])).decode()
     changing = {"scrapes_total", "scrape_duration_seconds_total", "snapshot_age_seconds"}
     changing |= {"process_cpu_seconds_total", "process_resident_memory_bytes"}
 
@@ -259,7 +270,7 @@ def test_our_text_is_what_prometheus_client_writes(snapshot: Snapshot, openmetri
     families = SeriesBuilder(20_000).build(snapshot).families
     ours = b"".join(write_text(families, openmetrics)).decode("utf-8") + ("# EOF\n" if openmetrics else "")
     encode = openmetrics_exposition.generate_latest if openmetrics else text_exposition.generate_latest
-    theirs = encode(FamiliesCollector(families)).decode("utf-8")
+    theirs = encode(PrometheusClientFamilies(families)).decode("utf-8")
     parse = parse_openmetrics if openmetrics else parse_text
     assert plain(parse(ours)) == plain(parse(theirs))
     comments = [line for line in ours.splitlines() if line.startswith("#")]
@@ -270,7 +281,7 @@ def test_one_snapshot_is_written_once() -> None:
     scraper = Scraper()
     scraper.text(fakes.sample())
     scraper.scrape(fakes.sample(5))
-    again = b"".join(scraper.exposition.render("", packed=False)[1]).decode()
+    again = b"".join(scraper.exposition.render("", compressed=False)[1]).decode()
     assert pick(series_of(parse_text(again)), "scrapes_total") == {(): 2.0}
 
 
@@ -450,7 +461,7 @@ def test_slabs_of_the_dying_drain_to_0() -> None:
 @given(st.lists(st.floats(0, 1e6), max_size=60), st.integers(1, 10), st.integers(1, 12))
 def test_the_histogram_counts_each_release_once(delays: list[float], step: int, kept: int) -> None:
     unique = list(dict.fromkeys(delays))
-    histogram, result = Delays(), None
+    histogram, result = DelayHistogram(), None
     step = min(step, kept)  # the producer keeps at least what is new
     for end in range(0, len(unique) + step, step):
         seen = unique[:end]

@@ -72,11 +72,13 @@ def test_the_real_daemon_is_read() -> None:
         listener = stack.enter_context(listen("127.0.0.1:0"))
         publisher = Publisher(FakeFeed([fakes.odd(i) for i in range(50)], waits=True), 0.1, lambda line: None)
         stack.callback(publisher.stop)
-        server = Server(App(publisher, Exposition(publisher.frame, 20_000), "/metrics", print), [listener])
+        server = Server(
+            App(publisher.latest, Exposition(publisher.latest.current, 20_000), "/metrics", print), [listener]
+        )
         stack.callback(server.stop)
         publisher.start()
         server.start()
-        while publisher.frame() is None:
+        while publisher.latest.current() is None:
             time.sleep(0.01)
         feed = RemoteFeed(f"127.0.0.1:{listener.getsockname()[1]}")
         seen = [feed.next_snapshot(0.15) for _ in range(4)]

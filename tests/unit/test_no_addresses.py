@@ -24,7 +24,7 @@ from kmemwatch.cli import doctor
 from kmemwatch.cli.diagnosis import Diagnosis, report
 from kmemwatch.cli.main import report as report_error
 from kmemwatch.codec import event_to_dict, snapshot_to_dict, snapshot_to_json
-from kmemwatch.exporter.frames import Frame
+from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.feeds.recording.format import _line, header_line, snapshot_line
@@ -115,7 +115,7 @@ def test_the_host_has_all_that_refers_to_caches(seen: tuple[list[Snapshot], list
 def test_everything_that_is_served(start: Sites, seen: tuple[list[Snapshot], list[Event]]) -> None:
     site = start()
     for snapshot in seen[0]:
-        message = wire.pack(Frame(snapshot, time.monotonic()))
+        message = wire.pack(PublishedSnapshot(snapshot, time.monotonic()))
         for pointer in POINTERS + CSS:
             assert struct.pack("<Q", pointer) not in message.packed, "the process that serves is not given any"
         site.worker._take(message)
@@ -223,8 +223,8 @@ def test_an_error_that_nobody_expected_is_told_without_them(
     monkeypatch.setattr(feed, "next_snapshot", broken)
     publisher = Publisher(feed, 60, print)
     publisher._run()
-    assert (publisher.problem() or "").startswith("the snapshot thread died: ")
-    assert_clean(publisher.problem() or "")
+    assert (publisher.latest.problem() or "").startswith("the snapshot thread died: ")
+    assert_clean(publisher.latest.problem() or "")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_an_older_recording_plays_and_its_addresses_go_no_further(tmp_path: Path
     for one in (first, second):
         assert_clean(snapshot_to_json(one))
         site = start()
-        site.worker._take(wire.pack(Frame(one, time.monotonic())))
+        site.worker._take(wire.pack(PublishedSnapshot(one, time.monotonic())))
         assert_clean(site.ask("/api/v1/snapshot")[2].decode())
     with RecordingWriter(str(path)) as writer:
         writer.begin(second)

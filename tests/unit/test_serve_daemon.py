@@ -24,7 +24,7 @@ from hypothesis import given, settings
 
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter.exposition import Exposition
-from kmemwatch.exporter.frames import Frame, Latest, ProgramRuns, ReaderState
+from kmemwatch.exporter.published import LatestSnapshot, ProgramRuns, PublishedSnapshot, ReaderCost
 from kmemwatch.model import Snapshot
 from kmemwatch.serve import wire
 from kmemwatch.serve.http_process import KEPT_VARIABLES, HttpProcess
@@ -32,7 +32,7 @@ from tests.unit import fakes, strategies
 from tests.unit.certificates import Authority
 
 ROOT = Path(__file__).parents[2]
-READER = ReaderState(1.5, 20 << 20, 90 << 20, 40, 1_700_000_000.0, {"alloc/raw_tp:kmalloc": ProgramRuns(3, 2_000)})
+READER = ReaderCost(1.5, 20 << 20, 90 << 20, 40, 1_700_000_000.0, {"alloc/raw_tp:kmalloc": ProgramRuns(3, 2_000)})
 
 
 class Daemon:
@@ -370,7 +370,7 @@ def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
 @given(strategies.snapshots)
 @settings(max_examples=100)
 def test_a_frame_comes_out_as_it_went_in(snapshot: Snapshot) -> None:
-    frame = Frame(snapshot, 12.5, READER)
+    frame = PublishedSnapshot(snapshot, 12.5, READER)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(True)
@@ -386,7 +386,7 @@ def test_a_frame_comes_out_as_it_went_in(snapshot: Snapshot) -> None:
 
 @pytest.mark.parametrize("make", [fakes.sample, fakes.patched, fakes.odd, fakes.lossy, fakes.unknown, fakes.empty])
 def test_every_kind_of_snapshot_goes_through(make: Callable[[], Snapshot]) -> None:
-    assert wire.pack(Frame(make(), 0.0)).open() == make()
+    assert wire.pack(PublishedSnapshot(make(), 0.0)).open() == make()
 
 
 def test_half_a_message_is_the_end() -> None:
@@ -421,16 +421,16 @@ def test_no_answer() -> None:
 
 class Scraped:
     def __init__(self) -> None:
-        self.latest = Latest(60.0)
-        self.exposition = Exposition(self.latest.frame, 20_000, reader=lambda: self.latest.reader)
+        self.latest = LatestSnapshot(60.0)
+        self.exposition = Exposition(self.latest.current, 20_000, reader=lambda: self.latest.reader)
 
-    def take(self, frame: Frame) -> None:
+    def take(self, frame: PublishedSnapshot) -> None:
         """As the worker does."""
         self.exposition.prepare(frame, self.latest.last())
         self.latest.publish(frame)
 
     def text(self) -> str:
-        return b"".join(self.exposition.render("", packed=False)[1]).decode()
+        return b"".join(self.exposition.render("", compressed=False)[1]).decode()
 
 
 class Counted:
@@ -448,39 +448,39 @@ class Counted:
 def test_a_snapshot_is_opened_only_if_somebody_asks() -> None:
     scraped, packed = Scraped(), [Counted(fakes.sample(i)) for i in range(4)]
     for one in packed[:2]:
-        scraped.take(Frame(one, time.monotonic()))
+        scraped.take(PublishedSnapshot(one, time.monotonic()))
     assert [one.opened for one in packed] == [0, 0, 0, 0]
     scraped.text()
     scraped.text()
     assert [one.opened for one in packed] == [0, 1, 0, 0], "once, however many ask"
-    scraped.take(Frame(packed[2], time.monotonic()))
+    scraped.take(PublishedSnapshot(packed[2], time.monotonic()))
     assert [one.opened for one in packed] == [0, 1, 1, 0], "nobody shall wait for it: the one before was asked for"
-    scraped.take(Frame(packed[3], time.monotonic()))
+    scraped.take(PublishedSnapshot(packed[3], time.monotonic()))
     assert [one.opened for one in packed] == [0, 1, 1, 0], "nobody asked for the one before"
 
 
 def test_what_is_prepared_is_what_would_be_written() -> None:
     prepared, asked = Scraped(), Scraped()
     for i in range(4):
-        prepared.take(Frame(fakes.sample(i), time.monotonic()))
+        prepared.take(PublishedSnapshot(fakes.sample(i), time.monotonic()))
         prepared.text()
-        prepared.exposition.render("application/openmetrics-text; version=1.0.0", packed=True)
-    asked.take(Frame(fakes.sample(0), time.monotonic()))
+        prepared.exposition.render("application/openmetrics-text; version=1.0.0", compressed=True)
+    asked.take(PublishedSnapshot(fakes.sample(0), time.monotonic()))
     asked.text()
-    asked.take(Frame(fakes.sample(3), time.monotonic()))
+    asked.take(PublishedSnapshot(fakes.sample(3), time.monotonic()))
 
     def lines(text: str) -> list[str]:
         return [line for line in text.splitlines() if not re.match("(kmemwatch_)?(process|scrape|snapshot_age)", line)]
 
     assert lines(prepared.text()) == lines(asked.text())
-    _, parts = prepared.exposition.render("", packed=True)
+    _, parts = prepared.exposition.render("", compressed=True)
     assert lines(gzip.decompress(b"".join(parts)).decode()) == lines(asked.text())
 
 
 def test_what_the_daemon_costs_is_the_sum_of_its_processes() -> None:
     alone, both = Scraped(), Scraped()
     for scraped, reader in ((alone, None), (both, READER)):
-        scraped.take(Frame(fakes.sample(), time.monotonic(), reader))
+        scraped.take(PublishedSnapshot(fakes.sample(), time.monotonic(), reader))
 
     def value(scraped: Scraped, name: str) -> float | None:
         found = [line.split()[-1] for line in scraped.text().splitlines() if line.startswith(f"{name} ")]
@@ -507,9 +507,9 @@ def test_what_the_daemon_costs_is_the_sum_of_its_processes() -> None:
 
 def test_what_the_reader_costs_stays_known_when_its_snapshots_are_old() -> None:
     scraped = Scraped()
-    scraped.take(Frame(fakes.sample(), time.monotonic() - 100, READER))
+    scraped.take(PublishedSnapshot(fakes.sample(), time.monotonic() - 100, READER))
     text = scraped.text()
     assert "kmemwatch_cgroup_kernel_bytes" not in text
     assert 'kmemwatch_process_cpu_seconds_total{process="reader"} 1.5' in text
-    scraped.take(Frame(fakes.sample(), time.monotonic(), replace(READER, cpu_s=2.5)))
+    scraped.take(PublishedSnapshot(fakes.sample(), time.monotonic(), replace(READER, cpu_s=2.5)))
     assert 'kmemwatch_process_cpu_seconds_total{process="reader"} 2.5' in scraped.text()

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from kmemwatch.exporter.accept import accepts_gzip, choose_format
+from kmemwatch.exporter.formats import accepts_gzip, choose_format
 from kmemwatch.serve.app import App
 from kmemwatch.web.clientlog import LIMIT, MAX_CHARS, ClientLog
 from tests.unit.web import Site, sites

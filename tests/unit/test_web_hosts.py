@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kmemwatch.exporter.exposition import Exposition
-from kmemwatch.exporter.frames import Frame, Latest
+from kmemwatch.exporter.published import LatestSnapshot, PublishedSnapshot
 from kmemwatch.serve.app import App
 from kmemwatch.web.access import AccessControl, is_misdirected
 from kmemwatch.web.listening import listen
@@ -130,9 +130,9 @@ def test_a_request_of_http_1_0_without_a_host_is_answered(start: Sites) -> None:
 
 def test_a_unix_socket_answers_to_any_name(tmp_path: Path) -> None:
     listener = listen(f"unix:{tmp_path}/kmemwatch.sock")
-    latest = Latest(60)
-    latest.publish(Frame(fakes.sample(), time.monotonic()))
-    server = Server(AccessControl(App(latest, Exposition(latest.frame, 20_000), "/metrics", print)), [listener])
+    latest = LatestSnapshot(60)
+    latest.publish(PublishedSnapshot(fakes.sample(), time.monotonic()))
+    server = Server(AccessControl(App(latest, Exposition(latest.current, 20_000), "/metrics", print)), [listener])
     server.start()
     try:
         with closing(socket.socket(socket.AF_UNIX)) as client:

@@ -18,8 +18,8 @@ from msgspec.structs import replace
 
 from kmemwatch.codec import snapshot_from_json
 from kmemwatch.errors import KmemwatchError, UsageError
-from kmemwatch.exporter.accept import accepts_gzip
 from kmemwatch.exporter.exposition import Exposition
+from kmemwatch.exporter.formats import accepts_gzip
 from kmemwatch.feeds.feed import Feed
 from kmemwatch.model import Event, Snapshot
 from kmemwatch.serve.app import App
@@ -71,7 +71,9 @@ def run() -> Iterator[Run]:
             listener = stack.enter_context(listen("127.0.0.1:0"))
             publisher = Publisher(feed, interval_s, logged.append, can_go_stale)
             stack.callback(publisher.stop)
-            server = Server(App(publisher, Exposition(publisher.frame, 20_000), path, logged.append), [listener])
+            server = Server(
+                App(publisher.latest, Exposition(publisher.latest.current, 20_000), path, logged.append), [listener]
+            )
             stack.callback(server.stop)
             publisher.start()
             server.start()
@@ -83,7 +85,7 @@ def run() -> Iterator[Run]:
 @pytest.fixture
 def daemon(run: Run) -> Daemon:
     daemon = run(FakeFeed([fakes.sample()]))
-    daemon.until(lambda: daemon.publisher.frame() is not None)
+    daemon.until(lambda: daemon.publisher.latest.current() is not None)
     return daemon
 
 
@@ -155,7 +157,7 @@ def test_landing_page(daemon: Daemon) -> None:
 def test_landing_page_escapes_what_it_shows(run: Run) -> None:
     host = replace(fakes.sample().host, hostname="<script>\udcff&")
     daemon = run(FakeFeed([replace(fakes.sample(), host=host)]))
-    daemon.until(lambda: daemon.publisher.frame() is not None)
+    daemon.until(lambda: daemon.publisher.latest.current() is not None)
     page = daemon.ask("/")[2].decode()
     assert "&lt;script&gt;\\xff&amp;" in page
     assert "<script>" not in page
@@ -315,7 +317,7 @@ def test_an_error_in_a_page_is_one_log_line(daemon: Daemon, monkeypatch: pytest.
     def broken(*args: object) -> str:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("kmemwatch.serve.app.landing_page", broken)
+    monkeypatch.setattr("kmemwatch.serve.app._landing_page", broken)
     status, _, body = daemon.ask("/")
     assert (status, body) == (500, b"500 internal error\n")
     assert daemon.logged == ["/: internal error: RuntimeError: boom"]

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from kmemwatch.exporter.frames import Frame
+from kmemwatch.exporter.published import PublishedSnapshot, reader_cost
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.serve import wire
-from kmemwatch.serve.reader import ReaderProbe
 from kmemwatch.serve.wire import BrokenWeb, NewWeb, Settings
 from kmemwatch.serve.worker import Worker
 from kmemwatch.web.configfiles import WebConfigFiles
@@ -43,12 +42,12 @@ class Site:
             max_series=20_000,
             stale_s=60.0,
             selection=selection,
-            reader=ReaderProbe().state({}),
+            reader=reader_cost({}),
             web=self.files.load(),
         )
         self.worker = Worker(settings, self.logged.append)
         self.worker.start()
-        self.worker._take(wire.pack(Frame(fakes.sample(), time.monotonic())))
+        self.worker._take(wire.pack(PublishedSnapshot(fakes.sample(), time.monotonic())))
 
     def ask(
         self,

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Metrics of the exporter itself: fresh in every scrape, and few."""
+"""The metrics of the daemon itself, made anew for each scrape."""
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import Metric
 
-from kmemwatch.exporter.collector import to_metric
-from kmemwatch.exporter.frames import ReaderState
+from kmemwatch.exporter.formats import to_metric
+from kmemwatch.exporter.published import ReaderCost, memory_bytes, processor_s
 from kmemwatch.exporter.series import Family, Histogram
 from kmemwatch.exporter.serving import SERVING, SERVING_TABLES, Process, Program, Serving
 from kmemwatch.units import NS_PER_S
@@ -31,15 +29,15 @@ class WebConfigStatus:
     """Since the epoch, of the configuration in use."""
 
 
-class OwnProcess:
-    """What this process costs, as /proc says."""
+class ProcessMetrics:
+    """Prometheus' usual ``process_*`` metrics, summed over both processes of the daemon."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
 
-    def metrics(self, reader: ReaderState | None) -> list[Metric]:
-        """``process_*`` of the whole daemon: what the reading process told last is added."""
+    def metrics(self, reader: ReaderCost | None) -> list[Metric]:
+        """Those of this process, with the last known cost of the reading process added."""
         found = list(self._registry.collect())
         for metric in found:
             for index, sample in enumerate(metric.samples):
@@ -47,7 +45,7 @@ class OwnProcess:
         return found
 
 
-def _with(name: str, value: float, reader: ReaderState | None) -> float:
+def _with(name: str, value: float, reader: ReaderCost | None) -> float:
     if reader is None:
         return value
     if name == "process_start_time_seconds":
@@ -61,22 +59,20 @@ def _with(name: str, value: float, reader: ReaderState | None) -> float:
     return value + more.get(name, 0)
 
 
-def processes(reader: ReaderState | None) -> tuple[Process, ...]:
-    """This one, which serves HTTP, and the one that reads the kernel."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    own = Process(HTTP, usage.ru_utime + usage.ru_stime, resident)
-    return (own,) if reader is None else (own, Process(READER, reader.cpu_s, reader.resident_bytes))
+def processes(reader: ReaderCost | None) -> tuple[Process, ...]:
+    """This process, which serves HTTP, and the one that reads the kernel."""
+    http = Process(HTTP, processor_s(), memory_bytes()[1])
+    return (http,) if reader is None else (http, Process(READER, reader.cpu_s, reader.resident_bytes))
 
 
-def programs(reader: ReaderState | None) -> tuple[Program, ...]:
-    """BPF programs that the kernel counts runs of."""
+def programs(reader: ReaderCost | None) -> tuple[Program, ...]:
+    """BPF programs of which the kernel counts runs."""
     counted = {} if reader is None else reader.programs
     return tuple(Program(name, runs.runs, runs.run_ns / NS_PER_S) for name, runs in sorted(counted.items()))
 
 
 def serving_metrics(serving: Serving) -> Iterator[Metric]:
-    """`serving` as metrics; what is not known is absent."""
+    """`serving` as metrics; unknown figures are absent."""
     for field in SERVING:
         value = field.get(serving)
         if isinstance(value, (int, float)):

@@ -14,9 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kmemwatch.exporter.exclusion import Exclusion
-from kmemwatch.exporter.frames import Frame
-from kmemwatch.exporter.selection import SelectionOptions
+from kmemwatch.exporter.published import PublishedSnapshot
+from kmemwatch.exporter.selection import SelectionOptions, SnapshotFilter
 from kmemwatch.model import (
     DYING,
     FROM_NONE,
@@ -121,7 +120,7 @@ subsets = st.sets(st.integers(0, CGROUPS - 1)), st.sets(st.integers(0, ROOTS - 1
 
 def answers(site: object, snapshot: Snapshot) -> str:
     """Everything that is served."""
-    site.worker._take(wire.pack(Frame(snapshot, time.monotonic())))  # type: ignore[attr-defined]
+    site.worker._take(wire.pack(PublishedSnapshot(snapshot, time.monotonic())))  # type: ignore[attr-defined]
     ask = site.ask  # type: ignore[attr-defined]
     texts = [ask(page)[2].decode() for page in PAGES]
     return "\n".join([*texts, *(ask("/metrics", headers={"Accept": kind})[2].decode() for kind in FORMATS)])
@@ -157,7 +156,7 @@ def test_no_answer_names_what_is_excluded(
         assert CACHES[number] not in text
         assert IDS[number] not in text
     # And what is not excluded is there as before.
-    shown = Exclusion(options(cgroups, caches, include))(host)
+    shown = SnapshotFilter(options(cgroups, caches, include))(host)
     assert [c.path for c in shown.cgroups] == [path for n, path in enumerate(PATHS) if n not in cgroups]
     assert [c.name for c in shown.caches if c.root is None] == [n for i, n in enumerate(CACHES) if i not in caches]
     kept = {c.id for c in shown.cgroups}
@@ -166,14 +165,14 @@ def test_no_answer_names_what_is_excluded(
 
 def test_without_expressions_nothing_is_touched() -> None:
     host = fakes.patched()
-    assert Exclusion(SelectionOptions())(host) is host
+    assert SnapshotFilter(SelectionOptions())(host) is host
 
 
 def test_a_child_cache_goes_with_its_root_its_owner_or_its_own_name() -> None:
     host = fakes.patched()
 
     def children(**expressions: Any) -> list[str]:
-        return [c.name for c in Exclusion(SelectionOptions(**expressions))(host).caches if c.root is not None]
+        return [c.name for c in SnapshotFilter(SelectionOptions(**expressions))(host).caches if c.root is not None]
 
     every = [c.name for c in host.caches if c.root is not None]
     dentries = [name for name in every if name.startswith("dentry")]
@@ -187,7 +186,7 @@ def test_a_child_cache_goes_with_its_root_its_owner_or_its_own_name() -> None:
 
 def test_figures_of_the_whole_host_stay() -> None:
     host = fakes.patched()
-    shown = Exclusion(SelectionOptions(cgroup_exclude=[".*"], cache_exclude=[".*"]))(host)
+    shown = SnapshotFilter(SelectionOptions(cgroup_exclude=[".*"], cache_exclude=[".*"]))(host)
     assert (shown.cgroups, shown.caches, shown.pairs) == ((), (), ())
     assert (shown.totals, shown.lost, shown.probes) == (host.totals, host.lost, host.probes)
     assert shown.recharges.recharges_total == host.recharges.recharges_total
