@@ -67,94 +67,96 @@ static __always_inline int count_free_of(u64 object, u64 cache)
 }
 
 /*
- * The kernel runs no program inside itself: when an interrupt hits while one of ours counts, it skips it for what the
- * interrupt frees, and that may be everything that an RCU grace period has let go. So each hook has two programs. The
- * first counts and notes the object; the second, which runs right after it for the same event, counts only what has
- * no note. An interrupt inside the first finds the second free, and what it skips in the second the first has counted.
- * What both skip is `recursion_misses` of the first less what the second has `recovered`.
+ * The kernel never starts a program that already runs on the same CPU. So when an interrupt hits while a program counts an
+ * object, the kernel skips the program for everything that the interrupt frees, and that may be all that an RCU grace
+ * period has released. Each of these hooks therefore has two programs. The first counts the object and remembers it. The
+ * second (..._missed) runs right after the first for the same event, and counts only objects that were not remembered. An
+ * interrupt inside the first finds the second free, and the first has counted what an interrupt inside the second makes
+ * that one miss. Still missed: `recursion_misses` of the first, less what the second has counted in `missed_runs`.
  */
-#define NOTES 8
+#define REMEMBERED 8
 
-struct notes {
-	u64 next;        /* index of the next note, modulo NOTES */
-	u64 key[NOTES];  /* objects that the first program has counted and the second has not seen yet; 0: none */
-	u64 unused[7];   /* so that no two CPUs have a line in common */
+struct counted_objects {
+	u64 next;                /* index of the next object, modulo REMEMBERED */
+	u64 object[REMEMBERED];  /* counted by the first program, and not yet seen by the second; 0: none */
+	u64 unused[7];           /* so that no two CPUs share a cache line */
 };
 
-/* One for allocations, one for frees. */
-enum noted { NOTED_ALLOC, NOTED_FREE, NOTED };
+/* Signals that have a second program. */
+enum missed_signal { MISSED_ALLOC, MISSED_FREE, MISSED_SIGNALS };
 
-BPF_ARRAY(noted, struct notes, POSSIBLE_CPUS * NOTED); /* NOTED for each CPU; not a per-CPU array for the reason that slots are none */
-BPF_PERCPU_ARRAY(recovered, u64, NOTED); /* events that the second program counted */
+/* MISSED_SIGNALS entries for each CPU. Not a per-CPU array, as its lookup is a call before v6.10. */
+BPF_ARRAY(counted, struct counted_objects, POSSIBLE_CPUS * MISSED_SIGNALS);
+BPF_PERCPU_ARRAY(missed_runs, u64, MISSED_SIGNALS); /* runs that the first program missed, and the second made up for */
 
-static __always_inline struct notes *notes_of(u32 which)
+static __always_inline struct counted_objects *counted_objects_of(u32 which)
 {
-	u32 index = this_cpu() * NOTED + which;
+	u32 index = this_cpu() * MISSED_SIGNALS + which;
 
-	return noted.lookup(&index);
+	return counted.lookup(&index);
 }
 
-static __always_inline void note(int which, u64 key)
+static __always_inline void remember_counted(int which, u64 object)
 {
-	struct notes *notes = notes_of(which);
+	struct counted_objects *objects = counted_objects_of(which);
 	u64 index;
 
-	if (!notes)
+	if (!objects)
 		return;
-	index = notes->next % NOTES;
-	notes->key[index] = key;
-	/* An interrupt here notes in the same place what it has taken back before it ends. */
+	index = objects->next % REMEMBERED;
+	objects->object[index] = object;
+	/* An interrupt here uses the same index, and has removed its own objects before it ends. */
 	asm volatile("" ::: "memory");
-	notes->next = index + 1;
+	objects->next = index + 1;
 }
 
-/* Whether the first program has counted the event; takes its note, and later ones that nobody took, back. */
-static __always_inline int take_note(int which, u64 key)
+/* Whether the first program has counted the object. Removes it, and later ones that the second program never saw. */
+static __always_inline int take_counted(int which, u64 object)
 {
-	struct notes *notes = notes_of(which);
+	struct counted_objects *objects = counted_objects_of(which);
 	u64 index;
 	int i;
 
-	if (!notes)
+	if (!objects)
 		return 1;
 #pragma unroll
-	for (i = 1; i <= NOTES; i++) {
-		index = (notes->next - i) % NOTES;
-		if (notes->key[index] == key) {
-			notes->key[index] = 0;
-			notes->next = index;
+	for (i = 1; i <= REMEMBERED; i++) {
+		index = (objects->next - i) % REMEMBERED;
+		if (objects->object[index] == object) {
+			objects->object[index] = 0;
+			objects->next = index;
 			return 1;
 		}
 	}
 	return 0;
 }
 
-static __always_inline void count_recovered(int which)
+static __always_inline void count_missed_run(int which)
 {
-	u64 *count = recovered.lookup(&which);
+	u64 *count = missed_runs.lookup(&which);
 
 	if (count)
 		__sync_fetch_and_add(count, 1);
 }
 
-/* In both programs of a hook, before it counts: whether the event has been counted. */
-static __always_inline int is_counted(int again, int which, u64 object)
+/* Both programs of a hook call this before they count: whether the object has been counted. */
+static __always_inline int is_counted(int second, int which, u64 object)
 {
-	return again && take_note(which, object);
+	return second && take_counted(which, object);
 }
 
-/* The same, after it has counted. `object`: what the event is about, and no other event that is under way on this CPU. */
-static __always_inline int end_counting(int again, int which, u64 object)
+/* And this after they have counted. `object`: of the event; no other event that is under way on this CPU has the same. */
+static __always_inline int end_counting(int second, int which, u64 object)
 {
-	if (again)
-		count_recovered(which);
+	if (second)
+		count_missed_run(which);
 	else
-		note(which, object);
+		remember_counted(which, object);
 	return 0;
 }
 
 #define FIRST 0
-#define AGAIN 1
+#define SECOND 1
 
 /*
  * Programs of signal alloc.
@@ -163,11 +165,11 @@ static __always_inline int end_counting(int again, int which, u64 object)
  * kmem_alloc & avoid dereferencing fields when not using") (in v6.1); before, as kmem:kmalloc still does, (call_site, object,
  * bytes_req, bytes_alloc, gfp_flags).
  */
-static __always_inline int count_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_args *ctx, int again)
+static __always_inline int count_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_args *ctx, int second)
 {
 	u64 object = ctx->args[1];
 
-	if (is_counted(again, NOTED_ALLOC, object))
+	if (is_counted(second, MISSED_ALLOC, object))
 		return 0;
 #ifdef HAVE_CACHE_IN_TP_ALLOC
 	if (object)
@@ -175,17 +177,17 @@ static __always_inline int count_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_a
 #else
 	count_alloc_object(object, ctx->args[4]);
 #endif
-	return end_counting(again, NOTED_ALLOC, object);
+	return end_counting(second, MISSED_ALLOC, object);
 }
 
-static __always_inline int count_tp_kmalloc(struct bpf_raw_tracepoint_args *ctx, int again)
+static __always_inline int count_tp_kmalloc(struct bpf_raw_tracepoint_args *ctx, int second)
 {
 	u64 object = ctx->args[1];
 
-	if (is_counted(again, NOTED_ALLOC, object))
+	if (is_counted(second, MISSED_ALLOC, object))
 		return 0;
 	count_alloc_object(object, ctx->args[4]);
-	return end_counting(again, NOTED_ALLOC, object);
+	return end_counting(second, MISSED_ALLOC, object);
 }
 
 #ifdef USE_raw_tp_kmem_cache_alloc
@@ -194,9 +196,9 @@ int raw_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_args *ctx)
 	return count_tp_kmem_cache_alloc(ctx, FIRST);
 }
 
-int raw_tp_kmem_cache_alloc_again(struct bpf_raw_tracepoint_args *ctx)
+int raw_tp_kmem_cache_alloc_missed(struct bpf_raw_tracepoint_args *ctx)
 {
-	return count_tp_kmem_cache_alloc(ctx, AGAIN);
+	return count_tp_kmem_cache_alloc(ctx, SECOND);
 }
 #endif
 
@@ -206,9 +208,9 @@ int raw_tp_kmem_cache_alloc_node(struct bpf_raw_tracepoint_args *ctx)
 	return count_tp_kmem_cache_alloc(ctx, FIRST);
 }
 
-int raw_tp_kmem_cache_alloc_node_again(struct bpf_raw_tracepoint_args *ctx)
+int raw_tp_kmem_cache_alloc_node_missed(struct bpf_raw_tracepoint_args *ctx)
 {
-	return count_tp_kmem_cache_alloc(ctx, AGAIN);
+	return count_tp_kmem_cache_alloc(ctx, SECOND);
 }
 #endif
 
@@ -218,9 +220,9 @@ int raw_tp_kmalloc(struct bpf_raw_tracepoint_args *ctx)
 	return count_tp_kmalloc(ctx, FIRST);
 }
 
-int raw_tp_kmalloc_again(struct bpf_raw_tracepoint_args *ctx)
+int raw_tp_kmalloc_missed(struct bpf_raw_tracepoint_args *ctx)
 {
-	return count_tp_kmalloc(ctx, AGAIN);
+	return count_tp_kmalloc(ctx, SECOND);
 }
 #endif
 
@@ -230,22 +232,22 @@ int raw_tp_kmalloc_node(struct bpf_raw_tracepoint_args *ctx)
 	return count_tp_kmalloc(ctx, FIRST);
 }
 
-int raw_tp_kmalloc_node_again(struct bpf_raw_tracepoint_args *ctx)
+int raw_tp_kmalloc_node_missed(struct bpf_raw_tracepoint_args *ctx)
 {
-	return count_tp_kmalloc(ctx, AGAIN);
+	return count_tp_kmalloc(ctx, SECOND);
 }
 #endif
 
 /* kmem_cache_alloc(cache, gfp), kmem_cache_alloc_lru(cache, lru, gfp) and their like, at return: the object, or NULL. */
-static __always_inline int count_returned(unsigned long long *ctx, int gfp_at, int return_at, int again)
+static __always_inline int count_returned(unsigned long long *ctx, int gfp_at, int return_at, int second)
 {
 	u64 object = ctx[return_at];
 
-	if (is_counted(again, NOTED_ALLOC, object))
+	if (is_counted(second, MISSED_ALLOC, object))
 		return 0;
 	if (object)
 		count_alloc(KMW_SCALAR(ctx[0]), ctx[gfp_at], 1);
-	return end_counting(again, NOTED_ALLOC, object);
+	return end_counting(second, MISSED_ALLOC, object);
 }
 
 #ifdef USE_fexit_kmem_cache_alloc
@@ -254,9 +256,9 @@ int fexit_kmem_cache_alloc(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmem_cache_alloc, RETURN_AT_kmem_cache_alloc, FIRST);
 }
 
-int fexit_kmem_cache_alloc_again(unsigned long long *ctx)
+int fexit_kmem_cache_alloc_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmem_cache_alloc, RETURN_AT_kmem_cache_alloc, AGAIN);
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc, RETURN_AT_kmem_cache_alloc, SECOND);
 }
 #endif
 
@@ -266,9 +268,9 @@ int fexit_kmem_cache_alloc_lru(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmem_cache_alloc_lru, RETURN_AT_kmem_cache_alloc_lru, FIRST);
 }
 
-int fexit_kmem_cache_alloc_lru_again(unsigned long long *ctx)
+int fexit_kmem_cache_alloc_lru_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmem_cache_alloc_lru, RETURN_AT_kmem_cache_alloc_lru, AGAIN);
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_lru, RETURN_AT_kmem_cache_alloc_lru, SECOND);
 }
 #endif
 
@@ -278,9 +280,9 @@ int fexit_kmem_cache_alloc_node(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node, RETURN_AT_kmem_cache_alloc_node, FIRST);
 }
 
-int fexit_kmem_cache_alloc_node_again(unsigned long long *ctx)
+int fexit_kmem_cache_alloc_node_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node, RETURN_AT_kmem_cache_alloc_node, AGAIN);
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node, RETURN_AT_kmem_cache_alloc_node, SECOND);
 }
 #endif
 
@@ -290,9 +292,9 @@ int fexit___kmem_cache_alloc_node(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT___kmem_cache_alloc_node, RETURN_AT___kmem_cache_alloc_node, FIRST);
 }
 
-int fexit___kmem_cache_alloc_node_again(unsigned long long *ctx)
+int fexit___kmem_cache_alloc_node_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT___kmem_cache_alloc_node, RETURN_AT___kmem_cache_alloc_node, AGAIN);
+	return count_returned(ctx, GFP_AT___kmem_cache_alloc_node, RETURN_AT___kmem_cache_alloc_node, SECOND);
 }
 #endif
 
@@ -302,9 +304,9 @@ int fexit_kmem_cache_alloc_trace(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmem_cache_alloc_trace, RETURN_AT_kmem_cache_alloc_trace, FIRST);
 }
 
-int fexit_kmem_cache_alloc_trace_again(unsigned long long *ctx)
+int fexit_kmem_cache_alloc_trace_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmem_cache_alloc_trace, RETURN_AT_kmem_cache_alloc_trace, AGAIN);
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_trace, RETURN_AT_kmem_cache_alloc_trace, SECOND);
 }
 #endif
 
@@ -314,9 +316,9 @@ int fexit_kmem_cache_alloc_node_trace(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node_trace, RETURN_AT_kmem_cache_alloc_node_trace, FIRST);
 }
 
-int fexit_kmem_cache_alloc_node_trace_again(unsigned long long *ctx)
+int fexit_kmem_cache_alloc_node_trace_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node_trace, RETURN_AT_kmem_cache_alloc_node_trace, AGAIN);
+	return count_returned(ctx, GFP_AT_kmem_cache_alloc_node_trace, RETURN_AT_kmem_cache_alloc_node_trace, SECOND);
 }
 #endif
 
@@ -326,9 +328,9 @@ int fexit_kmalloc_trace(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmalloc_trace, RETURN_AT_kmalloc_trace, FIRST);
 }
 
-int fexit_kmalloc_trace_again(unsigned long long *ctx)
+int fexit_kmalloc_trace_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmalloc_trace, RETURN_AT_kmalloc_trace, AGAIN);
+	return count_returned(ctx, GFP_AT_kmalloc_trace, RETURN_AT_kmalloc_trace, SECOND);
 }
 #endif
 
@@ -338,9 +340,9 @@ int fexit_kmalloc_node_trace(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT_kmalloc_node_trace, RETURN_AT_kmalloc_node_trace, FIRST);
 }
 
-int fexit_kmalloc_node_trace_again(unsigned long long *ctx)
+int fexit_kmalloc_node_trace_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT_kmalloc_node_trace, RETURN_AT_kmalloc_node_trace, AGAIN);
+	return count_returned(ctx, GFP_AT_kmalloc_node_trace, RETURN_AT_kmalloc_node_trace, SECOND);
 }
 #endif
 
@@ -350,9 +352,9 @@ int fexit___kmalloc_cache(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT___kmalloc_cache, RETURN_AT___kmalloc_cache, FIRST);
 }
 
-int fexit___kmalloc_cache_again(unsigned long long *ctx)
+int fexit___kmalloc_cache_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT___kmalloc_cache, RETURN_AT___kmalloc_cache, AGAIN);
+	return count_returned(ctx, GFP_AT___kmalloc_cache, RETURN_AT___kmalloc_cache, SECOND);
 }
 #endif
 
@@ -362,21 +364,21 @@ int fexit___kmalloc_cache_node(unsigned long long *ctx)
 	return count_returned(ctx, GFP_AT___kmalloc_cache_node, RETURN_AT___kmalloc_cache_node, FIRST);
 }
 
-int fexit___kmalloc_cache_node_again(unsigned long long *ctx)
+int fexit___kmalloc_cache_node_missed(unsigned long long *ctx)
 {
-	return count_returned(ctx, GFP_AT___kmalloc_cache_node, RETURN_AT___kmalloc_cache_node, AGAIN);
+	return count_returned(ctx, GFP_AT___kmalloc_cache_node, RETURN_AT___kmalloc_cache_node, SECOND);
 }
 #endif
 
 /* __kmalloc(size, gfp), and __kmalloc_node(size, buckets, gfp, node) of kernels that have buckets (by v6.12), at return. */
-static __always_inline int count_returned_kmalloc(unsigned long long *ctx, int gfp_at, int return_at, int again)
+static __always_inline int count_returned_kmalloc(unsigned long long *ctx, int gfp_at, int return_at, int second)
 {
 	u64 object = ctx[return_at];
 
-	if (is_counted(again, NOTED_ALLOC, object))
+	if (is_counted(second, MISSED_ALLOC, object))
 		return 0;
 	count_alloc_object(object, ctx[gfp_at]);
-	return end_counting(again, NOTED_ALLOC, object);
+	return end_counting(second, MISSED_ALLOC, object);
 }
 
 #ifdef USE_fexit___kmalloc
@@ -385,9 +387,9 @@ int fexit___kmalloc(unsigned long long *ctx)
 	return count_returned_kmalloc(ctx, GFP_AT___kmalloc, RETURN_AT___kmalloc, FIRST);
 }
 
-int fexit___kmalloc_again(unsigned long long *ctx)
+int fexit___kmalloc_missed(unsigned long long *ctx)
 {
-	return count_returned_kmalloc(ctx, GFP_AT___kmalloc, RETURN_AT___kmalloc, AGAIN);
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc, RETURN_AT___kmalloc, SECOND);
 }
 #endif
 
@@ -397,9 +399,9 @@ int fexit___kmalloc_node(unsigned long long *ctx)
 	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node, RETURN_AT___kmalloc_node, FIRST);
 }
 
-int fexit___kmalloc_node_again(unsigned long long *ctx)
+int fexit___kmalloc_node_missed(unsigned long long *ctx)
 {
-	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node, RETURN_AT___kmalloc_node, AGAIN);
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node, RETURN_AT___kmalloc_node, SECOND);
 }
 #endif
 
@@ -409,9 +411,9 @@ int fexit___kmalloc_track_caller(unsigned long long *ctx)
 	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_track_caller, RETURN_AT___kmalloc_track_caller, FIRST);
 }
 
-int fexit___kmalloc_track_caller_again(unsigned long long *ctx)
+int fexit___kmalloc_track_caller_missed(unsigned long long *ctx)
 {
-	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_track_caller, RETURN_AT___kmalloc_track_caller, AGAIN);
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_track_caller, RETURN_AT___kmalloc_track_caller, SECOND);
 }
 #endif
 
@@ -421,9 +423,9 @@ int fexit___kmalloc_node_track_caller(unsigned long long *ctx)
 	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node_track_caller, RETURN_AT___kmalloc_node_track_caller, FIRST);
 }
 
-int fexit___kmalloc_node_track_caller_again(unsigned long long *ctx)
+int fexit___kmalloc_node_track_caller_missed(unsigned long long *ctx)
 {
-	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node_track_caller, RETURN_AT___kmalloc_node_track_caller, AGAIN);
+	return count_returned_kmalloc(ctx, GFP_AT___kmalloc_node_track_caller, RETURN_AT___kmalloc_node_track_caller, SECOND);
 }
 #endif
 
@@ -531,14 +533,14 @@ int kprobe_kmem_cache_alloc_bulk(struct pt_regs *ctx)
  *
  * kmem:kmem_cache_free(call_site, object, cache) since v6.1.
  */
-static __always_inline int count_tp_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx, int again)
+static __always_inline int count_tp_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx, int second)
 {
 	u64 object = ctx->args[1];
 
-	if (is_counted(again, NOTED_FREE, object))
+	if (is_counted(second, MISSED_FREE, object))
 		return 0;
 	count_free_of(object, ctx->args[2]);
-	return end_counting(again, NOTED_FREE, object);
+	return end_counting(second, MISSED_FREE, object);
 }
 
 #ifdef USE_raw_tp_kmem_cache_free
@@ -547,18 +549,18 @@ int raw_tp_kmem_cache_free(struct bpf_raw_tracepoint_args *ctx)
 	return count_tp_kmem_cache_free(ctx, FIRST);
 }
 
-int raw_tp_kmem_cache_free_again(struct bpf_raw_tracepoint_args *ctx)
+int raw_tp_kmem_cache_free_missed(struct bpf_raw_tracepoint_args *ctx)
 {
-	return count_tp_kmem_cache_free(ctx, AGAIN);
+	return count_tp_kmem_cache_free(ctx, SECOND);
 }
 #endif
 
-static __always_inline int count_freed(u64 object, int again)
+static __always_inline int count_freed(u64 object, int second)
 {
-	if (is_counted(again, NOTED_FREE, object))
+	if (is_counted(second, MISSED_FREE, object))
 		return 0;
 	count_free(object);
-	return end_counting(again, NOTED_FREE, object);
+	return end_counting(second, MISSED_FREE, object);
 }
 
 /* kmem:kfree(call_site, object) */
@@ -568,9 +570,9 @@ int raw_tp_kfree(struct bpf_raw_tracepoint_args *ctx)
 	return count_freed(ctx->args[1], FIRST);
 }
 
-int raw_tp_kfree_again(struct bpf_raw_tracepoint_args *ctx)
+int raw_tp_kfree_missed(struct bpf_raw_tracepoint_args *ctx)
 {
-	return count_freed(ctx->args[1], AGAIN);
+	return count_freed(ctx->args[1], SECOND);
 }
 #endif
 
@@ -581,9 +583,9 @@ int fentry_kmem_cache_free(unsigned long long *ctx)
 	return count_freed(ctx[1], FIRST);
 }
 
-int fentry_kmem_cache_free_again(unsigned long long *ctx)
+int fentry_kmem_cache_free_missed(unsigned long long *ctx)
 {
-	return count_freed(ctx[1], AGAIN);
+	return count_freed(ctx[1], SECOND);
 }
 #endif
 
@@ -602,9 +604,9 @@ int fentry_kfree(unsigned long long *ctx)
 	return count_freed(KMW_COPY_ARG0(ctx), FIRST);
 }
 
-int fentry_kfree_again(unsigned long long *ctx)
+int fentry_kfree_missed(unsigned long long *ctx)
 {
-	return count_freed(KMW_COPY_ARG0(ctx), AGAIN);
+	return count_freed(KMW_COPY_ARG0(ctx), SECOND);
 }
 #endif
 

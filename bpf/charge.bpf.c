@@ -6,6 +6,9 @@ struct charge_value {
 	u64 uncharged_pages;
 };
 
+/* Memcgs whose charges are counted at once. User space removes released ones. No more than 65,535 can be online. */
+#define MAX_CGROUPS 65536
+
 BPF_PERCPU_HASH(charges, u64, struct charge_value, MAX_CGROUPS);
 
 static __always_inline int count_charge(u64 memcg, s64 pages)

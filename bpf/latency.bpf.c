@@ -14,6 +14,7 @@
 /* Index in `timed_calls.of`: the functions that allocate, then the check. */
 enum timed_function { TIMED_KMEM_CACHE_ALLOC, TIMED_KMEM_CACHE_ALLOC_LRU, TIMED_KMEM_CACHE_ALLOC_NODE, TIMED_CHECK, TIMED };
 
+#define LATENCY_ONE_IN 64 /* calls of which one is timed; a power of 2 */
 #define TIMED_DEPTH 8192 /* bytes of stack between an allocation and its check: less, and no other stack is as near */
 #define TIMED_SHIFT 16   /* bytes that a kprobe at the return may find the stack elsewhere */
 #define LATENCY_BUCKETS 40

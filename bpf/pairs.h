@@ -4,8 +4,18 @@
  * instructions, else in a hash. The figure of a pair is the sum of all. See ADR 13.
  */
 
-/* Whom objects are freed for that nobody was charged for: instead of a serial number, and of a cgroup id. */
-#define NOBODY (~0ULL)
+/* Owner of objects that no memcg is charged for: in place of a serial number, and of a cgroup id. */
+#define NOBODY 0xFFFFFFFFFFFFFFFFULL
+
+/* Pairs that are counted at once. User space removes those of released memcgs. */
+#define MAX_PAIRS 65536
+
+/* Slots that a pair can have on a CPU: it takes the first free one of so many neighbours. A power of 2. */
+#define SLOT_PLACES 4
+
+/* 2^64 and 2^32 divided by the golden ratio: they spread addresses and serial numbers evenly. */
+#define SLOT_HASH 0x9E3779B97F4A7C15ULL
+#define OWNER_HASH 0x9E3779B1
 
 enum pair_count {
 	PAIR_OBJECTS,         /* allocated without __GFP_ACCOUNT */

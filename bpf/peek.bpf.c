@@ -33,6 +33,9 @@ int test_run_peek(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* The same for many addresses at once: a run costs far more than a read. */
+#define PEEK_PARTS 64 /* addresses per run */
+#define PEEK_PART_BYTES 512
+
 struct peek_address {
 	u64 address; /* 0 after the run: it could not be read */
 };
@@ -72,6 +75,10 @@ int test_run_peek_many(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+#define WALK_BATCH 32 /* records per run */
+#define WALK_STEPS 96 /* edges per run; a leaf takes three */
+#define STATS_MAX 64  /* statistics of a memcg */
+
 /* One memcg as it is in the tree of css. What this kernel lacks stays 0. */
 struct memcg_record {
 	u64 css;           /* address; the css is the first member of struct mem_cgroup */
@@ -93,13 +100,18 @@ struct memcg_record {
 	char name[256];    /* kernfs_node.name: last component of the path, NAME_MAX and a NUL */
 };
 
+enum walk_end {
+	WALK_DONE = 1, /* the whole tree */
+	WALK_LOST,     /* the css that the walk stood on has left the tree: user space starts again */
+};
+
 struct walk_state {
 	u64 root;          /* out: where the walk began */
 	u64 css;           /* where the walk stands; in: where to go on, 0 = at the root */
 	u64 serial_nr;     /* of `css`; in: what it must still have, else it was freed meanwhile */
 	u64 visited;       /* 1: `css` itself has been reported */
 	u64 count;         /* out: records filled */
-	u64 done;          /* out: 1 = whole tree, 2 = `css` left the tree, start again */
+	u64 done;          /* out: enum walk_end; 0: the walk goes on */
 };
 
 BPF_F_TABLE("array", int, struct memcg_record, walk_out, WALK_BATCH, BPF_F_MMAPABLE);
@@ -183,7 +195,7 @@ static __always_inline int walk_step(struct walk_state *at)
 	next = KMW_READ(u64, css, cgroup_subsys_state__sibling);
 	if (!parent || !next) {
 		/* Anywhere else it is memory that is no css any more. */
-		at->done = css == at->root ? 1 : 2;
+		at->done = css == at->root ? WALK_DONE : WALK_LOST;
 		return 1;
 	}
 	if (next != parent + OFF_cgroup_subsys_state__children) {
@@ -235,7 +247,7 @@ int test_run_walk(struct bpf_raw_tracepoint_args *ctx)
 		}
 		at->root = at->css;
 	} else if (!still_there(at)) {
-		at->done = 2;
+		at->done = WALK_LOST;
 		return 0;
 	}
 	for (i = 0; i < WALK_STEPS; i++) {

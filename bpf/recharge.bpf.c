@@ -38,6 +38,9 @@ struct recharge_value {
 	u64 pages;
 };
 
+/* Keys that are counted at once. User space removes those of released memcgs. */
+#define MAX_RECHARGES 16384
+
 BPF_PERCPU_HASH(recharges, struct recharge_key, struct recharge_value, MAX_RECHARGES);
 
 struct frame {
@@ -61,6 +64,9 @@ struct frames {
 	u64 depth;
 	struct frame frame[FRAMES];
 };
+
+/* Tasks that are inside a recharge check at once. */
+#define MAX_RECHARGING 1024
 
 BPF_HASH(recharging, u64, struct frames, MAX_RECHARGING); /* key: struct task_struct */
 BPF_ARRAY(no_frames, struct frames, 1);                   /* zeros: the stack of a program is too small for them */

@@ -14,8 +14,7 @@ from pathlib import Path
 from kmemwatch.errors import KmemwatchError, raise_if_shortage
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps import decode
-from kmemwatch.maps.defines import PEEK_PART_BYTES
-from kmemwatch.maps.peek import Peek
+from kmemwatch.maps.peek import PEEK_PART_BYTES, Peek
 
 IOMEM = Path("/proc/iomem")
 _NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")

@@ -24,7 +24,7 @@ from kmemwatch.maps import decode
 from kmemwatch.maps.handles import MapHandle, MapReader
 from kmemwatch.maps.peek import Peek
 
-_PER_CPU = ("lost", "pairs", "charges", "recovered", "recharge_counts", "recharges", "runs", "timed", "latency")
+_PER_CPU = ("lost", "pairs", "charges", "missed_runs", "recharge_counts", "recharges", "runs", "timed", "latency")
 _HEADERS = {
     "pairs.h": {"alloc.bpf.c"},
     "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
@@ -235,7 +235,7 @@ class _Attempt:
         names += ["page_base"] if _HEADERS["slab.h"] & sources else []
         names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
         # Of no use to the parent but as a part of what it keeps for the next start.
-        names += ["noted", "recovered"] if any(hook.twice for hook in self._plan.hooks) else []
+        names += ["counted", "missed_runs"] if any(hook.twice for hook in self._plan.hooks) else []
         names += ["runs"] if any(hook.counts_runs for hook in self._plan.hooks) else []
         names += ["timed", "latency"] if "latency.bpf.c" in sources else []
         names += ["charges"] if "charge.bpf.c" in sources else []
@@ -280,9 +280,9 @@ class _Attempt:
         elif hook.timed:
             at_entry = hook.kind in (plan.FENTRY, plan.KPROBE)
             name = f"{signal}/{'entry' if at_entry else 'return'}:{hook.target}"
-        programs = [(name, hook.program)]
-        programs += [(f"{signal}/again:{hook.target}", f"{hook.program}_again")] if hook.twice else []
-        # The kernel runs the programs of a tracepoint in the order in which they came, those of fentry the other way.
+        programs = list(zip((name, f"{signal}/missed:{hook.target}"), hook.programs, strict=False))
+        # The kernel runs the programs of a tracepoint in the order in which they were attached, those of fentry in the
+        # opposite order.
         for name, function in programs if hook.kind == plan.RAW_TP else reversed(programs):
             self._attach_program(name, hook, function)
 

@@ -35,7 +35,7 @@ class Hook:
     return_at: int | None = None
     """FEXIT: index of the return value, which follows the arguments."""
     twice: bool = False
-    """There is a second program, `program` and ``_again``: it counts what the first was skipped for."""
+    """There is a second program, `program` + ``_missed``: it counts events that the first misses (bpf/alloc.bpf.c)."""
     timed: bool = False
     """The program takes the time (bpf/latency.bpf.c) and counts no calls."""
 
@@ -48,6 +48,11 @@ class Hook:
     def program(self) -> str:
         """The function of bpf/ that is attached."""
         return f"{self.kind}_{'timed_' if self.timed else ''}{self.name}"
+
+    @property
+    def programs(self) -> tuple[str, ...]:
+        """`program`, and the second one if there is one."""
+        return (self.program, f"{self.program}_missed") if self.twice else (self.program,)
 
     @property
     def counts_runs(self) -> bool:

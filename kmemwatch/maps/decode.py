@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.maps.structs import layout, names, number, numbers, value_bytes
+from kmemwatch.maps.structs import constant, layout, names, numbers, value_bytes
 
 PAIR_VALUE = layout("pair_value", "count")
 PAIR_KEY = layout("pair_key", "cache", "cgroup_id")
@@ -36,19 +36,20 @@ PAIR_COUNTS = names("pair_count", "PAIR_", "PAIR_COUNTS")
 """Index of ``pair_value.count``."""
 LOST_REASONS = names("lost_reason", "LOST_", "LOST_REASONS")
 """Index of the map ``lost``."""
-NOTED_SIGNALS = names("noted", "NOTED_", "NOTED")
-"""Index of the map ``recovered``."""
+MISSED_SIGNALS = names("missed_signal", "MISSED_", "MISSED_SIGNALS")
+"""Index of the map ``missed_runs``."""
 RECHARGE_COUNTS = names("recharge_count", "RECHARGE_", "RECHARGE_COUNTS")
 """Index of the map ``recharge_counts``."""
 RECHARGE_FROM = names("recharge_from", "FROM_")
 """In `model.RechargePair.from_state`'s words."""
 LATENCY_KINDS = names("latency_kind", "LATENCY_", "LATENCY_KINDS")
 """Index of the map ``latency``."""
-TIMED, TIMED_CHECK = number("TIMED"), number("TIMED_CHECK")
+TIMED, TIMED_CHECK = constant("TIMED"), constant("TIMED_CHECK")
 """Functions in ``struct timed_calls``, and the index of the recharge check."""
-LATENCY_BUCKETS = number("LATENCY_BUCKETS")
-PEEK_BYTES = number("PEEK_BYTES")
-CACHE_NAME_BYTES = number("CACHE_NAME_BYTES")
+LATENCY_BUCKETS, LATENCY_ONE_IN = constant("LATENCY_BUCKETS"), constant("LATENCY_ONE_IN")
+"""Buckets of the map ``latency``, and calls of which one is timed."""
+MAX_CHILD_SLABS = constant("MAX_CHILD_SLABS")
+CACHE_NAME_BYTES = constant("CACHE_NAME_BYTES")
 """Of the names of caches, at most: that of a child cache has the name of its cgroup in it."""
 REFERENCES_COUNTED = 1 << 62
 """A percpu_ref has PERCPU_COUNT_BIAS, 2^63, in its count from its start until an RCU grace period after it was killed,

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Facts -> the -D macros that bpf/ is compiled with, and what a file of bpf/ cannot do without. Pure."""
+"""Facts -> the -D macros that bpf/ is compiled with, and the macros that each file of bpf/ requires. Pure.
+
+Only numbers that depend on the kernel are here. Those that are the same everywhere are written in bpf/.
+"""
 
 from __future__ import annotations
 
@@ -8,61 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kmemwatch.kernel.facts import Facts
+from kmemwatch.maps.structs import constant, layout
 
-MAX_PAIRS = 65_536
-"""(cache, memcg) pairs that are counted at once; the pairs of released memcgs are removed."""
 SLOT_BITS = 12
 """4,096 pairs can have a slot of their own on each CPU, others are counted in the hash; fewer on many CPUs."""
-SLOT_BYTES = 64
-SLOT_PLACES = 4
-"""Slots that a pair can have on a CPU: the first that is free, of neighbours; a power of 2."""
 SLOTS_BYTES = 16 << 20
 """Of the slots of all CPUs at most: 4,096 each for up to 64 CPUs, 1,024 each for 256."""
-SLOT_HASH, OWNER_HASH = 0x9E3779B97F4A7C15, 0x9E3779B1
-"""2 ** 64, and 2 ** 32, divided by the golden ratio: they spread addresses and serial numbers evenly."""
-MAX_CGROUPS = 65_536
-"""Memcgs whose charges are counted at once; those of released ones are removed. Few hosts have more, as no more than
-65,535 can be online."""
-MAX_RECHARGES = 16_384
-"""(child cache, from memcg, to memcg) that slabs moved between; those of released memcgs are removed."""
-MAX_RECHARGING = 1024
-"""Tasks that are in the middle of a recharge at once."""
-MAX_CHILD_SLABS = 65_536
-"""(child cache, memcg) that have slabs charged to them at once."""
-SCAN_STEPS = 32
-"""Chunks of 64 struct pages, or slabs, per run of the scan. Each costs the verifier 850 instructions at start-up; and a
-run costs 4 us by itself, which is little beside the 15 us that 2,048 struct pages take."""
 RING_BYTES = 2 << 20
 """Lifecycle events: the whole lives of 4,900 memcgs, which is a second of 5,000 that come and go per second. The kernel
-lets it be mapped twice, and both count as memory of the process."""
-LATENCY_ONE_IN = 64
-"""Calls of which one is timed, with --latency; a power of 2."""
-PEEK_PARTS = 64
-"""Addresses that are read in one run."""
-PEEK_PART_BYTES = 512
-WALK_BATCH = 32
-WALK_STEPS = 96
-"""Edges per run of the walk: a leaf takes three."""
-STATS_MAX = 64
-
-LIMITS = {
-    "MAX_PAIRS": MAX_PAIRS,
-    "SLOT_HASH": SLOT_HASH,
-    "OWNER_HASH": OWNER_HASH,
-    "SLOT_PLACES": SLOT_PLACES,
-    "MAX_CGROUPS": MAX_CGROUPS,
-    "MAX_RECHARGES": MAX_RECHARGES,
-    "MAX_RECHARGING": MAX_RECHARGING,
-    "MAX_CHILD_SLABS": MAX_CHILD_SLABS,
-    "SCAN_STEPS": SCAN_STEPS,
-    "LATENCY_ONE_IN": LATENCY_ONE_IN,
-    "PEEK_PARTS": PEEK_PARTS,
-    "PEEK_PART_BYTES": PEEK_PART_BYTES,
-    "WALK_BATCH": WALK_BATCH,
-    "WALK_STEPS": WALK_STEPS,
-    "STATS_MAX": STATS_MAX,
-}
-"""Macros that are the same for every kernel."""
+lets it be mapped twice, and both mappings count as memory of the process."""
 
 _CURRENT = ("task_struct__cgroups", "task_struct__active_memcg", "css_set__subsys", "MEMORY_CGRP_ID")
 _CSS_ID = ("cgroup_subsys_state__cgroup", "cgroup__kn", "kernfs_node__id")
@@ -130,7 +87,8 @@ class Defines:
 def defines(facts: Facts) -> Defines:
     """All macros that the facts give; what the kernel lacks is absent."""
     values = {f"OFF_{name}": offset for name, offset in facts.offsets.items()}
-    values |= LIMITS | {"RING_PAGES": RING_BYTES // facts.page_bytes, "KMW_PAGE_BYTES": facts.page_bytes}
+    values |= {"RING_PAGES": RING_BYTES // facts.page_bytes, "KMW_PAGE_BYTES": facts.page_bytes}
+    statistics = facts.sizes.get("vmstats_elements")
     optional = {
         "MEMORY_CGRP_ID": facts.enums.get("cgroup_subsys_id", {}).get("memory_cgrp_id"),
         "MEMCG_KMEM": facts.enums.get("memcg_stat_item", {}).get("MEMCG_KMEM"),
@@ -138,7 +96,7 @@ def defines(facts: Facts) -> Defines:
         "PAGE_STRUCT_BYTES": facts.sizes.get("page"),
         # Before struct slabobj_ext, the vector had plain pointers.
         "OBJ_EXT_BYTES": facts.sizes.get("slabobj_ext", 8),
-        "STATS_COUNT": min(facts.sizes["vmstats_elements"], STATS_MAX) if "vmstats_elements" in facts.sizes else None,
+        "STATS_COUNT": statistics and min(statistics, constant("STATS_MAX")),
         "MEMORY_HIERARCHY_ID": facts.hierarchy["hierarchy_id"] if facts.hierarchy else None,
         "PG_HEAD": facts.enums.get("pageflags", {}).get("PG_head"),
         "COMPOUND_ORDER": _compound_order(facts),
@@ -169,7 +127,7 @@ def _near(offsets: Mapping[str, int], first: str, last: str) -> bool:
 
 def _per_cpu(cpus: int) -> dict[str, int]:
     """Sizes of arrays that have a part for each CPU."""
-    bits = min(SLOT_BITS, (SLOTS_BYTES // SLOT_BYTES // cpus).bit_length() - 1)
+    bits = min(SLOT_BITS, (SLOTS_BYTES // layout("slot").size // cpus).bit_length() - 1)
     return {"SLOT_BITS": bits, "ALL_SLOTS": cpus << bits, "POSSIBLE_CPUS": cpus}
 
 

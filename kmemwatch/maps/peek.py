@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.maps import decode
 from kmemwatch.maps.decode import MemcgRecord
-from kmemwatch.maps.defines import PEEK_PART_BYTES, PEEK_PARTS
 from kmemwatch.maps.handles import MapHandle, map_memory, test_run
+from kmemwatch.maps.structs import constant
 
+PEEK_BYTES, PEEK_PARTS, PEEK_PART_BYTES = constant("PEEK_BYTES"), constant("PEEK_PARTS"), constant("PEEK_PART_BYTES")
 _WALK_TRIES = 5
-_WALK_DONE, _WALK_LOST = 1, 2
+_WALK_DONE, _WALK_LOST = constant("WALK_DONE"), constant("WALK_LOST")
 
 
 class Peek:
@@ -34,7 +35,7 @@ class Peek:
         """`size` bytes at `address`. Raises OSError when it is not readable kernel memory."""
         parts = []
         while size:
-            part = min(size, decode.PEEK_BYTES)
+            part = min(size, PEEK_BYTES)
             if test_run(self._peek_fd, address, part):
                 raise OSError("kernel memory cannot be read")
             parts.append(self._out[:part])
@@ -61,7 +62,7 @@ class Peek:
     def string(self, address: int, size: int = 64) -> str:
         """A NUL-terminated string of up to `size` bytes. Raises OSError."""
         # It may end shortly before a page that is not there: never read over the end of a page in one go.
-        room = decode.PEEK_BYTES - address % decode.PEEK_BYTES
+        room = PEEK_BYTES - address % PEEK_BYTES
         raw = self.read(address, min(size, room))
         if b"\0" not in raw and room < size:
             raw += self.read(address + room, size - room)

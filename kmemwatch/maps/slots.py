@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 from kmemwatch.maps.handles import MapHandle
-from kmemwatch.maps.structs import layout
+from kmemwatch.maps.structs import constant, layout
 
 Pair = tuple[int, int]
 """(cache address, cgroup id); 0: nobody."""
@@ -29,7 +29,7 @@ WORDS = _SLOT.size // 8
 CACHE, OWNER, CGROUP = (_SLOT.offset(member) // 8 for member in ("cache", "owner", "cgroup_id"))
 """Words of a ``struct slot``."""
 COUNTS = slice(_SLOT.words[0], _SLOT.words[-1] + 1)
-NOBODY = 2**64 - 1
+NOBODY = constant("NOBODY")
 """Cgroup id of what nobody is charged for."""
 _WINDOW_BYTES = 256 << 10
 _NOTHING: Counts = (0, 0, 0)

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from kmemwatch.errors import KmemwatchError
-from kmemwatch.maps.defines import LIMITS
 
 _TYPES = {"u8": "B", "u32": "I", "s32": "i", "u64": "Q", "s64": "q", "int": "i", "char": "s"}
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 _STRUCT = re.compile(r"^struct (\w+) \{\n(.*?)^\};", re.DOTALL | re.MULTILINE)
 _MEMBER = re.compile(r"^(?:struct (\w+)|(\w+)) (\w+)(?:\[(\w+)\])?$")
 _ENUM = re.compile(r"^enum (\w+) \{(.*?)\};", re.DOTALL | re.MULTILINE)
-_NUMBER = re.compile(r"^#define (\w+) (\d+)\s*$", re.MULTILINE)
+_NUMBER = re.compile(r"^#define (\w+) (0x[0-9A-F]+|\d+)(?:ULL)?\s*$", re.MULTILINE)
 _MAP = re.compile(r"^BPF_(\w+)\(([^)]*)\);", re.MULTILINE)
 _MAP_ARGUMENTS = {  # kind -> places of the map's name and of the type of its values
     "F_TABLE": (3, 2),
@@ -125,7 +124,7 @@ def names(enum: str, prefix: str, but: str | None = None) -> tuple[str, ...]:
     return tuple(found)
 
 
-def number(name: str) -> int:
+def constant(name: str) -> int:
     """A macro or an enumerator that is the same on every kernel. Raises KmemwatchError."""
     if name not in _numbers():
         raise KmemwatchError(f"bpf/: {name} is not declared")
@@ -177,7 +176,7 @@ def _enums() -> Mapping[str, Mapping[str, int]]:
 @cache
 def _numbers() -> Mapping[str, int]:
     """Macros and enumerators that are the same on every kernel."""
-    found = {name: int(value) for name, value in _NUMBER.findall(_source())} | dict(LIMITS)
+    found = {name: int(value, 0) for name, value in _NUMBER.findall(_source())}
     for values in _enums().values():
         found |= values
     return found

@@ -18,8 +18,7 @@ from kmemwatch.attach.handover import Handed, ProbeResult
 from kmemwatch.errors import KmemwatchError, raise_if_shortage
 from kmemwatch.kernel.facts import RECHARGE_FUNCTION
 from kmemwatch.maps import decode
-from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
-from kmemwatch.maps.defines import MAX_CHILD_SLABS
+from kmemwatch.maps.decode import MAX_CHILD_SLABS, LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.maps.handles import MapReader, Ring, program_stats
 from kmemwatch.maps.peek import Peek
 from kmemwatch.maps.slots import Slots, slot_windows

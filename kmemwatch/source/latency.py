@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from kmemwatch.maps import decode
-from kmemwatch.maps.defines import LATENCY_ONE_IN
+from kmemwatch.maps.decode import LATENCY_ONE_IN
 from kmemwatch.model import Latency, LatencyHistogram
 
 

@@ -218,15 +218,15 @@ class MissedCalls:
         skipped: dict[str, int] = {}
         for name, fd in self._programs.items():
             # Kprobes say so since v6.7 only, and `not_run` says the same.
-            told = not _is_kprobe(name) and "/again:" not in name
+            told = not _is_kprobe(name) and "/missed:" not in name
             misses = program_stats(fd).recursion_misses if told else None
             if misses is not None:
                 skipped[_signal(name)] = skipped.get(_signal(name), 0) + misses
         for name, missed in ((self._misses.read() if self._misses is not None else None) or {}).items():
             skipped[_signal(name)] = skipped.get(_signal(name), 0) + missed
-        if "recovered" in self._readers:
-            _, sums = self._readers["recovered"].sums()
-            for signal, (recovered,) in zip(decode.NOTED_SIGNALS, sums, strict=True):
+        if "missed_runs" in self._readers:
+            _, sums = self._readers["missed_runs"].sums()
+            for signal, (recovered,) in zip(decode.MISSED_SIGNALS, sums, strict=True):
                 if signal in skipped:
                     skipped[signal] -= recovered
         return skipped

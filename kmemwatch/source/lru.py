@@ -9,8 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from kmemwatch.attach.discover import possible_nodes
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps.decode import LruPages
-from kmemwatch.maps.defines import PEEK_PART_BYTES
-from kmemwatch.maps.peek import Peek
+from kmemwatch.maps.peek import PEEK_PART_BYTES, Peek
 
 _MEMBERS = ("mem_cgroup__nodeinfo", "mem_cgroup_per_node__memcg", "mem_cgroup_per_node__lru_zone_size")
 _LISTS = {

@@ -37,7 +37,7 @@ time, waiting takes none, and so all its clocks count instructions. The figures 
 fails when a figure of kmemwatch has grown by more than 10 %.
 
 An empty program on the same tracepoints says what it costs to be there at all. A hook that counts objects has a second
-program, `again`, that makes up for what the kernel skips in interrupts ([ADR 8](adr/0008-two-programs-a-hook.md)).
+program, `missed`, that counts what the first misses in interrupts ([ADR 8](adr/0008-two-programs-a-hook.md)).
 bpftrace counts calls by cache and cgroup of the caller and nothing else; memleak keeps a stack for every object.
 """
 

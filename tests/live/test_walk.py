@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kmemwatch.feeds.live import LiveFeed
-from kmemwatch.maps.defines import WALK_BATCH, WALK_STEPS
+from kmemwatch.maps.structs import constant
 from kmemwatch.model import ONLINE, Snapshot
 from tests.live.cgroups import OwnCgroup
 
 MakeCgroup = Callable[..., OwnCgroup]
+WALK_BATCH, WALK_STEPS = constant("WALK_BATCH"), constant("WALK_STEPS")
 
 
 def online_ids(snapshot: Snapshot | None) -> dict[int, str | None]:

@@ -18,7 +18,7 @@ import pytest
 
 from kmemwatch.attach import load as loader
 from kmemwatch.attach import plan as plan_module
-from kmemwatch.attach.plan import Hook, Plan
+from kmemwatch.attach.plan import Plan
 from tests.unit.fake_source import recorded_facts
 from tests.unit.test_attach_plan import RECORDED
 
@@ -40,10 +40,6 @@ def compiled(chosen: Plan) -> Any:
     return loader.compiled(chosen, *loader.find_bcc())
 
 
-def program_names(hook: Hook) -> list[str]:
-    return [hook.program, f"{hook.program}_again"] if hook.twice else [hook.program]
-
-
 def instructions(code: bytes) -> Iterator[tuple[int, int]]:
     """(opcode, immediate) of each."""
     for opcode, _, _, immediate in struct.iter_unpack("=BBhi", code):
@@ -61,7 +57,7 @@ def test_programs_compile(name: str, way: str) -> None:
     try:
         for signal in chosen.signals:
             for hook in (hook for option in signal.candidates for hook in option.hooks):
-                for name in program_names(hook):
+                for name in hook.programs:
                     code = bytes(module.dump_func(name.encode()))
                     assert code, f"{signal.name}: {name}"
                     fetching = [imm for opcode, imm in instructions(code) if opcode in ATOMIC_OPCODES and imm]
@@ -100,7 +96,7 @@ def test_every_program_of_the_plan_is_a_function_of_its_file() -> None:
             chosen = plan_module.plan(recorded_facts(name), way, latency=True)
             for signal in chosen.signals:
                 hooks = [hook for option in signal.candidates for hook in option.hooks]
-                planned |= {program: signal.source for hook in hooks for program in program_names(hook)}
+                planned |= {program: signal.source for hook in hooks for program in hook.programs}
     assert planned == {name: file for name, file in written_programs().items() if name in planned}
 
 
@@ -109,5 +105,14 @@ def test_the_list_of_programs_is_that_of_the_files() -> None:
     listed: dict[str, str] = {}
     for file, kind, hooks in rows:
         for name, twice in re.findall(r"`(\w+)`( \u00d72)?", hooks):
-            listed |= {f"{kind}_{name}{again}": file for again in ("", "_again")[: 2 if twice else 1]}
+            listed |= {f"{kind}_{name}{second}": file for second in ("", "_missed")[: 2 if twice else 1]}
     assert listed == written_programs()
+
+
+def test_every_map_is_in_the_list_of_files() -> None:
+    files = dict(re.findall(r"^\| `([\w.]+)` \| ([^`|].*) \|$", (BPF / "README.md").read_text(), re.MULTILINE))
+    for path in (*BPF.glob("*.h"), *BPF.glob("*.bpf.c")):
+        text = re.sub(r"/\*.*?\*/", "", path.read_text(), flags=re.DOTALL)
+        named = re.findall(r"^BPF_(?:PERCPU_)?(?:ARRAY|HASH|RINGBUF_OUTPUT)\((\w+)", text, re.MULTILINE)
+        named += re.findall(r"^BPF_F_TABLE\((?:[^,]+, ){3}(\w+)", text, re.MULTILINE)
+        assert set(named) <= set(re.findall(r"`(\w+)`", files[path.name])), path.name

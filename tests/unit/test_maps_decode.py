@@ -18,13 +18,15 @@ from kmemwatch.errors import KmemwatchError
 from kmemwatch.kernel import libbpf
 from kmemwatch.maps import decode
 from kmemwatch.maps.decode import LifecycleEvent, SlabEvent
-from kmemwatch.maps.defines import STATS_MAX
 from kmemwatch.maps.handles import Ring
+from kmemwatch.maps.structs import constant
 
 NAME_BYTES = 256
 u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
 raw_names = st.binary(max_size=NAME_BYTES - 1).map(lambda name: name.replace(b"\0", b"?"))
+
+STATS_MAX = constant("STATS_MAX")
 
 
 def pack_event(kind: int, at: int, cgroup: int, parent: int, pid: int, comm: bytes, name: bytes | None) -> bytes:

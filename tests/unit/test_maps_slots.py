@@ -13,11 +13,13 @@ from dataclasses import replace
 
 import pytest
 
-from kmemwatch.maps.defines import OWNER_HASH, SLOT_BYTES, SLOT_HASH, SLOT_PLACES, SLOTS_BYTES, defines
+from kmemwatch.maps.defines import SLOTS_BYTES, defines
 from kmemwatch.maps.slots import CACHE, COUNTS, NOBODY, OWNER, WORDS, Counts, Pair, Slots
+from kmemwatch.maps.structs import constant, layout
 from tests.unit.fake_source import recorded_facts
 
 CPUS = 2
+SLOT_BYTES, SLOT_PLACES = layout("slot").size, constant("SLOT_PLACES")
 PLACES = 2
 """On each CPU: few, so that pairs meet."""
 CGROUP_ID, CLAIMS = 2, 3
@@ -193,6 +195,6 @@ def test_pairs_are_spread_over_slots() -> None:
     pairs = [(cache, serial) for cache in caches for serial in range(100, 140)]
     taken: set[int] = set()
     for cache, serial in pairs:
-        first = (cache ^ serial * OWNER_HASH) * SLOT_HASH % 2**64 >> 52
+        first = (cache ^ serial * constant("OWNER_HASH")) * constant("SLOT_HASH") % 2**64 >> 52
         taken |= set([first ^ beside for beside in range(SLOT_PLACES) if first ^ beside not in taken][:1])
     assert len(taken) > 0.95 * len(pairs)

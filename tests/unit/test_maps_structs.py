@@ -116,9 +116,9 @@ def test_enums(monkeypatch: pytest.MonkeyPatch) -> None:
             layouts.numbers(enum, prefix, but)
     with pytest.raises(KmemwatchError, match="is no index"):
         layouts.names("part_kind", "PART_", "PART_KINDS")
-    assert (layouts.number("PART_KINDS"), layouts.number("PARTS")) == (5, 2)
+    assert (layouts.constant("PART_KINDS"), layouts.constant("PARTS")) == (5, 2)
     with pytest.raises(KmemwatchError, match="MISSING is not declared"):
-        layouts.number("MISSING")
+        layouts.constant("MISSING")
 
 
 def test_values_of_maps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,7 +133,7 @@ def without(facts: Facts, member: str) -> dict[str, int]:
 
 
 def test_other_links_are_no_matter_and_no_kprobe_misses_nothing(kernel: Kernel) -> None:
-    others = {"free/raw_tp:kfree": 1, "alloc/fexit:kmem_cache_alloc": 2, "alloc/again:kmem_cache_alloc": 3}
+    others = {"free/raw_tp:kfree": 1, "alloc/fexit:kmem_cache_alloc": 2, "alloc/missed:kmem_cache_alloc": 3}
     kernel.links |= others
     assert kernel.misses().read() == {ENTRY: 0, RETURN: 0}
     kernel.links = others

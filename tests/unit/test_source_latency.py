@@ -13,7 +13,7 @@ from kmemwatch.compare.figures import Figure, Metric, figure, read
 from kmemwatch.compare.side import Side
 from kmemwatch.compare.verdict import HOLDS, UNDECIDED
 from kmemwatch.maps import decode
-from kmemwatch.maps.defines import LATENCY_ONE_IN
+from kmemwatch.maps.decode import LATENCY_ONE_IN
 from kmemwatch.model import LATENCY_KINDS, Latency, LatencyHistogram
 from kmemwatch.source.latency import calls, latency
 from tests.unit import fakes

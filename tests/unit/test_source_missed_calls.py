@@ -49,7 +49,7 @@ class Kernel:
                 rows[number] = (now[name],)
             return b"", [rows[number] for number in sorted(rows)]
 
-        found = {"recovered": SimpleNamespace(sums=lambda: (b"", [(self.recovered,), (0,)]))}
+        found = {"missed_runs": SimpleNamespace(sums=lambda: (b"", [(self.recovered,), (0,)]))}
         return found | ({"runs": SimpleNamespace(sums=runs)} if self.runs else {})
 
 
