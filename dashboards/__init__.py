@@ -12,14 +12,14 @@ from dashboards import comparison, host, overview
 
 HERE = Path(__file__).parent
 DASHBOARDS = {"overview": overview.build, "host": host.build, "patched-against-unpatched": comparison.build}
-"""Name of the file -> what makes the dashboard in it."""
+"""Name of the file -> the function that builds its dashboard."""
 
 
 def rendered(name: str) -> str:
     """The JSON of one dashboard, as it is in its file."""
     board = DASHBOARDS[name]().build()
     for number, panel in enumerate(board.panels or (), start=1):
-        # Grafana would choose some at import, and links to panels would lead elsewhere after the next one.
+        # Without ids of ours, Grafana chooses new ones at each import, and links to panels break.
         panel.id_val = number
     return json.dumps(json.loads(json.dumps(board, cls=JSONEncoder)), indent=2, sort_keys=True) + "\n"
 

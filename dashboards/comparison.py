@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Patched against unpatched: one host of each, side by side; left the one with the patch set."""
+"""Patched against unpatched: one host of each, side by side; the one with the patch set is on the left."""
 
 from __future__ import annotations
 
@@ -35,14 +35,16 @@ def build() -> builders.Dashboard:
         dashboard(
             "kmemwatch-patched",
             "kmemwatch / Patched against unpatched",
-            'What the patch set "memcg: reuse per cgroup kmem caches" changes: left a host with it, right one without.',
+            'What the patch set "memcg: reuse per cgroup kmem caches" changes. The host on the left has it.',
         )
         .with_variable(host_variable("patched", "Patched host", 'kmemwatch_kernel_info{patchset="true"}'))
         .with_variable(host_variable("unpatched", "Unpatched host", 'kmemwatch_kernel_info{patchset="false"}'))
     )
     columns = (("instance", "Host"), ("release", "Kernel"), ("era", "Era"), ("patchset", "Patch set"))
     for side, name in ((PATCHED, "Patched"), (UNPATCHED, "Unpatched")):
-        board.with_panel(grid(name, "The kernel.", f"kmemwatch_kernel_info{{{side}}}", columns, HALF, 4))
+        board.with_panel(
+            grid(name, "Release and kind of the kernel.", f"kmemwatch_kernel_info{{{side}}}", columns, HALF, 4)
+        )
     for part in (_ids, _caches, _recharges, _dying, _memory):
         part(board)
     return board
@@ -66,8 +68,8 @@ def _ids(board: builders.Dashboard) -> None:
     _both(
         board,
         "Ids in use",
-        "With the patch set a cgroup gives its id back when it is removed: no more are in use than were online at once."
-        " Without, the dead keep theirs. The kernel's root cgroup has none.",
+        "With the patch set a cgroup gives its id back when it is removed, so no more ids are in use than cgroups were"
+        " online at once. Without it, dying cgroups keep theirs. The kernel's root cgroup has no id.",
         lambda side: [
             Query(f"sum(kmemwatch_kmemcg_ids_in_use{{{side}}})", "ids in use"),
             Query(f"sum(kmemwatch_online_cgroups_peak{{{side}}})", "most cgroups online at once"),
@@ -77,14 +79,14 @@ def _ids(board: builders.Dashboard) -> None:
     )
     _both(
         board,
-        "Ids given, freed and given again",
-        "An id that is given again brings its child caches with it.",
+        "Ids given, freed and reused",
+        "With the patch set, a cgroup that gets a reused id also gets its child caches.",
         lambda side: [
             Query(f"sum(rate(kmemwatch_{metric}_total{{{side}}}[$__rate_interval]))", name)
             for metric, name in (
                 ("kmemcg_ids_given", "given"),
                 ("kmemcg_ids_freed", "freed"),
-                ("kmemcg_id_reuses", "given again"),
+                ("kmemcg_id_reuses", "reused"),
             )
         ],
         PER_S,
@@ -96,7 +98,7 @@ def _caches(board: builders.Dashboard) -> None:
     _both(
         board,
         "Child caches of a root cache",
-        "Bounded by the ids in use.",
+        "A root cache has at most one child cache for each id in use.",
         lambda side: [
             Query(f"topk({TOP}, sum by (root) (kmemwatch_caches_per_root{{{side}}}))", "{{root}}"),
             Query(f"max(kmemwatch_caches_per_root_max{{{side}}})", "largest"),
@@ -106,7 +108,7 @@ def _caches(board: builders.Dashboard) -> None:
 
 
 def _recharges(board: builders.Dashboard) -> None:
-    board.with_row(row("Recharges (the patched host alone has them)"))
+    board.with_row(row("Recharges (only the patched host has them)"))
     for panel in (
         _moved("Slabs recharged", "recharges", PER_S),
         _moved("Bytes recharged", "recharged_bytes", "binBps"),
@@ -115,7 +117,7 @@ def _recharges(board: builders.Dashboard) -> None:
     board.with_panel(
         lines(
             "Checks, failures, lost races",
-            "A check for each object from a child cache; a failure: the slab could not be charged to its new owner.",
+            "One check for each object from a child cache. Failures: the slab could not be charged to its new owner.",
             [
                 Query(f"sum(rate(kmemwatch_recharge_{metric}_total{{{PATCHED}}}[$__rate_interval]))", name)
                 for metric, name in (("checks", "checks"), ("failures", "failures"), ("lost_races", "lost races"))
@@ -129,7 +131,7 @@ def _recharges(board: builders.Dashboard) -> None:
 def _moved(title: str, metric: str, unit: str) -> timeseries.Panel:
     return lines(
         title,
-        "By the state of the cgroup that they were charged to: what moves away from the dying lets them go.",
+        "By the state of the former owner. What moves away from dying cgroups helps to release them.",
         [
             Query(
                 f"sum by (from_state) (rate(kmemwatch_{metric}_total{{{PATCHED}}}[$__rate_interval]))",
@@ -147,7 +149,7 @@ def _dying(board: builders.Dashboard) -> None:
     _both(
         board,
         "Dying cgroups",
-        "By the time since they were removed.",
+        "By the time since their removal.",
         ages,
         COUNT,
         stacked=True,
@@ -155,7 +157,7 @@ def _dying(board: builders.Dashboard) -> None:
     _both(
         board,
         "Release delay",
-        "Time from removal to release, of cgroups that were released in the last hour.",
+        "Time from removal to release, of the cgroups that were released in the last hour.",
         lambda side: [
             Query(
                 f"histogram_quantile({quantile},"
@@ -168,8 +170,8 @@ def _dying(board: builders.Dashboard) -> None:
     )
     _both(
         board,
-        "Slabs of the dead in child caches",
-        "By root cache, of those that the last scan of memory has seen.",
+        "Slabs of dying cgroups in child caches",
+        "By root cache, as the last scan of memory saw them.",
         lambda side: [Query(f"sum by (cache) (kmemwatch_dying_cgroup_child_slab_bytes{{{side}}})", "{{cache}}")],
         BYTES,
         stacked=True,
@@ -181,11 +183,11 @@ def _memory(board: builders.Dashboard) -> None:
     _both(
         board,
         "Memory",
-        "All slab caches; what is charged to cgroups; what keeps dying cgroups.",
+        "All slab caches; kernel memory charged to cgroups; memory that keeps dying cgroups.",
         lambda side: [
             Query(f"sum(kmemwatch_cache_slab_bytes{{{side}}})", "slab memory"),
             Query(f'sum(kmemwatch_cgroup_kernel_bytes{{{side}, cgroup="/"}})', "kernel memory of cgroups"),
-            Query(f"sum(kmemwatch_dying_cgroup_bytes{{{side}}})", "kept by or for dying cgroups"),
+            Query(f"sum(kmemwatch_dying_cgroup_bytes{{{side}}})", "memory of dying cgroups"),
         ],
         BYTES,
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Host: which caches and cgroups of one host hold kernel memory, and what keeps its dead cgroups."""
+"""Host: which caches and cgroups of one host hold kernel memory, and what keeps its dying cgroups."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _numbers(board: builders.Dashboard) -> None:
     for panel in (
         number(
             "Kernel memory of cgroups",
-            "Charged to memory cgroups.",
+            "Kernel memory that is charged to memory cgroups.",
             f'sum(kmemwatch_cgroup_kernel_bytes{{{HOST}, cgroup="/"}})',
             BYTES,
         ),
@@ -69,23 +69,28 @@ def _numbers(board: builders.Dashboard) -> None:
             f"sum(kmemwatch_cache_slab_bytes{{{HOST}}})",
             BYTES,
         ),
-        number("Online cgroups", "Memory cgroups in use.", f"sum(kmemwatch_online_cgroups{{{HOST}}})", COUNT),
+        number(
+            "Online cgroups",
+            "Memory cgroups that exist and are not removed.",
+            f"sum(kmemwatch_online_cgroups{{{HOST}}})",
+            COUNT,
+        ),
         number(
             "Dying cgroups",
-            "Removed and not released.",
+            "Memory cgroups that are removed and that the kernel has not released.",
             f"sum(kmemwatch_dying_cgroups{{{HOST}}})",
             COUNT,
             ((None, GOOD), (1000, WARN), (10_000, BAD)),
         ),
         number(
-            "They keep",
-            "Bytes that keep dying memory cgroups.",
+            "Memory they keep",
+            "Memory that keeps dying memory cgroups.",
             f"sum(kmemwatch_dying_cgroup_bytes{{{HOST}}})",
             BYTES,
         ),
         number(
             "Oldest dying",
-            "Since it was removed, at least.",
+            "Time since it was removed. A lower bound if that was before kmemwatch started.",
             f"max(kmemwatch_oldest_dying_cgroup_seconds{{{HOST}}})",
             SECONDS,
         ),
@@ -99,11 +104,11 @@ def _caches(board: builders.Dashboard) -> None:
     growth = f"sum by (cache) (deriv(kmemwatch_cache_slab_bytes{{{HOST}}}[$__rate_interval]))"
     for panel in (
         lines(
-            "Largest caches", "Memory of their slabs, free objects included.", [Query(_top(slab), "{{cache}}")], BYTES
+            "Largest caches", "Memory of their slabs, including free objects.", [Query(_top(slab), "{{cache}}")], BYTES
         ),
         lines(
             "Caches that grow most",
-            "Change of the memory of their slabs.",
+            "Growth of the memory of their slabs.",
             [Query(_top(growth), "{{cache}}")],
             BYTES_PER_S,
             minimum=None,
@@ -130,7 +135,7 @@ def _rates_of_caches(board: builders.Dashboard) -> None:
         ),
         lines(
             "Bytes allocated",
-            "By cache; of objects, so without what slabs have room for.",
+            "By cache. Only allocated objects, without the free room in slabs.",
             [Query(_rate("kmemwatch_cache_allocated_bytes_total", "cache"), "{{cache}}")],
             BYTES_PER_S,
             THIRD,
@@ -144,21 +149,21 @@ def _cgroups(board: builders.Dashboard) -> None:
     kernel = f"sum by (cgroup) (kmemwatch_cgroup_kernel_bytes{{{HOST}, {NOT_ROOT}}})"
     slab = f"sum by (cgroup) (kmemwatch_cgroup_slab_bytes{{{HOST}, {NOT_ROOT}}})"
     growth = f"sum by (cgroup) (deriv(kmemwatch_cgroup_kernel_bytes{{{HOST}, {NOT_ROOT}}}[$__rate_interval]))"
-    below = "With all cgroups below it."
+    below = "Including all cgroups below it."
     for panel in (
         lines("Kernel memory by cgroup", below, [Query(_top(kernel), "{{cgroup}}")], BYTES),
         lines("Slab memory by cgroup", below, [Query(_top(slab), "{{cgroup}}")], BYTES),
         lines("Cgroups that grow most", below, [Query(_top(growth), "{{cgroup}}")], BYTES_PER_S, THIRD, minimum=None),
         lines(
             "Kernel memory charged",
-            "To the cgroup itself.",
+            "To the cgroup itself, without those below it.",
             [Query(_rate("kmemwatch_cgroup_charged_bytes_total", "cgroup"), "{{cgroup}}")],
             BYTES_PER_S,
             THIRD,
         ),
         lines(
             "Kernel memory uncharged",
-            "From the cgroup itself.",
+            "From the cgroup itself, without those below it.",
             [Query(_rate("kmemwatch_cgroup_uncharged_bytes_total", "cgroup"), "{{cgroup}}")],
             BYTES_PER_S,
             THIRD,
@@ -171,7 +176,7 @@ def _pairs(board: builders.Dashboard) -> None:
     board.with_panel(
         bars(
             "Who allocates what",
-            "Objects that tasks of a cgroup allocate in a cache, a second.",
+            "Objects that tasks of a cgroup allocate from a cache, per second.",
             _rate("kmemwatch_cgroup_cache_allocations_total", "cgroup, cache"),
             "{{cgroup}} {{cache}}",
             PER_S,
@@ -190,20 +195,20 @@ def _dying(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Dying cgroups by age",
-            "By the time since they were removed.",
+            "By the time since their removal.",
             ages(HOST),
             COUNT,
             stacked=True,
         ),
         lines(
             "What keeps them",
-            "Kinds of memory that are charged to them or refer to them.",
+            "Memory that is charged to them or refers to them, by kind.",
             [Query(f"sum by (kind) (kmemwatch_dying_cgroup_bytes{{{HOST}}})", "{{kind}}")],
             BYTES,
             stacked=True,
         ),
-        lines("Removed and released", "Over hours, both must be equal.", moves, PER_S),
-        heat("Time from removal to release", "Of cgroups that were released.", delays, SECONDS),
+        lines("Removed and released", "Over hours, as many must be released as are removed.", moves, PER_S),
+        heat("Time from removal to release", "Of the cgroups that were released.", delays, SECONDS),
     ):
         board.with_panel(panel)
 
@@ -211,15 +216,15 @@ def _dying(board: builders.Dashboard) -> None:
 def _slabs_and_ids(board: builders.Dashboard) -> None:
     for panel in (
         lines(
-            "Slabs of the dead in child caches",
-            "By root cache; only kernels where each cgroup has caches of its own have them.",
+            "Slabs of dying cgroups in child caches",
+            "By root cache. Only kernels on which each cgroup has its own caches have this.",
             [Query(f"sum by (cache) (kmemwatch_dying_cgroup_child_slab_bytes{{{HOST}}})", "{{cache}}")],
             BYTES,
             stacked=True,
         ),
         lines(
             "Ids of memory cgroups",
-            "Of 65,535: those online have one, dying ones only while they have memory in swap.",
+            "Of 65,535. Each online cgroup has one; a dying cgroup only while it has memory in swap.",
             [
                 Query(f"sum(kmemwatch_memcg_ids_in_use{{{HOST}}})", "ids in use"),
                 Query(f"sum(kmemwatch_online_cgroups{{{HOST}}})", "online cgroups"),
@@ -235,7 +240,7 @@ def _self(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Events lost",
-            "What the kernel did and kmemwatch could not count, by reason.",
+            "What happened in the kernel and kmemwatch could not count, by reason.",
             [
                 Query(
                     f"sum by (reason) (increase(kmemwatch_events_lost_total{{{HOST}}}[$__rate_interval]))", "{{reason}}"
@@ -246,14 +251,14 @@ def _self(board: builders.Dashboard) -> None:
         ),
         lines(
             "Fill of the BPF maps",
-            "When a map is full, what would need a new entry is lost.",
+            "When a map is full, kmemwatch cannot count what needs a new entry.",
             [Query(f"kmemwatch_map_entries{{{HOST}}} / kmemwatch_map_capacity{{{HOST}}}", "{{map}}")],
             SHARE,
             THIRD,
         ),
         grid(
             "Signals",
-            "What each is measured by; 0: it could not be attached, and kmemwatch doctor says why.",
+            "The hooks of each signal. 0: none could be attached; kmemwatch doctor says why.",
             f"kmemwatch_probe_attached{{{HOST}}}",
             (("signal", "Signal"), ("attachment", "Measured by"), ("Value", "Attached")),
             THIRD,
@@ -270,7 +275,7 @@ def _costs(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Processor time",
-            "Of the processes of kmemwatch, in cores: reader reads the kernel, http serves Prometheus.",
+            "Of the processes of kmemwatch, in CPUs: reader reads the kernel, http serves Prometheus.",
             [
                 Query(
                     f"sum by (process) (rate(kmemwatch_process_cpu_seconds_total{{{HOST}}}[$__rate_interval]))",
@@ -283,7 +288,7 @@ def _costs(board: builders.Dashboard) -> None:
         ),
         lines(
             "Memory",
-            "Resident memory of these processes, each with the libraries that they share.",
+            "Resident memory of these processes. Each includes the libraries that both share.",
             [Query(f"sum by (process) (kmemwatch_process_resident_memory_bytes{{{HOST}}})", "{{process}}")],
             BYTES,
             THIRD,
@@ -291,7 +296,7 @@ def _costs(board: builders.Dashboard) -> None:
         ),
         lines(
             "Scrapes",
-            "Time to answer one, and the age of its figures.",
+            "Time to answer a scrape, and the age of the figures in it.",
             [
                 Query(f"sum({scrape[0]}) / sum({scrape[1]})", "time to answer"),
                 Query(f"max(kmemwatch_snapshot_age_seconds{{{HOST}}})", "age of the figures"),
@@ -307,7 +312,7 @@ def _rest(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Time in BPF programs",
-            "In cores, spent by whoever allocates; the kernel counts it only with sysctl kernel.bpf_stats_enabled=1.",
+            "In CPUs; the allocating tasks spend it. The kernel counts it only with sysctl kernel.bpf_stats_enabled=1.",
             [
                 Query(
                     f"sum by (program) (rate(kmemwatch_bpf_run_seconds_total{{{HOST}}}[$__rate_interval]))",
@@ -320,7 +325,7 @@ def _rest(board: builders.Dashboard) -> None:
         ),
         lines(
             "Folded cgroups",
-            "Cgroups that have no series of their own, see --max-series, and the series that they would have.",
+            "Cgroups that have no series of their own because of --max-series, and the series that they would have.",
             [
                 Query(f"sum(kmemwatch_folded_cgroups{{{HOST}}})", "cgroups"),
                 Query(f"sum(kmemwatch_folded_series{{{HOST}}})", "series"),
@@ -330,7 +335,7 @@ def _rest(board: builders.Dashboard) -> None:
         ),
         grid(
             "Kernel",
-            "Era: objcg, all cgroups share the caches; per-memcg, each has its own; recharge, these are used again.",
+            "Era: objcg, all cgroups share the caches; per-memcg, each has its own; recharge, they are reused.",
             f"kmemwatch_kernel_info{{{HOST}}}",
             (("release", "Kernel"), ("era", "Era"), ("patchset", "Patch set")),
             THIRD,

@@ -51,7 +51,7 @@ def _numbers(board: builders.Dashboard) -> None:
         ),
         number(
             "Slab memory of hosts",
-            "Memory of all slab caches, on all hosts; charged to a cgroup or not.",
+            "Memory of all slab caches on all hosts, whether charged to a cgroup or not.",
             f"sum(kmemwatch_cache_slab_bytes{{{HOSTS}}})",
             BYTES,
         ),
@@ -77,7 +77,7 @@ def _numbers_of_health(board: builders.Dashboard) -> None:
         ),
         number(
             "Events lost",
-            "What kernels did and kmemwatch could not count, in the time that is shown.",
+            "What happened in the kernels and kmemwatch could not count, in the time shown.",
             f"sum(increase(kmemwatch_events_lost_total{{{HOSTS}}}[$__range]))",
             COUNT,
             ((None, GOOD), (1, WARN)),
@@ -91,7 +91,7 @@ def _memory(board: builders.Dashboard) -> None:
     board.with_panel(
         lines(
             "Kernel memory of cgroups, by host",
-            "Charged to memory cgroups: slabs, stacks, page tables, percpu memory.",
+            "Kernel memory that is charged to memory cgroups: slabs, stacks, page tables, percpu memory.",
             [Query(f'sum by (instance) (kmemwatch_cgroup_kernel_bytes{{{HOSTS}, cgroup="/"}})', "{{instance}}")],
             BYTES,
         )
@@ -99,7 +99,7 @@ def _memory(board: builders.Dashboard) -> None:
     board.with_panel(
         lines(
             "All slab memory, by host",
-            "All slab caches, as in /proc/slabinfo; charged to a cgroup or not.",
+            "All slab caches, as in /proc/slabinfo, whether charged to a cgroup or not.",
             [Query(f"sum by (instance) (kmemwatch_cache_slab_bytes{{{HOSTS}}})", "{{instance}}")],
             BYTES,
         )
@@ -111,21 +111,21 @@ def _dying(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Dying cgroups by host",
-            "A line that only rises is a leak; see Host for what keeps them.",
+            "A line that only rises is a leak. The dashboard Host shows what keeps them.",
             [Query(f"sum by (instance) (kmemwatch_dying_cgroups{{{HOSTS}}})", "{{instance}}")],
             COUNT,
             THIRD,
         ),
         lines(
             "What keeps them, by host",
-            "Bytes of page cache, shmem, slabs and whatever else keeps dying memory cgroups.",
+            "Page cache, shmem, slabs and other memory that keeps dying memory cgroups.",
             [Query(f"sum by (instance) (kmemwatch_dying_cgroup_bytes{{{HOSTS}}})", "{{instance}}")],
             BYTES,
             THIRD,
         ),
         lines(
             "Oldest dying cgroup by host",
-            "Seconds since it was removed; a lower bound for one that was removed before kmemwatch was started.",
+            "Time since it was removed. A lower bound if that was before kmemwatch started.",
             [Query(f"max by (instance) (kmemwatch_oldest_dying_cgroup_seconds{{{HOSTS}}})", "{{instance}}")],
             SECONDS,
             THIRD,
@@ -138,7 +138,7 @@ def _online(board: builders.Dashboard) -> None:
     for panel in (
         lines(
             "Online cgroups by host",
-            "Memory cgroups that are in use.",
+            "Memory cgroups that exist and are not removed.",
             [Query(f"sum by (instance) (kmemwatch_online_cgroups{{{HOSTS}}})", "{{instance}}")],
             COUNT,
         ),
@@ -178,7 +178,7 @@ def _health(board: builders.Dashboard) -> None:
         ),
         lines(
             "Fullest map by host",
-            "Entries in use of those that a BPF map has; when it is full, new pairs of cgroup and cache are lost.",
+            "Entries in use. When a BPF map is full, new pairs of cgroup and cache are lost.",
             [
                 Query(
                     f"max by (instance) (kmemwatch_map_entries{{{HOSTS}}} / kmemwatch_map_capacity{{{HOSTS}}})",
@@ -204,7 +204,7 @@ def _hosts(board: builders.Dashboard) -> None:
         grid(
             "Kernels",
             "Era: objcg, all cgroups share the caches (since Linux 5.9); per-memcg, each cgroup has its own; recharge,"
-            " these are used again (the patch set).",
+            " they are reused (the patch set).",
             f"kmemwatch_kernel_info{{{HOSTS}}}"
             f" * on (job, instance) group_left (version) kmemwatch_build_info{{{HOSTS}}}",
             (
@@ -220,7 +220,7 @@ def _hosts(board: builders.Dashboard) -> None:
     board.with_panel(
         grid(
             "Signals",
-            "0: no hook could be attached to, what it would count is missing. These come first.",
+            "0: no hook could be attached, and the figures of the signal are missing. These come first.",
             f"sort(sum by (instance, signal) (kmemwatch_probe_attached{{{HOSTS}}}))",
             (("instance", "Host"), ("signal", "Signal"), ("Value", "Attached")),
             HALF,

@@ -167,7 +167,7 @@ def number(
     steps: Sequence[tuple[float | None, str]] = ((None, GOOD),),
     width: int = SIXTH,
 ) -> stat.Panel:
-    """One figure, with its course behind it; `steps`: from which value on it has which color."""
+    """One figure with its graph behind it. `steps`: the value from which each color applies."""
     return (
         stat.Panel()
         .title(title)

@@ -25,20 +25,21 @@ _NAMES = {
 _HEAD = """<!-- Written by `make bench ARGS=--keep` from tests/bench/results.json; a test compares the two. -->
 # What kmemwatch costs
 
-Measured by
+This command measures it:
 
 ```
 make bench ARGS=--keep
 ```
 
-which boots kernels in QEMU with `-icount shift=0,sleep=off`: each instruction of the guest takes 1 ns of the guest's
-time, waiting takes none, and so all its clocks count instructions. The figures are the same in every run, to about
-0.1 % (whole jobs: 0.5 %), and say nothing about caches and mispredicted branches. `make bench` alone measures anew and
-fails when a figure of kmemwatch has grown by more than 10 %.
+It boots kernels in QEMU with `-icount shift=0,sleep=off`. Each instruction of the guest then takes 1 ns of the guest's
+time, and waiting takes none, so all its clocks count instructions. The figures are the same in every run, to about
+0.1 % (whole jobs: 0.5 %). They say nothing about caches and mispredicted branches. `make bench` without ARGS measures
+and fails when a figure of kmemwatch has grown by more than 10 %.
 
-An empty program on the same tracepoints says what it costs to be there at all. A hook that counts objects has a second
-program, `missed`, that counts what the first misses in interrupts ([ADR 8](adr/0008-two-programs-a-hook.md)).
-bpftrace counts calls by cache and cgroup of the caller and nothing else; memleak keeps a stack for every object.
+An empty program on the same tracepoints shows what it costs to have a program there at all. A hook that counts objects
+has a second program, `missed`, that counts what the first misses in interrupts
+([ADR 8](adr/0008-two-programs-a-hook.md)). bpftrace counts calls by cache and cgroup of the caller and nothing else;
+memleak keeps a stack for every object.
 """
 
 _CHECK = "__memcg_kmem_recharge_slab"
@@ -114,11 +115,11 @@ def _guests(results: Results) -> Iterator[str]:
     for guest, measured in sorted(results[GUESTS].items()):
         yield f"## {guest}\n"
         yield f"Linux {measured['release']}, {measured['at']}.\n"
-        yield "Instructions a run of each program, the kernel's measuring included; all cgroups and caches known:\n"
+        yield "Instructions for one run of each program, the kernel's measuring included; cgroups and caches are known:\n"
         rows = [(_NAMES[tool], f"`{name}`", f"{run['instructions']:,.0f}", f"{run['length']:,}")
                 for tool in _NAMES for name, run in sorted(measured[PROGRAMS].get(tool, {}).items())]  # fmt: skip
         yield from table(("of", "program", "instructions a run", "BPF instructions"), rows)
-        yield "Instructions an operation, until all is freed, hooks included:\n"
+        yield "Instructions for one operation until all is freed, including the hooks:\n"
         yield from _costs(measured[OPERATED], "+{:,.0f}".format, _more)
         yield "Jobs, millions of instructions:\n"
         yield from _costs({tool: {what: cost / 1e6 for what, cost in jobs.items()}
@@ -151,10 +152,10 @@ def _native(results: Results) -> Iterator[str]:
 
 
 _HOW = (
-    "Times are the best of five, as others may use the machine, processor time that of all processes of a command; "
-    "nothing compiles Python's modules. A cold start finds nothing of an earlier one "
-    "([ADR 7](adr/0007-warm-start.md)). `serve` watched 1,000 cgroups, read every 5 s and was scraped as often, for a "
-    "minute; its memory is that of all its processes."
+    "Times are the best of five, because others may use the machine. Processor time is that of all processes of a "
+    "command. Python's modules are compiled already. A cold start finds nothing that an earlier start kept "
+    "([ADR 7](adr/0007-warm-start.md)). For a minute, `serve` watched 1,000 cgroups, read every 5 s and "
+    "was scraped as often; its memory is that of all its processes."
 )
 
 

@@ -86,17 +86,17 @@ HEAD = """# Kernels
 
 <!-- Written by `make lab-results` from tests/lab/results.json; change tests/lab/results.py instead. -->
 
-What kmemwatch can tell on which kernel: seen on each of them in the lab (`tests/lab`), which boots them in QEMU, and
-compared in every run of `make test-lab`. On any other kernel, `kmemwatch doctor` tells the same for it. What decides is
-not the version but what the kernel offers, see `kmemwatch/attach/plan.py`.
+This page lists what kmemwatch can tell on each kernel of the lab (`tests/lab`), which boots them in QEMU. Every run of
+`make test-lab` compares the page with what it sees. On any other kernel, `kmemwatch doctor` prints the same for that
+kernel. What the kernel offers decides, not its version; `kmemwatch/attach/plan.py` has the rules.
 """
 
 LEGEND = """
-- **exact**: the figure is compared with one that is not ours (the workload's own count, another tracer, the kernel's
-  own files), without tolerance, in every run of the lab.
-- works: attached; no test compares this signal alone with something that is not ours, or it did not pass here.
-- partly: not the best way, or one that does not see everything; the reason is below.
-- missing: the kernel could have it, and kmemwatch cannot; absent: there is nothing on this kernel to tell of.
+- **exact**: every run of the lab compares the figure with an independent source (the workload's own count, another
+  tracer, the kernel's own files), without tolerance.
+- works: it is attached. No test compares this signal alone with an independent source, or the test did not pass here.
+- partly: not the best hook, or one that does not see everything; the reason is below.
+- missing: the kernel could offer it, and kmemwatch cannot measure it. absent: this kernel has nothing to measure.
 """
 
 
@@ -135,8 +135,12 @@ def _cell(signal: Mapping[str, Any] | None) -> str:
 def _kind(kernel: LabKernel) -> str:
     if kernel.config is None:
         return "Debian's stock kernel"
-    what = "child caches that are reused, slabs recharged" if "recharges" not in kernel.lacks else "own child caches"
-    return f"6.1 with {what}; [built here](../tests/lab/linux/README.md)"
+    what = (
+        "child caches that are reused, and slabs that are recharged (the patch set)"
+        if "recharges" not in kernel.lacks
+        else "child caches that are not reused"
+    )
+    return f"6.1 with {what}; [how it is built](../tests/lab/linux/README.md)"
 
 
 def _details(result: Result) -> list[str]:

@@ -37,7 +37,7 @@ print(json.dumps({one.metadata["Name"]: one.version for one in m.distributions()
 SUITES = (
     "exporter_selection",
     "web_server",
-    "web_front",
+    "web_access",
     "exporter_series",
     "web_protocol",
     "compare_output",
@@ -45,7 +45,7 @@ SUITES = (
 )
 """Tests of what calls the libraries."""
 # bcrypt before 4.1 makes no hash of a NUL, so that the test has none to ask with.
-NO_HASH_OF_NUL = "tests/unit/test_web_front.py::test_passwords_of_all_kinds[nul\\x00byte]"
+NO_HASH_OF_NUL = "tests/unit/test_web_access.py::test_passwords_of_all_kinds[nul\\x00byte]"
 
 
 def lowest() -> dict[str, str]:
