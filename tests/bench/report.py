@@ -115,7 +115,7 @@ def _guests(results: Results) -> Iterator[str]:
     for guest, measured in sorted(results[GUESTS].items()):
         yield f"## {guest}\n"
         yield f"Linux {measured['release']}, {measured['at']}.\n"
-        yield "Instructions for one run of each program, the kernel's measuring included; cgroups and caches are known:\n"
+        yield "Instructions for one run of each program, the kernel's measuring included; cgroups and caches known:\n"
         rows = [(_NAMES[tool], f"`{name}`", f"{run['instructions']:,.0f}", f"{run['length']:,}")
                 for tool in _NAMES for name, run in sorted(measured[PROGRAMS].get(tool, {}).items())]  # fmt: skip
         yield from table(("of", "program", "instructions a run", "BPF instructions"), rows)
