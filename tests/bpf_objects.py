@@ -5,45 +5,15 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from kmemwatch.kernel import libbpf
+from kmemwatch.kernel.bpf_calls import ProgramInfo, program_info
 
 KPROBE_EVENTS = Path("/sys/kernel/tracing/kprobe_events")
 KPROBE_LIST = Path("/sys/kernel/debug/kprobes/list")
 KINDS = ("prog", "map", "link")
-_INSTRUCTION_BYTES = 8
-
-
-class _ProgInfo(ctypes.Structure):
-    """``struct bpf_prog_info`` up to ``run_cnt``."""
-
-    _fields_ = (
-        ("type", ctypes.c_uint32),
-        ("id", ctypes.c_uint32),
-        ("tag", ctypes.c_uint8 * 8),
-        ("jited_prog_len", ctypes.c_uint32),
-        ("xlated_prog_len", ctypes.c_uint32),
-        ("insns_to_map_ids", ctypes.c_uint8 * 40),
-        ("name", ctypes.c_char * 16),
-        ("ifindex_to_verified_insns", ctypes.c_uint8 * 112),
-        ("run_time_ns", ctypes.c_uint64),
-        ("run_cnt", ctypes.c_uint64),
-    )
-
-
-@dataclass(frozen=True)
-class LoadedProgram:
-    """A program, and what the kernel counted since it was loaded."""
-
-    name: str
-    """15 characters at most."""
-    run_time_ns: int
-    run_cnt: int
-    length: int
-    """BPF instructions, after the verifier has rewritten some."""
 
 
 @cache
@@ -52,7 +22,6 @@ def _library() -> ctypes.CDLL:
     for kind in KINDS:
         getattr(lib, f"bpf_{kind}_get_next_id").argtypes = [ctypes.c_uint32, ctypes.c_void_p]
     lib.bpf_prog_get_fd_by_id.argtypes = [ctypes.c_uint32]
-    lib.bpf_obj_get_info_by_fd.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
     lib.bpf_task_fd_query.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint32, *[ctypes.c_void_p] * 6]
     return lib
 
@@ -68,7 +37,7 @@ def loaded(kind: str) -> set[int]:
     return found
 
 
-def loaded_programs() -> dict[int, LoadedProgram]:
+def loaded_programs() -> dict[int, ProgramInfo]:
     """id -> program, of every program on this machine."""
     found = {}
     for number in loaded("prog"):
@@ -76,25 +45,15 @@ def loaded_programs() -> dict[int, LoadedProgram]:
         if fd < 0:
             continue  # it went away in between
         try:
-            info = _info(fd)
+            found[number] = program_info(fd)
         finally:
             os.close(fd)
-        length = info.xlated_prog_len // _INSTRUCTION_BYTES
-        found[number] = LoadedProgram(info.name.decode(), info.run_time_ns, info.run_cnt, length)
     return found
 
 
 def program_id(program_fd: int) -> int:
     """The id of a program that this process has open."""
-    return int(_info(program_fd).id)
-
-
-def _info(program_fd: int) -> _ProgInfo:
-    info = _ProgInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    if _library().bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(size)) < 0:
-        raise OSError(ctypes.get_errno(), "bpf_prog_info")
-    return info
+    return program_info(program_fd).id
 
 
 def attached_by(pid: int) -> dict[int, str]:

@@ -123,7 +123,7 @@ def _programs(programs: Sequence[LoadedProgram], places: Mapping[int, int]) -> I
         yield {
             "kind": program.kind,
             "target": program.target,
-            "name": bpf_calls.program_name(program.fd),
+            "name": bpf_calls.program_info(program.fd).name,
             "function_id": ids[program.target] if program.kind in _TRACING else 0,
             # The index of a map replaces its descriptor.
             "code": binascii.b2a_base64(translate(program.code, places), newline=False).decode(),

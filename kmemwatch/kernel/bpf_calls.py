@@ -7,6 +7,7 @@ import ctypes
 import fcntl
 import os
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from kmemwatch.kernel import libbpf
@@ -30,8 +31,40 @@ _PERF_EVENT_IOC_ENABLE, _PERF_EVENT_IOC_SET_BPF = 0x2400, 0x40042408
 
 _MAP_INFO = struct.Struct("=6I16s")
 """``struct bpf_map_info`` up to ``name``: type, id, key_size, value_size, max_entries, map_flags."""
-_PROG_NAME = slice(64, 80)
-"""``bpf_prog_info.name``."""
+
+
+class _ProgInfo(ctypes.Structure):
+    """``struct bpf_prog_info`` up to ``recursion_misses``; the kernel fills as much as it has."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("tag", ctypes.c_uint8 * 8),
+        ("jited_prog_len", ctypes.c_uint32),
+        ("xlated_prog_len", ctypes.c_uint32),
+        ("up_to_name", ctypes.c_uint8 * 40),
+        ("name", ctypes.c_char * 16),
+        ("up_to_run_time_ns", ctypes.c_uint8 * 112),
+        ("run_time_ns", ctypes.c_uint64),
+        ("run_cnt", ctypes.c_uint64),
+        ("recursion_misses", ctypes.c_uint64),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """What the kernel says about a loaded program."""
+
+    id: int
+    name: str
+    """15 characters at most."""
+    instructions: int
+    """After the verifier has rewritten some."""
+    run_time_ns: int
+    """0 unless kernel.bpf_stats_enabled is set."""
+    run_cnt: int
+    recursion_misses: int | None
+    """Runs that the kernel skipped; None before it counted them (v5.12)."""
 
 
 LOADS = {
@@ -52,20 +85,26 @@ def available() -> bool:
 
 def map_definition(fd: int) -> tuple[int, str, int, int, int, int]:
     """(type, name, key bytes, value bytes, largest number of entries, flags): the arguments of `create_map`."""
-    raw = _info(fd, _MAP_INFO.size)
-    kind, _, key_bytes, value_bytes, entries, flags, name = _MAP_INFO.unpack(raw)
+    info = ctypes.create_string_buffer(_MAP_INFO.size)
+    _get_info(fd, info)
+    kind, _, key_bytes, value_bytes, entries, flags, name = _MAP_INFO.unpack(info.raw)
     return kind, name.split(b"\0")[0].decode(), key_bytes, value_bytes, entries, flags
 
 
-def program_name(fd: int) -> str:
-    """The kernel's name of a program, 15 characters at most."""
-    return _info(fd, _PROG_NAME.stop)[_PROG_NAME].split(b"\0")[0].decode()
+def program_info(fd: int) -> ProgramInfo:
+    """What the kernel says about a program."""
+    info = _ProgInfo()
+    has_misses = _get_info(fd, info) >= ctypes.sizeof(info)
+    misses = int(info.recursion_misses) if has_misses else None
+    instructions = info.xlated_prog_len // INSTRUCTION_BYTES
+    return ProgramInfo(info.id, info.name.decode(), instructions, info.run_time_ns, info.run_cnt, misses)
 
 
-def _info(fd: int, size: int) -> bytes:
-    info, length = ctypes.create_string_buffer(size), ctypes.c_uint32(size)
-    _check(libbpf.library().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(length)))
-    return info.raw
+def _get_info(fd: int, info: ctypes.Structure | ctypes.Array[ctypes.c_char]) -> int:
+    """Fill `info`; how many bytes the kernel has filled."""
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _check(libbpf.library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(size)))
+    return size.value
 
 
 def create_map(kind: int, name: str, key_bytes: int, value_bytes: int, entries: int, flags: int) -> int:

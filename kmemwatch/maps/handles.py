@@ -58,13 +58,6 @@ class _MapBatchOpts(ctypes.Structure):
     _fields_ = (("sz", ctypes.c_size_t), ("elem_flags", ctypes.c_uint64), ("flags", ctypes.c_uint64))
 
 
-class _ProgInfo(ctypes.Structure):
-    """``struct bpf_prog_info`` up to ``recursion_misses``; the kernel fills as much as it knows."""
-
-    _fields_ = (("before", ctypes.c_uint8 * 192), ("run_time_ns", ctypes.c_uint64), ("run_cnt", ctypes.c_uint64),
-                ("recursion_misses", ctypes.c_uint64))  # fmt: skip
-
-
 def possible_cpus() -> int:
     """Number of copies that a per-CPU map has of each value. Raises OSError for a shortage, else UnsupportedError."""
     number = int(libbpf.library().libbpf_num_possible_cpus())
@@ -88,26 +81,6 @@ def test_run(program_fd: int, *args: int) -> int:
     if failed < 0:
         raise OSError(-failed, f"BPF_PROG_TEST_RUN: {libbpf.error_text(failed)}")
     return int(opts.retval)
-
-
-@dataclass(frozen=True, slots=True)
-class ProgramStats:
-    run_time_ns: int
-    """0 unless kernel.bpf_stats_enabled is set."""
-    run_cnt: int
-    recursion_misses: int | None
-    """Runs that the kernel skipped; None before it counted them (v5.12)."""
-
-
-def program_stats(program_fd: int) -> ProgramStats:
-    """Counters that the kernel keeps for a program. Raises OSError."""
-    info = _ProgInfo()
-    size = ctypes.c_uint32(ctypes.sizeof(info))
-    failed = libbpf.library().bpf_obj_get_info_by_fd(program_fd, ctypes.byref(info), ctypes.byref(size))
-    if failed < 0:
-        raise OSError(-failed, f"bpf_prog_info: {libbpf.error_text(failed)}")
-    known = size.value >= ctypes.sizeof(info)
-    return ProgramStats(int(info.run_time_ns), int(info.run_cnt), int(info.recursion_misses) if known else None)
 
 
 class MapReader:

@@ -16,10 +16,11 @@ from msgspec import structs
 from kmemwatch.attach.discover import CacheList, CacheRecord
 from kmemwatch.attach.handover import Handed, ProbeResult
 from kmemwatch.errors import KmemwatchError, raise_if_shortage
+from kmemwatch.kernel.bpf_calls import program_info
 from kmemwatch.kernel.facts import RECHARGE_FUNCTION
 from kmemwatch.maps import decode
 from kmemwatch.maps.decode import MAX_CHILD_SLABS, LifecycleEvent, MemcgRecord, SlabEvent
-from kmemwatch.maps.handles import MapReader, Ring, program_stats
+from kmemwatch.maps.handles import MapReader, Ring
 from kmemwatch.maps.peek import Peek
 from kmemwatch.maps.slots import Slots, slot_windows
 from kmemwatch.model import Latency, MapFill, Probe
@@ -185,7 +186,7 @@ class BpfSource:
         kernel.bpf_stats_enabled is set, or somebody asks it to."""
         found = {}
         for name, fd in self._handed.programs.items():
-            stats = program_stats(fd)
+            stats = program_info(fd)
             if stats.run_cnt:
                 found[name] = (stats.run_cnt, stats.run_time_ns)
         return found

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from kmemwatch.attach.handover import Handed
 from kmemwatch.errors import raise_if_shortage
+from kmemwatch.kernel.bpf_calls import program_info
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps import decode
-from kmemwatch.maps.handles import MapReader, possible_cpus, program_stats
+from kmemwatch.maps.handles import MapReader, possible_cpus
 from kmemwatch.maps.peek import Peek
 
 _RETURN = "kretprobe"
@@ -219,7 +220,7 @@ class MissedCalls:
         for name, fd in self._programs.items():
             # Kprobes say so since v6.7 only, and `not_run` says the same.
             told = not _is_kprobe(name) and "/missed:" not in name
-            misses = program_stats(fd).recursion_misses if told else None
+            misses = program_info(fd).recursion_misses if told else None
             if misses is not None:
                 skipped[_signal(name)] = skipped.get(_signal(name), 0) + misses
         for name, missed in ((self._misses.read() if self._misses is not None else None) or {}).items():

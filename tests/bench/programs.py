@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.bpf_objects import LoadedProgram
+from kmemwatch.kernel.bpf_calls import ProgramInfo
 
 _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
@@ -35,7 +35,7 @@ class Run:
 
 
 def between(
-    before: Mapping[int, LoadedProgram], after: Mapping[int, LoadedProgram], names: Mapping[int, str]
+    before: Mapping[int, ProgramInfo], after: Mapping[int, ProgramInfo], names: Mapping[int, str]
 ) -> dict[str, Run]:
     """What the programs of `names` (id -> name) did; those that did not run are left out."""
     runs = {}
@@ -43,7 +43,7 @@ def between(
         first, last = before[number], after[number]
         count = last.run_cnt - first.run_cnt
         if count:
-            runs[name] = Run(count, (last.run_time_ns - first.run_time_ns) / count, last.length)
+            runs[name] = Run(count, (last.run_time_ns - first.run_time_ns) / count, last.instructions)
     return runs
 
 

@@ -18,9 +18,10 @@ import pytest
 
 from kmemwatch.attach.handover import Child, Handed
 from kmemwatch.kernel import bpf_calls
+from kmemwatch.kernel.bpf_calls import program_info
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps import handles as maps
-from kmemwatch.maps.handles import MapHandle, MapReader, possible_cpus, program_stats
+from kmemwatch.maps.handles import MapHandle, MapReader, possible_cpus
 from kmemwatch.maps.peek import Peek
 from kmemwatch.source.losses import KprobeMisses, MissedCalls
 from tests.live.kprobe_truth import attach_inside, calling, doing_nothing, profile, tracefs_probes
@@ -170,7 +171,7 @@ def test_hits_have_what_the_program_was_not_run_for(
             writer.update(number.to_bytes(8, "little"), bytes(8))
         for _ in range(MORE_CALLS):
             maps.test_run(direct)
-        hits, missed, stats = misses.hits(), misses.read(), program_stats(program)
+        hits, missed, stats = misses.hits(), misses.read(), program_info(program)
     assert hits == {f"test/kprobe:{INNER}": MORE_CALLS, f"test/kprobe:{MAP_UPDATE}": CALLS}
     assert missed == dict.fromkeys(hits, 0)
     assert stats.run_cnt == MORE_CALLS
@@ -214,7 +215,7 @@ def calls_at_rest(program: int, misses: KprobeMisses) -> tuple[int, int, int]:
     """(calls by a raw tracepoint in the function, hits, misses) at a moment when there was no call."""
 
     def calls() -> int:
-        stats = program_stats(program)
+        stats = program_info(program)
         return stats.run_cnt + (stats.recursion_misses or 0)
 
     before, (hits, missed) = undisturbed(calls, lambda: (misses.hits(), misses.read()))
@@ -257,7 +258,7 @@ FREE = "free/kprobe:kmem_cache_free"
 
 def frees_at_rest(program: int, misses: KprobeMisses, skips: MissedCalls) -> tuple[int, int, int]:
     """(hits, runs by the kernel's count, hits without a run as kmemwatch tells) of FREE when nothing was freed."""
-    before, (runs, not_run) = undisturbed(misses.hits, lambda: (program_stats(program).run_cnt, skips.not_run()))
+    before, (runs, not_run) = undisturbed(misses.hits, lambda: (program_info(program).run_cnt, skips.not_run()))
     assert before is not None
     assert not_run is not None
     return before[FREE], runs, not_run[FREE]

@@ -61,7 +61,7 @@ def skips_of(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, *others: str, peek
         manifest=SimpleNamespace(facts=None),
     )
     monkeypatch.setattr(losses, "KprobeMisses", kernel.misses)
-    monkeypatch.setattr(losses, "program_stats", lambda fd: SimpleNamespace(recursion_misses=kernel.recursion.get(fd)))
+    monkeypatch.setattr(losses, "program_info", lambda fd: SimpleNamespace(recursion_misses=kernel.recursion.get(fd)))
     return MissedCalls(handed, peek, kernel.readers())
 
 
