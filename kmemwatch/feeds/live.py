@@ -113,7 +113,7 @@ class LiveFeed:
         reading = self._source.read()
         # What happened during the walk: an online that it may not have seen is younger than it.
         self._state.apply(self._source.poll(0))
-        self._source.forget(self._state.update(reading))
+        self._source.drop(self._state.update(reading))
         self._updated_at_s = time.monotonic()
         return reading
 

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+from kmemwatch.counters import Growth
 from kmemwatch.maps.handles import MapHandle
 from kmemwatch.maps.structs import constant, layout
 
@@ -32,7 +33,6 @@ COUNTS = slice(_SLOT.words[0], _SLOT.words[-1] + 1)
 NOBODY = constant("NOBODY")
 """Cgroup id of what nobody is charged for."""
 _WINDOW_BYTES = 256 << 10
-_NOTHING: Counts = (0, 0, 0)
 
 
 class Slots:
@@ -41,12 +41,12 @@ class Slots:
     def __init__(self, windows: Windows) -> None:
         self._windows = windows
         self._last: dict[Pair, Counts] = {}
-        self._forgotten: dict[Pair, Counts] = {}
-        """Pair -> what was told of it."""
+        self._dropped: Growth[Pair, int] = Growth(len(_SLOT.words))
+        """Pairs that are to be given back, with what the last `read` said of them."""
         self._emptied: list[_Place] = []
 
     def read(self) -> dict[Pair, Counts]:
-        """Counts of each pair, summed over CPUs; of one that was forgotten only what has come since, if any has."""
+        """Counts of each pair, summed over CPUs; of one that was dropped only what has come since, if any has."""
         free, self._emptied = self._emptied, []
         totals: dict[Pair, Counts] = {}
         for number, window in enumerate(self._windows()):
@@ -57,13 +57,11 @@ class Slots:
                 for index, pair, counts in _rows(words):
                     before = totals.get(pair)
                     totals[pair] = counts if before is None else _add(before, counts)
-                    if pair in self._forgotten:
+                    if pair in self._dropped.latest:
                         self._empty(words, (number, index))
-        for pair, told in self._forgotten.items():
-            late = tuple(now - then for now, then in zip(totals.pop(pair, told), told, strict=True))
-            if any(late):
-                totals[pair] = late
-        self._forgotten = {}
+        late = self._dropped.look({pair: totals.pop(pair) for pair in self._dropped.latest if pair in totals})
+        totals.update(zip(late.items, zip(*late.columns, strict=True), strict=True))
+        self._dropped.end(list(self._dropped.latest))
         self._last = dict(totals)
         return totals
 
@@ -75,9 +73,10 @@ class Slots:
         words[first : first + WORDS] = memoryview(array("Q", cleared))
         self._emptied.append(place)
 
-    def forget(self, pairs: Iterable[Pair]) -> None:
-        """Let go of pairs of released memcgs, as the last `read` has told of them."""
-        self._forgotten |= {pair: self._last[pair] for pair in pairs if pair in self._last}
+    def drop(self, pairs: Iterable[Pair]) -> None:
+        """Give back the slots of pairs of released memcgs, whose counts are those of the last `read`."""
+        last = {pair: self._last[pair] for pair in pairs if pair in self._last}
+        self._dropped.look(self._dropped.latest | last)
 
 
 def slot_windows(handle: MapHandle) -> Windows:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from operator import add
 
 from msgspec import structs
@@ -27,21 +26,8 @@ from kmemwatch.model import Latency, MapFill, Probe
 from kmemwatch.source.latency import latency
 from kmemwatch.source.losses import MissedCalls
 from kmemwatch.source.lru import LruLists
-from kmemwatch.source.reading import (
-    ChargeCounts,
-    FinalCounts,
-    PairCounts,
-    Reading,
-    RechargeCounts,
-    RechargeKey,
-    SourceInfo,
-)
+from kmemwatch.source.reading import FinalCounts, MapCounts, PairKey, Reading, RechargeCounts, RechargeKey, SourceInfo
 from kmemwatch.source.scan import SlabScan
-
-if PairCounts._fields != decode.PAIR_COUNTS:
-    raise KmemwatchError(f"bpf/: enum pair_count is {', '.join(decode.PAIR_COUNTS)}")
-_as_counts: Callable[[tuple[int, ...]], PairCounts] = partial(tuple.__new__, PairCounts)
-"""As `PairCounts._make`, in a third of the time: there may be 65,536."""
 
 
 class BpfSource:
@@ -125,7 +111,7 @@ class BpfSource:
     def _read_caches(self) -> list[CacheRecord] | None:
         return None if self._caches is None else self._caches.read()
 
-    def _read_pairs(self) -> dict[tuple[int, int], PairCounts] | None:
+    def _read_pairs(self) -> dict[PairKey, MapCounts] | None:
         reader = self._readers.get("pairs")
         if reader is None or self._slots is None:
             return None
@@ -135,16 +121,16 @@ class BpfSource:
         for key, row in zip(decode.PAIR_KEY.iter_unpack(keys), sums, strict=True):
             before = counts.get(key)
             counts[key] = row if before is None else tuple(map(add, before, row))
-        return {key: _as_counts((plain + account, account, freed)) for key, (plain, account, freed) in counts.items()}
+        return counts
 
-    def _read_charges(self) -> dict[int, ChargeCounts] | None:
+    def _read_charges(self) -> dict[int, MapCounts] | None:
         reader = self._readers.get("charges")
         if reader is None:
             return None
         keys, sums = reader.sums(decode.CHARGE_VALUE)
         self._fill += (MapFill("charges", len(sums), reader.handle.max_entries),)
         ids = (row[0] for row in struct.iter_unpack("=Q", keys))
-        return dict(zip(ids, (ChargeCounts(*row) for row in sums), strict=True))
+        return dict(zip(ids, sums, strict=True))
 
     def _read_recharges(self) -> RechargeCounts | None:
         reader = self._readers.get("recharges")
@@ -155,7 +141,7 @@ class BpfSource:
         self._fill += (MapFill("recharges", len(sums), reader.handle.max_entries),)
         moves = {}
         for (cache, from_id, to_id, state), row in zip(decode.RECHARGE_KEY.iter_unpack(keys), sums, strict=True):
-            moves[RechargeKey(cache, from_id, to_id, decode.RECHARGE_FROM[state])] = (row[0], row[1])
+            moves[RechargeKey(cache, from_id, to_id, decode.RECHARGE_FROM[state])] = row
         calls = dict(zip(decode.RECHARGE_COUNTS, (row[0] for row in counts), strict=True))
         return RechargeCounts(**calls, moves=moves)
 
@@ -191,10 +177,10 @@ class BpfSource:
                 found[name] = (stats.run_cnt, stats.run_time_ns)
         return found
 
-    def forget(self, final: FinalCounts) -> None:
-        """Drop counters that can never change again."""
+    def drop(self, final: FinalCounts) -> None:
+        """Drop these counters from the maps."""
         if self._slots is not None:
-            self._slots.forget(final.pairs)
+            self._slots.drop(final.pairs)
         self._delete("pairs", (decode.PAIR_KEY.pack(*key) for key in final.pairs))
         self._delete("charges", (struct.pack("=Q", cgroup_id) for cgroup_id in final.cgroup_ids))
         states = {state: number for number, state in enumerate(decode.RECHARGE_FROM)}

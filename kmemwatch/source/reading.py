@@ -5,28 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
+from kmemwatch.maps.decode import PAIR_COUNTS, LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.model import Latency, MapFill, Probe
 
-
-class PairCounts(NamedTuple):
-    """Objects of one (cache, memcg) pair since the start."""
-
-    objects: int
-    account_objects: int
-    freed_objects: int
-
-
-@dataclass(frozen=True, slots=True)
-class ChargeCounts:
-    """Pages of one memcg since the start."""
-
-    charged_pages: int
-    uncharged_pages: int
+PairKey = tuple[int, int]
+"""Cache address, cgroup id; cgroup id 0 is nobody."""
+MapCounts = tuple[int, ...]
+"""What a map counts for one key since the start: a row of counters, summed over CPUs."""
+OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS = map(PAIR_COUNTS.index, ("objects", "account_objects", "freed_objects"))
+"""Places of what is counted for a pair: objects allocated without __GFP_ACCOUNT, with it, and freed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +40,15 @@ class RechargeCounts:
     checks: int
     failures: int
     lost_races: int
-    moves: Mapping[RechargeKey, tuple[int, int]]
-    """Key -> recharges, pages."""
+    moves: Mapping[RechargeKey, MapCounts]
+    """Key -> (recharges, pages)."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinalCounts:
     """Counters that can never change again; the source may drop them."""
 
-    pairs: Sequence[tuple[int, int]] = ()
-    """(cache address, cgroup id)."""
+    pairs: Sequence[PairKey] = ()
     cgroup_ids: Sequence[int] = ()
     recharges: Sequence[RechargeKey] = ()
 
@@ -71,10 +61,10 @@ class Reading:
     """When the walk of memcgs began: what it does not show and is older was released before."""
     memcgs: Sequence[MemcgRecord] | None
     caches: Sequence[CacheRecord] | None
-    pairs: Mapping[tuple[int, int], PairCounts] | None
-    """(cache address, cgroup id) -> counts; cgroup id 0 is nobody."""
-    charges: Mapping[int, ChargeCounts] | None
-    """cgroup id -> counts."""
+    pairs: Mapping[PairKey, MapCounts] | None
+    """Counts in the order of `PAIR_COUNTS`."""
+    charges: Mapping[int, MapCounts] | None
+    """cgroup id -> (charged pages, uncharged pages)."""
     recharges: RechargeCounts | None = None
     child_slabs: Mapping[int, Mapping[int, int]] | None = None
     """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
@@ -113,8 +103,8 @@ class KernelSource(Protocol):
     def read(self) -> Reading:
         """Totals of now."""
 
-    def forget(self, final: FinalCounts) -> None:
-        """Drop counters that can never change again, so that maps do not fill with the dead."""
+    def drop(self, final: FinalCounts) -> None:
+        """Drop these counters, so that the maps do not fill with those of released memcgs."""
 
     def close(self) -> None:
         """Detach; harmless when called twice."""

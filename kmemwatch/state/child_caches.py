@@ -14,7 +14,7 @@ from kmemwatch.maps.decode import SlabEvent
 from kmemwatch.model import ChildSlabs, Event, Ids, Recharges
 from kmemwatch.source.reading import Reading, RechargeKey, SourceInfo
 from kmemwatch.state.ids import IdMap, meaning
-from kmemwatch.state.recharges import RechargeLedger
+from kmemwatch.state.recharges import RechargeHistory
 from kmemwatch.units import NS_PER_S
 
 LATE_NS = 60 * NS_PER_S
@@ -100,7 +100,7 @@ class ChildCaches:
         self._exist = "kmem_cache__memcg_params__root_cache" in info.facts.offsets
         self._page_bytes = info.facts.page_bytes
         self._ids = IdMap()
-        self._recharges = RechargeLedger(self._page_bytes, cache_ids)
+        self._recharges = RechargeHistory(self._page_bytes, cache_ids)
         self._watch = CacheChanges()
         self._caches: dict[int, CacheRecord] = {}
         """Of the latest reading, by address."""
@@ -141,7 +141,7 @@ class ChildCaches:
             self._ids.update(reading.memcgs, self._caches.values(), reading.at_monotonic_ns)
 
     def finish(self, reading: Reading, ended: Collection[int], forgotten: Collection[int]) -> list[RechargeKey]:
-        """Take in its recharges, see `RechargeLedger.update`; what can be forgotten."""
+        """Take in its recharges, see `RechargeHistory.update`; what can be forgotten."""
         return self._recharges.update(reading.recharges, self._caches, ended, forgotten)
 
     def untold(self, reading: Reading) -> Iterator[Event]:

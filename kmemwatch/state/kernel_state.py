@@ -33,8 +33,7 @@ from kmemwatch.model import (
 from kmemwatch.source.reading import FinalCounts, Reading, SourceInfo
 from kmemwatch.state import pins
 from kmemwatch.state.child_caches import ChildCaches
-from kmemwatch.state.ledger import Ledger
-from kmemwatch.state.subtrees import Subtrees
+from kmemwatch.state.counts import Counts
 from kmemwatch.units import NS_PER_S
 
 KEEP_RELEASED_NS = 60 * NS_PER_S
@@ -106,19 +105,16 @@ class KernelState:
         self._kernel = _kernel(info)
         self._units = _units(info, self._kernel)
         self._memcgs: dict[int, _Memcg] = {}
-        self._ledger = Ledger(info, self._kernel.era, cache_ids)
-        self._ledger.accounted = not info.facts.nokmem
+        self._counts = Counts(info, self._kernel.era, cache_ids)
+        self._counts.accounted = not info.facts.nokmem
         self._children = ChildCaches(info, self._kernel.patchset, cache_ids)
-        self._subtrees = Subtrees()
-        self._gone: dict[int, int | None] = {}
-        """cgroup id -> id of its parent, of memcgs that the latest update has forgotten."""
         self._newest: int | None = None
         """cgroup id of the memcg that went online last."""
         self._events: deque[Event] = deque()
         self._events_dropped = 0
         self._events_taken = False
         self._delays: deque[float] = deque(maxlen=MAX_DELAYS)
-        self._counts = {"online": 0, "offline": 0, "released": 0}
+        self._event_counts = {"online": 0, "offline": 0, "released": 0}
         self._online = 0
         self._peak_online: int | None = None
         self._newest_serial_nr: int | None = None
@@ -147,7 +143,7 @@ class KernelState:
                 memcg.offline_monotonic_ns = event.at_monotonic_ns
             elif event.kind == "released":
                 self._on_released(memcg, event.at_monotonic_ns, at_ns)
-            self._counts[event.kind] += 1
+            self._event_counts[event.kind] += 1
             self._note(Event(at_ns, event.kind, event.cgroup_id, memcg.path, event.pid, event.comm))
 
     @staticmethod
@@ -246,10 +242,13 @@ class KernelState:
             memcg.cgroup_id
             for memcg in self._memcgs.values()
             if memcg.state == RELEASED and memcg.released_monotonic_ns <= began_ns
-        } | gone
+        } | gone.keys()
         young = frozenset(memcg.cgroup_id for memcg in self._memcgs.values() if memcg.young)
-        pairs, cgroup_ids = self._ledger.update(reading, self._present_ids(reading), released, ancestors, young)
-        return FinalCounts(pairs, cgroup_ids, self._children.finish(reading, released, gone))
+        parents = {memcg.cgroup_id: memcg.parent_id for memcg in self._memcgs.values()} | gone
+        pairs, cgroup_ids = self._counts.update(
+            reading, self._present_ids(reading), released, ancestors, parents, young
+        )
+        return FinalCounts(pairs, cgroup_ids, self._children.finish(reading, released, gone.keys()))
 
     def _present_ids(self, reading: Reading) -> set[int] | None:
         """Ids that still count; None without a walk."""
@@ -308,7 +307,7 @@ class KernelState:
             self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
         if below := [record for record in records if record.online and record.parent_css]:
             # A memcg without has none: memcg_online_kmem() has done nothing (cgroup.memory=nokmem).
-            self._ledger.accounted = any(record.kmemcg_id >= 0 for record in below)
+            self._counts.accounted = any(record.kmemcg_id >= 0 for record in below)
 
     def _figures(
         self,
@@ -322,8 +321,8 @@ class KernelState:
         return _Figures(
             kmemcg_id=record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
             memory_bytes=pins.gauge(record.memory_pages * self._units.page_bytes, limit),
-            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit) if self._ledger.accounted else None,
-            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit) if self._ledger.accounted else None,
+            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit) if self._counts.accounted else None,
+            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit) if self._counts.accounted else None,
             pins=self._units.pins(own, slabs, limit) if dying and own is not None else None,
             references=record.references if dying and self._counts_references else None,
             child_slabs=slabs if dying else None,
@@ -343,17 +342,17 @@ class KernelState:
     def _counts_references(self) -> bool:
         return "percpu_ref_data__count" in self._info.facts.offsets
 
-    def _expire(self, now_monotonic_ns: int) -> set[int]:
-        """Forget the released after a while, the oldest first; their ids."""
+    def _expire(self, now_monotonic_ns: int) -> dict[int, int | None]:
+        """Show released memcgs no more after a while, the oldest first; their ids, and those of their parents."""
         released = [memcg for memcg in self._memcgs.values() if memcg.state == RELEASED]
         released.sort(key=lambda memcg: memcg.released_monotonic_ns)
         too_many = len(released) - MAX_RELEASED
-        self._gone = {}
+        gone = {}
         for number, memcg in enumerate(released):
             if number < too_many or now_monotonic_ns - memcg.released_monotonic_ns > KEEP_RELEASED_NS:
                 del self._memcgs[memcg.cgroup_id]
-                self._gone[memcg.cgroup_id] = memcg.parent_id
-        return set(self._gone)
+                gone[memcg.cgroup_id] = memcg.parent_id
+        return gone
 
     def _living_ancestor(self, memcg: _Memcg) -> int:
         """The memcg that the kernel charges what this one leaves behind: itself while online."""
@@ -370,9 +369,7 @@ class KernelState:
 
     def snapshot(self, reading: Reading) -> Snapshot:
         """The state after `update` with the same reading."""
-        caches, pairs = self._ledger.rows(pins.checked(reading, self._units.page_bytes))
-        parents = {memcg.cgroup_id: memcg.parent_id for memcg in self._memcgs.values()} | self._gone
-        self._subtrees.update({cgroup_id: self._ledger.own(cgroup_id) for cgroup_id in parents}, parents)
+        caches, pairs = self._counts.rows(pins.checked(reading, self._units.page_bytes))
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
         peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
@@ -395,9 +392,9 @@ class KernelState:
                 online_cgroups=states.count(ONLINE) if walked else None,
                 online_cgroups_peak=self._peak_online,
                 dying_cgroups=states.count(DYING) if walked else None,
-                cgroups_onlined_total=self._counts["online"] if events else None,
-                cgroups_offlined_total=self._counts["offline"] if events else None,
-                cgroups_released_total=self._counts["released"] if events else None,
+                cgroups_onlined_total=self._event_counts["online"] if events else None,
+                cgroups_offlined_total=self._event_counts["offline"] if events else None,
+                cgroups_released_total=self._event_counts["released"] if events else None,
                 memcg_ids_in_use=self._ids_in_use if walked else None,
             ),
             maps=reading.maps,
@@ -406,8 +403,8 @@ class KernelState:
         )
 
     def _cgroup(self, memcg: _Memcg, dying_children: Mapping[int | None, int]) -> Cgroup:
-        charged, uncharged = self._ledger.charges(memcg.cgroup_id)
-        subtree, page = self._subtrees.total(memcg.cgroup_id), self._units.page_bytes
+        charged, uncharged = self._counts.charges(memcg.cgroup_id)
+        charged_below, uncharged_below = self._counts.charges_below(memcg.cgroup_id)
         figures = memcg.figures if memcg.state != RELEASED else _UNKNOWN
         return Cgroup(
             id=memcg.cgroup_id,
@@ -429,9 +426,9 @@ class KernelState:
             dying_children=dying_children.get(memcg.cgroup_id, 0) if memcg.state != RELEASED else None,
             own_kernel_bytes=figures.own_kernel_bytes,
             own_slab_bytes=figures.own_slab_bytes,
-            subtree_charged_bytes_total=None if charged is None else subtree.charged_pages * page,
-            subtree_uncharged_bytes_total=None if uncharged is None else subtree.uncharged_pages * page,
-            subtree_allocations_total=subtree.objects if self._info.gives("alloc") else None,
+            subtree_charged_bytes_total=charged_below,
+            subtree_uncharged_bytes_total=uncharged_below,
+            subtree_allocations_total=self._counts.allocations_below(memcg.cgroup_id),
         )
 
     def _lost(self, lost: Mapping[str, int | None]) -> Lost:

@@ -1,107 +1,111 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Recharges over the lives of memcgs: rows while one can name both ends, totals for ever."""
+"""Recharges: a row for each pair of memcgs while both are shown, totals for ever."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
+from kmemwatch.counters import Growth, Totals
 from kmemwatch.model import RechargePair, Recharges, RechargeTotal
 from kmemwatch.source.reading import RechargeCounts, RechargeKey
 
 
-class RechargeLedger:
+class _ChildCache(NamedTuple):
+    name: str
+    root_name: str
+    kmemcg_id: int | None
+
+
+class RechargeHistory:
     """Turns the kernel's counters of recharges into `model.Recharges`."""
 
     def __init__(self, page_bytes: int, ids: CacheIds) -> None:
         self._ids = ids
         self._page_bytes = page_bytes
         self._counts: RechargeCounts | None = None
-        self._settled: dict[RechargeKey, tuple[int, int]] = {}
-        """Moves that were forgotten in the map, while the memcgs are still shown."""
-        self._retired: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
+        self._growth: Growth[RechargeKey, int] = Growth(2)
+        self._moves: Totals[RechargeKey, int] = Totals(2)
+        """Recharges, pages between memcgs that are shown."""
+        self._past: Totals[tuple[str, str], int] = Totals(2)
         """(root cache, state) -> recharges, pages between memcgs that are not shown any more."""
-        self._names: dict[int, tuple[str, str, int | None]] = {}
-        """Child cache -> its name, that of its root, its kmemcg_id; kept as long as there are counts."""
+        self._caches: dict[int, _ChildCache] = {}
+        """By address; kept for as long as `_moves` needs it."""
 
     def update(
         self,
         counts: RechargeCounts | None,
         caches: Mapping[int, CacheRecord],
         ended: Collection[int],
-        forgotten: Collection[int],
+        gone: Collection[int],
     ) -> list[RechargeKey]:
-        """Take in a reading; what the map can forget.
+        """Take in a reading; keys that the source can drop.
 
         `ended`: ids of memcgs released before the reading began: nothing can move from them or to them any more.
-        `forgotten`: those that are not shown any more.
+        `gone`: those of them that are not shown any more.
         """
         if counts is None:
             return []
-        final = [key for key in counts.moves if key.from_id in ended or key.to_id in ended]
+        self._counts = counts
+        grown = self._growth.look(counts.moves)
+        self._moves.add(grown.items, grown.columns)
         for key in counts.moves:
             self._learn(key.cache, caches)
-        for key in final:
-            before = self._settled.get(key, (0, 0))
-            now = counts.moves[key]
-            self._settled[key] = before[0] + now[0], before[1] + now[1]
-        left = {key: value for key, value in counts.moves.items() if key not in set(final)}
-        self._counts = RechargeCounts(counts.checks, counts.failures, counts.lost_races, left)
-        for key in [key for key in self._settled if key.from_id in forgotten or key.to_id in forgotten]:
-            self._add(self._retired, key, self._settled.pop(key))
+        final = [key for key in counts.moves if key.from_id in ended or key.to_id in ended]
+        self._growth.end(final)
+        for key in [key for key in self._moves if key.from_id in gone or key.to_id in gone]:
+            self._past.add_to_all([self._total_key(key)], self._moves.pop(key))
+        used = {key.cache for key in self._moves}
+        self._caches = {address: cache for address, cache in self._caches.items() if address in used}
         return final
 
     def _learn(self, address: int, caches: Mapping[int, CacheRecord]) -> None:
         cache = caches.get(address)
         if cache is not None:
             root = caches.get(cache.root) if cache.root is not None else None
-            self._names[address] = cache.name, root.name if root is not None else cache.name, cache.kmemcg_id
-        elif address not in self._names:
-            self._names[address] = self._ids.name(address), self._ids.name(address), None
+            root_name = root.name if root is not None else cache.name
+            self._caches[address] = _ChildCache(cache.name, root_name, cache.kmemcg_id)
+        elif address not in self._caches:
+            self._caches[address] = _ChildCache(self._ids.name(address), self._ids.name(address), None)
 
-    def _add(self, totals: dict[tuple[str, str], list[int]], key: RechargeKey, value: tuple[int, int]) -> None:
-        total = totals[self._names[key.cache][1], key.from_state]
-        total[0] += value[0]
-        total[1] += value[1]
+    def _total_key(self, key: RechargeKey) -> tuple[str, str]:
+        return self._caches[key.cache].root_name, key.from_state
 
     def rows(self) -> Recharges:
         """After `update`; all None without the signal."""
         if self._counts is None:
             return Recharges()
-        moves = dict(self._settled)
-        for key, (recharges, pages) in self._counts.moves.items():
-            before = moves.get(key, (0, 0))
-            moves[key] = before[0] + recharges, before[1] + pages
-        totals: dict[tuple[str, str], list[int]] = defaultdict(lambda: [0, 0])
-        for name, value in self._retired.items():
-            totals[name] = list(value)
-        for key, both in moves.items():
-            self._add(totals, key, both)
+        totals = {key: self._past[key] for key in self._past}
+        for key in self._moves:
+            total_key, (recharges, pages) = self._total_key(key), self._moves[key]
+            before = totals.get(total_key, (0, 0))
+            totals[total_key] = before[0] + recharges, before[1] + pages
         return Recharges(
             checks_total=self._counts.checks,
             recharges_total=sum(total[0] for total in totals.values()),
             recharged_bytes_total=sum(total[1] for total in totals.values()) * self._page_bytes,
             failures_total=self._counts.failures,
             lost_races_total=self._counts.lost_races,
-            pairs=tuple(sorted((self._pair(*move) for move in moves.items()), key=_order)),
+            pairs=tuple(sorted(map(self._pair, self._moves.keys()), key=_order)),
             totals=tuple(
                 RechargeTotal(cache, state, recharges, pages * self._page_bytes)
                 for (cache, state), (recharges, pages) in sorted(totals.items())
             ),
         )
 
-    def _pair(self, key: RechargeKey, value: tuple[int, int]) -> RechargePair:
-        name, _, kmemcg_id = self._names[key.cache]
+    def _pair(self, key: RechargeKey) -> RechargePair:
+        recharges, pages = self._moves[key]
+        cache = self._caches[key.cache]
         return RechargePair(
-            cache=name,
+            cache=cache.name,
             from_cgroup_id=key.from_id or None,
             from_state=key.from_state,
             to_cgroup_id=key.to_id,
-            recharges_total=value[0],
-            recharged_bytes_total=value[1] * self._page_bytes,
-            kmemcg_id=kmemcg_id,
+            recharges_total=recharges,
+            recharged_bytes_total=pages * self._page_bytes,
+            kmemcg_id=cache.kmemcg_id,
         )
 
 

@@ -156,7 +156,7 @@ def address_of(feed: LiveFeed, cache: Cache) -> int:
     """Of a cache in the kernel: no snapshot has it, only the source."""
     source = feed._source
     assert isinstance(source, BpfSource)
-    ids = feed._state._ledger._ids
+    ids = feed._state._counts._ids
     (found,) = [one.address for one in source._read_caches() or () if ids[one.address] == cache.id]
     return found
 

@@ -8,7 +8,7 @@ the walk until it is released, what it leaves belongs to its nearest ancestor th
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,16 @@ from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.model import ATTACHED, MISSING, Host, Probe
-from kmemwatch.source.reading import ChargeCounts, FinalCounts, PairCounts, Reading, SourceInfo
+from kmemwatch.source.reading import (
+    ACCOUNT_OBJECTS,
+    FREED_OBJECTS,
+    OBJECTS,
+    FinalCounts,
+    MapCounts,
+    PairKey,
+    Reading,
+    SourceInfo,
+)
 from kmemwatch.state.kernel_state import KernelState
 
 FACTS_DIR = Path(__file__).parent / "facts"
@@ -76,6 +85,7 @@ class FakeSource:
         self.root = Memcg(ROOT, "", None)
         self.memcgs: dict[int, Memcg] = {ROOT: self.root}
         self.pairs: dict[tuple[int, int], list[int]] = {}
+        """Objects, those of them with __GFP_ACCOUNT, freed."""
         self.charges: dict[int, list[int]] = {}
         self.caches: list[CacheRecord] = list(CACHES)
         self.lost: dict[str, int] = {}
@@ -150,12 +160,19 @@ class FakeSource:
             at_monotonic_ns=self.now_ns,
             memcgs=list(self._walk(self.root)) if "pins" in signals else None,
             caches=list(self.caches),
-            pairs={key: PairCounts(*counts) for key, counts in self.pairs.items()} if "alloc" in signals else None,
-            charges={key: ChargeCounts(*counts) for key, counts in self.charges.items()}
+            pairs={key: (counts[0] - counts[1], counts[1], counts[2]) for key, counts in self.pairs.items()}
+            if "alloc" in signals
+            else None,
+            charges={key: (counts[0], counts[1]) for key, counts in self.charges.items()}
             if "charge" in signals
             else None,
             lost=dict(self.lost),
         )
+
+    def _pair_counts(self) -> Iterator[tuple[PairKey, MapCounts]]:
+        for key, (objects, account, freed) in self.pairs.items():
+            counts = {OBJECTS: objects - account, ACCOUNT_OBJECTS: account, FREED_OBJECTS: freed}
+            yield key, tuple(counts[place] for place in sorted(counts))
 
     def _walk(self, top: Memcg) -> Iterable[MemcgRecord]:
         children: dict[int, list[Memcg]] = {}
@@ -192,7 +209,7 @@ class FakeSource:
             memcg_id=memcg.cgroup_id if memcg.online or memcg.in_swap else 0,
         )
 
-    def forget(self, final: FinalCounts) -> None:
+    def drop(self, final: FinalCounts) -> None:
         for pair in final.pairs:
             self.pairs.pop(pair, None)
         for cgroup_id in final.cgroup_ids:

@@ -25,7 +25,7 @@ class Host:
         self.poll()
         reading = self.source.read()
         self.poll()
-        self.source.forget(self.state.update(reading))
+        self.source.drop(self.state.update(reading))
         return self.state.snapshot(reading)
 
     def told(self) -> list[tuple[str, str | None]]:

@@ -137,7 +137,7 @@ def forgotten(memory: Memory) -> Slots:
     run(memory.program(0, (CACHE_A, 7), 70, OBJECTS))
     slots = Slots(memory.windows)
     assert slots.read() == {(CACHE_A, 7): (1, 0, 0)}
-    slots.forget([(CACHE_A, 7)])
+    slots.drop([(CACHE_A, 7)])
     return slots
 
 
@@ -160,7 +160,7 @@ def test_slots_of_others_stay_when_one_is_given_back(memory: Memory) -> None:
     slots.read()
     run(memory.program(0, (CACHE_A, 7), 70, OBJECTS))
     slots.read()
-    slots.forget([(CACHE_A, 7)])
+    slots.drop([(CACHE_A, 7)])
     assert [slots.read() for _ in range(3)] == [{(CACHE_A, 8): (2, 0, 0)}] * 3
 
 
@@ -169,7 +169,7 @@ def test_what_comes_late_is_told_of_once(memory: Memory) -> None:
     run(memory.program(0, (CACHE_A, 7), 70, FREED_OBJECTS))
     run(memory.program(1, (CACHE_A, 7), 70, FREED_OBJECTS))
     told: list[dict[Pair, Counts]] = [slots.read()]
-    slots.forget([(CACHE_A, 7)])
+    slots.drop([(CACHE_A, 7)])
     told += [slots.read(), slots.read()]
     assert told == [{(CACHE_A, 7): (0, 0, 2)}, {}, {}]
 
@@ -178,7 +178,7 @@ def test_forgetting_what_was_not_told_of_changes_nothing(memory: Memory) -> None
     slots = Slots(memory.windows)
     slots.read()
     run(memory.program(0, (CACHE_A, 7), 70, OBJECTS))
-    slots.forget([(CACHE_A, 7)])
+    slots.drop([(CACHE_A, 7)])
     assert slots.read() == {(CACHE_A, 7): (1, 0, 0)}
 
 

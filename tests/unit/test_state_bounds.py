@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+from typing import Any
+
 import pytest
 
+from kmemwatch.counters import Growth, Totals
 from kmemwatch.model import RELEASED
 from kmemwatch.state import kernel_state as state_module
 from kmemwatch.state.kernel_state import KernelState
@@ -42,8 +46,11 @@ def test_20000_memcgs_come_and_go() -> None:
 
 def sizes(state: KernelState) -> dict[str, bool]:
     """Which containers hold more than a few entries."""
-    parts = {**vars(state), **vars(state._ledger)}
-    return {name: len(value) > 10 for name, value in parts.items() if isinstance(value, dict | set)}
+    parts: dict[str, Any] = {**vars(state), **vars(state._counts), **vars(state._counts._charged_below)}
+    for name, value in parts.items():
+        if isinstance(value, Growth | Totals):
+            parts[name] = value.latest if isinstance(value, Growth) else value.keys()
+    return {name: len(value) > 10 for name, value in parts.items() if isinstance(value, dict | Set)}
 
 
 def test_the_newest_released_are_kept() -> None:

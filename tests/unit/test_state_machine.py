@@ -117,7 +117,7 @@ class Kernel(RuleBasedStateMachine):
         self.poll()
         reading = self.source.read()
         self.poll()
-        self.source.forget(self.state.update(reading))
+        self.source.drop(self.state.update(reading))
         return reading
 
     def _check(self, now: Snapshot) -> None:

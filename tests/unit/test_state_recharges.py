@@ -13,7 +13,7 @@ from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.model import DYING, FROM_NONE, ONLINE, RechargePair, Recharges, RechargeTotal
 from kmemwatch.source.reading import RechargeCounts, RechargeKey
-from kmemwatch.state.recharges import RechargeLedger
+from kmemwatch.state.recharges import RechargeHistory
 
 PAGE = 4096
 DENTRY, FILP = 0xFFFF_8880_0000_1000, 0xFFFF_8880_0000_2000
@@ -44,13 +44,13 @@ A_TO_B = RechargeKey(DENTRY_0, 101, 102, DYING)
 
 
 def test_without_the_signal_all_is_unknown() -> None:
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     assert ledger.update(None, CACHES, [], []) == []
     assert ledger.rows() == Recharges()
 
 
 def test_a_row_names_both_ends_and_a_total_the_root_cache() -> None:
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     none = RechargeKey(FILP_0, 0, 102, FROM_NONE)
     assert ledger.update(counts((A_TO_B, 7, 7), (none, 2, 16)), CACHES, [], []) == []
     assert ledger.rows() == Recharges(
@@ -68,13 +68,13 @@ def test_a_row_names_both_ends_and_a_total_the_root_cache() -> None:
 
 
 def test_children_of_one_cache_are_one_total() -> None:
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     ledger.update(counts((A_TO_B, 7, 7), (RechargeKey(DENTRY_1, 103, 104, DYING), 2, 2)), CACHES, [], [])
     assert ledger.rows().totals == (RechargeTotal("dentry", DYING, 9, 9 * PAGE),)
 
 
 def test_the_released_stay_in_rows_until_they_are_shown_no_more() -> None:
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     assert ledger.update(counts((A_TO_B, 7, 7)), CACHES, [101], []) == [A_TO_B]
     kept = ledger.rows()
     assert [pair.recharges_total for pair in kept.pairs or ()] == [7]
@@ -87,14 +87,14 @@ def test_the_released_stay_in_rows_until_they_are_shown_no_more() -> None:
 
 def test_a_move_that_the_map_could_not_forget_in_time() -> None:
     """It was told to forget, but another CPU has counted meanwhile: what comes later is added."""
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     assert ledger.update(counts((A_TO_B, 7, 7)), CACHES, [101], []) == [A_TO_B]
     assert ledger.update(counts((A_TO_B, 1, 1)), CACHES, [101], []) == [A_TO_B]
     assert ledger.rows().recharges_total == 8
 
 
 def test_a_cache_that_no_list_has_shown_goes_by_its_id() -> None:
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     ledger.update(counts((A_TO_B, 7, 7)), {}, [], [])
     assert [(pair.cache, pair.kmemcg_id) for pair in ledger.rows().pairs or ()] == [(IDS.name(0x101000), None)]
     ledger.update(counts((A_TO_B, 7, 7)), CACHES, [], [])
@@ -102,7 +102,7 @@ def test_a_cache_that_no_list_has_shown_goes_by_its_id() -> None:
 
 
 def test_a_cache_that_is_gone_keeps_its_name() -> None:
-    ledger = RechargeLedger(PAGE, IDS)
+    ledger = RechargeHistory(PAGE, IDS)
     ledger.update(counts((A_TO_B, 7, 7)), CACHES, [], [])
     ledger.update(counts((A_TO_B, 7, 7)), {}, [], [])
     assert [pair.cache for pair in ledger.rows().pairs or ()] == ["dentry(0)"]
@@ -116,7 +116,7 @@ class Kernel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = RechargeLedger(PAGE, IDS)
+        self.ledger = RechargeHistory(PAGE, IDS)
         self.moves: dict[RechargeKey, tuple[int, int]] = {}
         """The map."""
         self.checks = 0
@@ -199,7 +199,7 @@ class Kernel(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_kept_for_ever(self) -> None:
-        assert all({key.from_id, key.to_id} - {0} <= self.shown for key in self.ledger._settled)
+        assert all({key.from_id, key.to_id} - {0} <= self.shown for key in self.ledger._moves)
 
 
 TestBooksAgree = Kernel.TestCase

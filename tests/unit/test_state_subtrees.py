@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 
+from kmemwatch.state.counts import Counts
 from kmemwatch.state.kernel_state import KEEP_RELEASED_NS
-from kmemwatch.state.subtrees import Counts, Subtrees
 from kmemwatch.views.rates import rates
 from kmemwatch.views.rows import cgroup_rows, frame
 from kmemwatch.views.tables import CGROUPS, CGROUPS_OWN
 from kmemwatch.views.texttable import layout
 from tests.unit import fakes
-from tests.unit.fake_source import SECOND, FakeSource, Memcg
+from tests.unit.fake_source import CACHES, IDS, SECOND, FakeSource, Memcg
 from tests.unit.state_host import Host, cgroup
 
 PAGE = 4096
@@ -70,36 +72,48 @@ def test_without_the_signals_nothing_is_known() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_total_is_the_sum_of_all_that_ever_were_below(seed: int) -> None:
-    chance = random.Random(seed)
-    subtrees, alive, done = Subtrees(), {1: Counts(0, 0, 0)}, dict[int, Counts]()
-    parents: dict[int, int | None] = {1: None}
-    for new in range(2, 40):
-        parents[new] = chance.choice(list(alive))
-        alive[new] = Counts(0, 0, 0)
-        for id_ in chance.sample(list(alive), len(alive) // 2):
-            alive[id_] = Counts(*(count + chance.randrange(4) for count in alive[id_]))
-        subtrees.update(dict(alive), parents)
-        leaves = [id_ for id_ in alive if id_ not in {parents[other] for other in alive}]
-        if chance.random() < 0.4 and len(alive) > 2:
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_total_is_the_sum_of_all_that_ever_were_below(seed: int, lost: bool) -> None:
+    """`lost`: no event comes, only walks show who is there."""
+    chance, host = random.Random(seed), Host()
+    source = host.source
+    host.snapshot()
+    source.losing_events = lost
+    there, done = [source.root], Counter[tuple[str, int]]()
+    for number in range(40):
+        there.append(source.mkdir(str(number), chance.choice(there)))
+        if lost:
+            host.snapshot()  # who counts and is released before any walk shows it cannot be placed in the tree
+        for memcg in chance.sample(there, len(there) // 2):
+            objects, pages = chance.randrange(4), chance.randrange(4)
+            source.alloc(memcg, chance.choice(CACHES).address, objects)
+            source.charge(memcg, pages)
+            at: Memcg | None = memcg
+            while at is not None:
+                done["objects", at.cgroup_id] += objects
+                done["bytes", at.cgroup_id] += pages * PAGE
+                at = at.parent
+        leaves = [one for one in there[1:] if not any(other.parent is one for other in there)]
+        if chance.random() < 0.4:
             gone = chance.choice(leaves)
-            done[gone] = alive.pop(gone)
-    subtrees.update(dict(alive), parents)
-    for id_ in alive:
-        expected = [0, 0, 0]
-        for other, counts in (alive | done).items():
-            at: int | None = other
-            while at not in (None, id_):
-                at = parents[at]
-            if at == id_:
-                expected = [a + b for a, b in zip(expected, counts, strict=True)]
-        assert list(subtrees.total(id_)) == expected
+            there.remove(gone)
+            source.rmdir(gone)
+            source.release(gone)
+        if chance.random() < 0.5:
+            host.snapshot()
+        if chance.random() < 0.2:
+            source.now_ns += KEEP_RELEASED_NS + SECOND
+    for memcg in there:
+        expected = done["bytes", memcg.cgroup_id], done["objects", memcg.cgroup_id]
+        assert totals(host, memcg) == expected
 
 
 def test_ids_that_go_in_a_circle_end() -> None:
-    subtrees = Subtrees()
-    subtrees.update({1: Counts(1, 1, 1), 2: Counts(0, 0, 0)}, {1: 2, 2: 1})
-    assert subtrees.total(2).objects >= 1
+    source = FakeSource()
+    counts = Counts(source.info, None, IDS)
+    reading = replace(source.read(), charges={1: (5, 1), 2: (0, 0)})
+    counts.update(reading, {1, 2}, set(), {1: 1, 2: 2}, {1: 2, 2: 1}, frozenset())
+    assert (counts.charges_below(2)[0] or 0) >= 5 * PAGE
 
 
 def test_own_bytes_are_those_less_the_childrens() -> None:
