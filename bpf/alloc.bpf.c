@@ -2,12 +2,12 @@
 /*
  * Signals alloc and free: objects per (cache, memcg).
  *
- * An allocation belongs to the memcg of the task that makes it, or to the one the task works for (active_memcg). A free
- * belongs to the memcg that the object is charged to, whoever frees it: most objects die in an RCU callback, where the
- * current task is anybody. Objects that nobody is charged for are freed under cgroup id 0.
+ * An allocation counts for the memcg of the task that makes it, or for the one that the task works for (active_memcg). A free
+ * counts for the memcg that is charged for the object, whichever task frees it: most objects are freed in an RCU callback,
+ * where the current task has nothing to do with them. Objects that no memcg is charged for count under cgroup id 0.
  *
  * Sizes are not counted: every object of a cache takes kmem_cache.size bytes. On kernels where memcgs have child caches,
- * objects are counted at the root cache, whichever child they are in.
+ * objects of all children count for the root cache.
  */
 
 #ifdef GFP_ACCOUNT
@@ -34,7 +34,7 @@ static __always_inline int count_alloc_object(u64 object, u64 gfp_flags)
 	return error ? 0 : count_alloc(root_cache(cache), gfp_flags, 1);
 }
 
-/* `error`: of finding the slab. */
+/* `error`: what finding the slab returned. */
 static __always_inline int count_free_in(u64 object, struct slab_of *slab, int error)
 {
 	u64 css, serial_nr = NOBODY;
@@ -58,7 +58,7 @@ static __always_inline int count_free(u64 object)
 	return count_free_in(object, &slab, find_slab(object, &slab));
 }
 
-/* `cache`: the one that the kernel has found the object in. */
+/* `cache`: that of the object, as the tracepoint has it. */
 static __always_inline int count_free_of(u64 object, u64 cache)
 {
 	struct slab_of slab;
@@ -429,7 +429,7 @@ int fexit___kmalloc_node_track_caller_missed(unsigned long long *ctx)
 }
 #endif
 
-/* At entry, where a failure cannot be told from success. */
+/* At entry, where it is not known whether the allocation will fail. */
 #ifdef USE_kprobe_kmem_cache_alloc
 int kprobe_kmem_cache_alloc(struct pt_regs *ctx)
 {
@@ -510,7 +510,7 @@ int kprobe___kmalloc_cache_node(struct pt_regs *ctx)
 }
 #endif
 
-/* Signal alloc-bulk: kmem_cache_alloc_bulk(cache, gfp, size, objects) returns size, or 0 and has allocated nothing. */
+/* Signal alloc-bulk: kmem_cache_alloc_bulk(cache, gfp, size, objects) returns size, or 0 if it has allocated nothing. */
 #ifdef USE_fexit_kmem_cache_alloc_bulk
 int fexit_kmem_cache_alloc_bulk(unsigned long long *ctx)
 {
@@ -619,8 +619,8 @@ int kprobe_kfree(struct pt_regs *ctx)
 #endif
 
 /*
- * The kernel's own batches have at most a page of pointers. Counted in the hash only: with a slot, each object would take
- * more jumps than the verifier follows.
+ * The kernel's own batches have at most a page of pointers. These frees are counted in the hash only: with slots, 512 objects
+ * would take more jumps than the verifier follows.
  */
 static __always_inline int count_free_bulk(u64 size, u64 objects)
 {
@@ -676,7 +676,7 @@ int raw_tp_rcu_invoke_kfree_bulk_callback(struct bpf_raw_tracepoint_args *ctx)
 }
 #endif
 
-/* __rcu_free_sheaf_prepare(cache, sheaf): objects that kfree_rcu() was given lose their owners, after a grace period. */
+/* __rcu_free_sheaf_prepare(cache, sheaf): after a grace period, takes the owners from the objects that kfree_rcu() freed. */
 #ifdef USE_fentry___rcu_free_sheaf_prepare
 int fentry___rcu_free_sheaf_prepare(unsigned long long *ctx)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Signals caches and ids: one event when a cache is created or destroyed, when a kmemcg_id is given or freed. */
 
-/* memcg_create_kmem_cache(memcg, root cache) at return: the child, or NULL. At the return of a kretprobe the arguments
- * are gone: memcg is 0 there, and nobody's id is 0. */
+/* memcg_create_kmem_cache(memcg, root cache) at return: the child, or NULL. A kretprobe no longer has the arguments: it
+ * passes memcg 0, and the event then has cgroup id 0. */
 static __always_inline int send_child_created(u64 memcg, u64 child)
 {
 	return child ? send_slab_event(EVENT_CACHE_CREATED, css_cgroup_id(memcg), child, CACHE_ID(child)) : 0;
@@ -23,7 +23,7 @@ int kretprobe_memcg_create_kmem_cache(struct pt_regs *ctx)
 }
 #endif
 
-/* slab_kmem_cache_release(cache): the last that is done with it. */
+/* slab_kmem_cache_release(cache): the last function that uses a cache. */
 static __always_inline int send_cache_released(u64 cache)
 {
 	return send_slab_event(EVENT_CACHE_DESTROYED, 0, cache, CACHE_ID(cache));

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Signal charge: pages of kernel memory charged to and uncharged from each memcg itself, its children not included. */
+/* Signal charge: pages of kernel memory charged to and uncharged from each memcg, without its children. */
 
 struct charge_value {
 	u64 charged_pages;
@@ -29,7 +29,7 @@ static __always_inline int count_charge(u64 memcg, s64 pages)
 	if (pages > 0) {
 		__sync_fetch_and_add(&value->charged_pages, pages);
 	} else {
-		/* Else the compiler subtracts, with an instruction that kernels before v5.12 do not have. */
+		/* Without this the compiler subtracts, with an instruction that kernels before v5.12 do not have. */
 		asm volatile("" : "+r"(uncharged));
 		__sync_fetch_and_add(&value->uncharged_pages, uncharged);
 	}
@@ -66,7 +66,7 @@ int kprobe___mod_memcg_state(struct pt_regs *ctx)
 }
 #endif
 
-/* __memcg_kmem_charge(memcg, gfp, pages) at return: 0, or it was refused. */
+/* __memcg_kmem_charge(memcg, gfp, pages) at return: 0, or the error with which the charge was refused. */
 #ifdef USE_fexit___memcg_kmem_charge
 int fexit___memcg_kmem_charge(unsigned long long *ctx)
 {
@@ -74,7 +74,7 @@ int fexit___memcg_kmem_charge(unsigned long long *ctx)
 }
 #endif
 
-/* At entry, where it is not known whether it will be refused. */
+/* At entry, where it is not known whether the charge will be refused. */
 #ifdef USE_kprobe___memcg_kmem_charge
 int kprobe___memcg_kmem_charge(struct pt_regs *ctx)
 {

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Everything that differs between kernels, decided before compilation: kmemwatch reads the running kernel's BTF and
- * passes what it found as -D macros. No kernel struct is named or copied here.
+ * Differences between kernels are decided before compilation: kmemwatch reads the running kernel's BTF and passes what it
+ * found as -D macros. No kernel struct is declared or copied here.
  *
  *   OFF_struct__member   offset of a member, bytes; absent when the kernel has no such member
  *   HAVE_*               1 when the kernel has it, else absent
  *
- * Which macro belongs to which kernel change is told at its use, with the commit and the first release.
+ * Where a macro is used, a comment names the kernel commit and the first release.
  */
 
-/* Read one member through a pointer that may be stale: a fault gives 0, never a crash. */
+/* Read one member through a pointer that may be stale: an unreadable address gives 0, never a crash. */
 #define KMW_READ(type, base, member)                                                                                   \
 	({                                                                                                             \
 		type _value = 0;                                                                                       \
@@ -18,8 +18,8 @@
 	})
 
 /*
- * Load a member through a pointer that the verifier knows the type of: one instruction instead of a helper call. In
- * assembly, because bcc would rewrite a C dereference into a helper call.
+ * Load a member through a pointer whose type the verifier knows: one instruction instead of a helper call. Assembly,
+ * because bcc would rewrite a C dereference into a helper call.
  */
 #define KMW_LOAD(base, offset)                                                                                         \
 	({                                                                                                             \
@@ -28,7 +28,7 @@
 		_value;                                                                                                \
 	})
 
-/* An argument of fentry and fexit whose type the verifier knows, as a number: with a pointer it allows no arithmetic. */
+/* A pointer argument of fentry and fexit as a number: the verifier allows no arithmetic with a pointer whose type it knows. */
 #define KMW_SCALAR(pointer)                                                                                            \
 	({                                                                                                             \
 		u64 _pointer = (pointer), _number = 0;                                                                 \
@@ -36,7 +36,7 @@
 		_number;                                                                                               \
 	})
 
-/* Which CPU and which task it is does not change while a program runs: so it is asked once, however often we do. */
+/* A program stays on its CPU and in its task, so the compiler may call these helpers once, however often they are used. */
 #define KMW_CONST __attribute__((const))
 static u32 (*const this_cpu)(void) KMW_CONST = (void *)BPF_FUNC_get_smp_processor_id;
 
@@ -50,8 +50,8 @@ static __always_inline u64 css_cgroup_id(u64 css)
 }
 
 /*
- * css of the memcg that the current task works for: active_memcg where the kernel charges to somebody else (Linux kernel
- * commit d46eb14b735b ("fs: fsnotify: account fsnotify metadata to kmemcg") (in v4.19)), else the memcg it is in.
+ * css of the memcg that the current task works for: active_memcg where the kernel charges another memcg (Linux kernel commit
+ * d46eb14b735b ("fs: fsnotify: account fsnotify metadata to kmemcg") (in v4.19)), else the memcg that the task is in.
  */
 #ifdef HAVE_CURRENT_TASK_BTF
 /* The verifier knows the type of the task since Linux kernel commit 3ca1032ab7ab ("bpf: Introduce helper

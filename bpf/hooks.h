@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * How programs are written. Each is a function named after its kind and its hook, for example fexit_kmem_cache_alloc or
- * raw_tp_kfree; the kinds are those of kernel/plan.py:
+ * raw_tp_kfree. The kinds are those of kmemwatch/attach/plan.py:
  *
  *   raw_tp_*     struct bpf_raw_tracepoint_args *ctx: ctx->args[n] is argument n of the tracepoint
  *   fentry_*     unsigned long long *ctx: ctx[n] is argument n of the function
@@ -11,12 +11,13 @@
  *   test_run_*   attached to nothing: user space runs it with BPF_PROG_TEST_RUN
  *
  * A function that the kernel calls kmem_cache_alloc_noprof (since v6.10) is kmem_cache_alloc here. The plan compiles a
- * program by defining USE_<its name>, and tells where arguments are that moved: GFP_AT_<function>, from 0.
+ * program by defining USE_<its name>. Where the index of an argument differs between kernels, the plan defines that as well:
+ * GFP_AT_<function>, from 0.
  */
 #include <uapi/linux/ptrace.h>
 
-/* The argument of fentry whose type the verifier does not let through, such as that of kfree(const void *): copied from
- * the context instead of loaded. */
+/* An argument of fentry that the verifier does not let a program load because of its type, such as that of
+ * kfree(const void *): it is copied from the context instead. */
 #define KMW_COPY_ARG0(ctx)                                                                                             \
 	({                                                                                                             \
 		u64 _arg = 0;                                                                                          \
@@ -29,8 +30,8 @@
 
 /*
  * While a system call works on a map, or another program runs, the kernel does not run the programs of kprobes on that CPU,
- * and before v6.7 it does not count that. So they count their own runs, which are compared with the hits of the probe.
- * The plan numbers them, RUN_<name of the program>, if there are any.
+ * and before v6.7 it does not count that. So these programs count their own runs, and user space compares them with the hits
+ * of the probe. The plan numbers the programs of kprobes: RUN_<name of the program>; RUNS is how many there are.
  */
 #ifdef RUNS
 BPF_PERCPU_ARRAY(runs, u64, RUNS);

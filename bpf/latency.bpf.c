@@ -1,31 +1,31 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Signal latency, only with --latency: how long an allocation takes, and a recharge check, in one of LATENCY_ONE_IN calls.
+ * Signal latency, only with --latency: the time that one in LATENCY_ONE_IN allocations and recharge checks takes.
  *
- * Each CPU counts the calls of each function, and notes one that is to be timed: where on the stack it was entered, and
- * when. A return is that of the noted call when it is at the same place of the stack, on the same CPU. So neither an
- * interrupt, nor another task, nor a call inside the call can be taken for it. A noted call whose return does not come
- * before the next one is noted, because it moved to another CPU or because an interrupt was timed instead, is dropped, and
- * counted as such.
+ * Each CPU counts the calls of each function, and times one of them: its entry program records the stack address and the
+ * time. A return belongs to that call when it has the same stack address on the same CPU; an interrupt, another task and a
+ * nested call have other stack addresses. When the next call to be timed begins before that return, because the task has
+ * moved to another CPU or an interrupt was timed instead, the earlier call is dropped, and counted as dropped.
  *
- * The programs of one function do not run inside themselves, so what only the entry writes needs no atomic operation.
+ * The kernel never starts a program that already runs on the same CPU, so members that only the entry program writes need
+ * no atomic operation.
  */
 
-/* Index in `timed_calls.of`: the functions that allocate, then the check. */
+/* Index in `timed_calls.of`: the functions that allocate, then the recharge check. */
 enum timed_function { TIMED_KMEM_CACHE_ALLOC, TIMED_KMEM_CACHE_ALLOC_LRU, TIMED_KMEM_CACHE_ALLOC_NODE, TIMED_CHECK, TIMED };
 
 #define LATENCY_ONE_IN 64 /* calls of which one is timed; a power of 2 */
-#define TIMED_DEPTH 8192 /* bytes of stack between an allocation and its check: less, and no other stack is as near */
-#define TIMED_SHIFT 16   /* bytes that a kprobe at the return may find the stack elsewhere */
+#define TIMED_DEPTH 8192  /* bytes of stack between an allocation and its check, at most; other stacks are further away */
+#define TIMED_SHIFT 16    /* bytes that the stack address of a kretprobe may differ from that of the entry */
 #define LATENCY_BUCKETS 40
 
 struct timed_call {
 	u64 calls;
-	u64 dropped;      /* calls that were noted and not timed */
-	u64 place;        /* address on the stack of the noted call; 0: none is noted */
+	u64 dropped;      /* calls whose return did not come in time */
+	u64 place;        /* stack address of the call that is being timed; 0: none is */
 	u64 start_ns;     /* CLOCK_MONOTONIC */
-	u64 checked;      /* 1: a recharge check began inside the noted call */
-	u64 entry_place;  /* for a moment: see `place_of` */
+	u64 checked;      /* 1: a recharge check began inside the call that is being timed */
+	u64 entry_place;  /* scratch memory: see `place_of` */
 	u64 return_place;
 };
 
@@ -45,16 +45,16 @@ struct latency_value {
 
 BPF_PERCPU_ARRAY(latency, struct latency_value, LATENCY_KINDS); /* index: enum latency_kind */
 
-/* The verifier takes the context for a pointer, which cannot be compared, until it has been in memory. */
+/* To the verifier the context is a pointer, which cannot be compared. Storing and loading it makes it a number. */
 static __always_inline u64 place_of(u64 context, u64 *memory)
 {
 	*(volatile u64 *)memory = context;
 	return *(volatile u64 *)memory;
 }
 
-static __always_inline int is_near(u64 noted, u64 place)
+static __always_inline int is_near(u64 timed_place, u64 place)
 {
-	return noted && noted - place + TIMED_SHIFT <= 2 * TIMED_SHIFT;
+	return timed_place && timed_place - place + TIMED_SHIFT <= 2 * TIMED_SHIFT;
 }
 
 static __always_inline int timed_entry(int which, u64 context)
@@ -78,7 +78,7 @@ static __always_inline int timed_entry(int which, u64 context)
 	}
 	call->calls++;
 	if (is_near(call->place, place)) {
-		/* The return of that one was missed, or came on another CPU. */
+		/* The return of the earlier call was missed, or came on another CPU. */
 		call->place = 0;
 		call->dropped++;
 	}
@@ -89,7 +89,7 @@ static __always_inline int timed_entry(int which, u64 context)
 	call->checked = 0;
 	*(volatile u64 *)&call->place = 0;
 	*(volatile u64 *)&call->start_ns = bpf_ktime_get_ns();
-	*(volatile u64 *)&call->place = place; /* last: from here on a return may find it */
+	*(volatile u64 *)&call->place = place; /* last: from here on a return may use all three */
 	return 0;
 }
 
@@ -120,7 +120,7 @@ static __always_inline int timed_return(int which, u64 context)
 	if (!call->place)
 		return 0;
 	place = place_of(context, &call->return_place);
-	/* In this order: an interrupt that is noted in between has another place. */
+	/* In this order: an interrupt whose call is timed in between has another place. */
 	start_ns = *(volatile u64 *)&call->start_ns;
 	if (!is_near(*(volatile u64 *)&call->place, place))
 		return 0;
@@ -130,7 +130,7 @@ static __always_inline int timed_return(int which, u64 context)
 	return 0;
 }
 
-/* The context of fentry and fexit is one place on the stack for both; that of a kprobe has the stack pointer. */
+/* fentry and fexit of one call have the same context address; the context of a kprobe has the stack pointer. */
 #ifdef USE_fentry_timed_kmem_cache_alloc
 int fentry_timed_kmem_cache_alloc(unsigned long long *ctx)
 {

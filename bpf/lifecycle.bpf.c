@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Signal lifecycle: one event when a memcg goes online, goes offline, is released. Rare, so streamed. */
+/* Signal lifecycle: one event each when a memcg goes online, goes offline, and is released. */
 
 static __always_inline int send_online(u64 cgroup, u64 parent_css)
 {
@@ -92,8 +92,8 @@ int kprobe_mem_cgroup_css_released(struct pt_regs *ctx)
 #endif
 
 /*
- * cgroup:cgroup_mkdir, _rmdir, _release tell of every hierarchy; the memory controller's has MEMORY_HIERARCHY_ID. On
- * v2, cgroups that do not have the controller enabled end with no css; user space ignores ids that never went online.
+ * cgroup:cgroup_mkdir, _rmdir, _release report cgroups of every hierarchy; the memory controller's has MEMORY_HIERARCHY_ID.
+ * On v2, a cgroup without the controller has no css when it ends; user space ignores ids that never went online.
  */
 static __always_inline int in_memory_hierarchy(u64 cgroup)
 {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What all programs share. Python reads the structs, enums and numbers from these files (kmemwatch/maps/structs.py).
- * Every member has its unit. Counters only grow while the programs are attached.
+ * The maps and structs that all programs share. Python reads structs, enums and numbers from the files of bpf/
+ * (kmemwatch/maps/structs.py). Every member has its unit. Counters only grow while the programs are attached.
  */
 
-/* Ways in which something that happened is not counted; index of `lost`, and in small letters the reason in metrics. */
+/* Why an event is missing from the figures. Index of `lost`; without LOST_ and in small letters, the reason in metrics. */
 enum lost_reason {
 	LOST_RINGBUF_FULL,        /* lifecycle events that found the ring buffer full */
 	LOST_PAIR_MAP_FULL,       /* objects whose (cache, cgroup) pair found the map full */
@@ -12,7 +12,7 @@ enum lost_reason {
 	LOST_CGROUP_UNREADABLE,   /* objects, charges and lifecycle events whose memcg could not be read */
 	LOST_CACHE_UNREADABLE,    /* objects whose slab could not be read */
 	LOST_RECHARGE_MAP_FULL,   /* recharges whose (cache, from, to) found the map full */
-	LOST_RECHARGE_UNFOLLOWED, /* recharge checks that were to be followed to their end, and could not be */
+	LOST_RECHARGE_UNFOLLOWED, /* recharge checks whose outcome is not known */
 	LOST_REASONS,
 };
 
@@ -26,7 +26,7 @@ static __always_inline void count_lost(int reason, u64 times)
 		__sync_fetch_and_add(count, times);
 }
 
-/* Events. Rare, so streamed. In small letters the kind of an event in `kmemwatch events`. */
+/* Events are rare, so each is sent to user space. Without EVENT_ and in small letters, the kind in `kmemwatch events`. */
 enum event_kind {
 	EVENT_ONLINE = 1,
 	EVENT_OFFLINE,
@@ -35,16 +35,16 @@ enum event_kind {
 	EVENT_ID_FREED,
 	EVENT_CACHE_CREATED,
 	EVENT_CACHE_DESTROYED,
-	EVENT_RECHARGE,         /* the first between two memcgs in a cache */
+	EVENT_RECHARGE,         /* only the first one of a cache between two memcgs */
 	EVENT_RECHARGE_FAILED,
 };
 
 struct lifecycle_event {
 	u64 at_ns;       /* CLOCK_MONOTONIC */
-	u64 cgroup_id;   /* kernfs id; 0: not told */
+	u64 cgroup_id;   /* kernfs id; 0: the hook does not have it */
 	u64 parent_id;   /* kernfs id; 0: unknown */
 	u32 kind;        /* enum event_kind */
-	u32 pid;         /* process (tgid) that did it; a kernel worker for offline and released */
+	u32 pid;         /* process (tgid) that caused it; a kernel worker for offline and released */
 	char comm[16];
 };
 
@@ -55,15 +55,15 @@ struct online_event {
 
 #define CACHE_NAME_BYTES 128
 
-/* EVENT_ID_GIVEN and those after it. What does not apply is 0, or -1. */
+/* EVENT_ID_GIVEN and those after it. A member that does not apply is 0, or -1. */
 struct slab_event {
 	struct lifecycle_event event;
 	u64 cache;       /* address of the struct kmem_cache */
-	u64 root_cache;  /* address; 0: it is a root cache itself */
+	u64 root_cache;  /* address; 0: `cache` is a root cache itself */
 	u64 from_id;     /* kernfs id of the memcg that lost a slab; 0: it was charged to nobody */
 	u64 pages;       /* of that slab */
 	s32 kmemcg_id;
-	u32 from_online; /* 1: it was online then */
+	u32 from_online; /* 1: the memcg that lost the slab was online then */
 	char name[CACHE_NAME_BYTES]; /* kmem_cache.name; longer ones are cut */
 };
 

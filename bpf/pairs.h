@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Where objects of a (cache, memcg) pair are counted: in a slot of this CPU if the pair has one, which takes a few
- * instructions, else in a hash. The figure of a pair is the sum of all. See ADR 13.
+ * Objects of a (cache, memcg) pair are counted in a slot of this CPU if the pair has one, which takes a few instructions,
+ * else in a hash. The figure of a pair is the sum of its slots and its entry of the hash. See ADR 13.
  */
 
 /* Owner of objects that no memcg is charged for: in place of a serial number, and of a cgroup id. */
@@ -35,21 +35,21 @@ struct pair_value {
 
 BPF_PERCPU_HASH(pairs, struct pair_key, struct pair_value, MAX_PAIRS);
 
-/* One line of the CPU's cache. */
+/* As long as a line of the CPU's cache. */
 struct slot {
 	u64 cache;     /* address of the struct kmem_cache of a root cache; 0: the slot is free. Written last. */
-	u64 owner;     /* serial number of the css of the memcg, which no other ever gets; NOBODY */
-	u64 cgroup_id; /* kernfs id; NOBODY */
-	u64 claims;    /* attempts to take it: two at once spoil it, and it stays free for ever */
+	u64 owner;     /* serial number of the css of the memcg, which no other css ever gets; or NOBODY */
+	u64 cgroup_id; /* kernfs id; or NOBODY */
+	u64 claims;    /* attempts to take the slot: after two at the same time, it stays free for ever */
 	struct pair_value value;
 	u64 unused;
 };
 
-/* Those of CPU 0, of CPU 1 and so on; not a per-CPU array, whose lookup is a call before v6.10. Programs take them, and
- * user space gives them back, after their memcg is released. */
+/* The slots of CPU 0, then of CPU 1 and so on. Not a per-CPU array, as its lookup is a call before v6.10. Programs take
+ * slots, and user space frees them after their memcg is released. */
 BPF_F_TABLE("array", u32, struct slot, slots, ALL_SLOTS, BPF_F_MMAPABLE);
 
-/* Atomic because an interrupt may count for the same pair on the same CPU in between. */
+/* Atomic: an interrupt may count for the same pair on the same CPU in between. */
 static __always_inline void add_to_pair(struct pair_value *value, u64 which, u64 objects)
 {
 	__sync_fetch_and_add(&value->count[which], objects);
@@ -67,7 +67,7 @@ static __always_inline void count_in_hash(u64 cache, u64 cgroup_id, u64 which, u
 		count_lost(LOST_PAIR_MAP_FULL, objects);
 }
 
-/* Where the first of the SLOT_PLACES is that a pair can have on this CPU; the others are beside it. */
+/* Index of the first of the SLOT_PLACES slots that a pair can have on this CPU; the others are its neighbours. */
 static __always_inline u32 slot_index(u64 cache, u64 owner)
 {
 	u64 hash = (cache ^ owner * OWNER_HASH) * SLOT_HASH;
@@ -76,9 +76,9 @@ static __always_inline u32 slot_index(u64 cache, u64 owner)
 }
 
 /*
- * Takes a slot if it is free. An interrupt, or where programs can be preempted another task, may want it at the same
- * time, and kernels before v5.12 have nothing atomic but adding. So everybody adds to `claims`, and who sees that nobody
- * else has yet has the slot.
+ * Takes a slot if it is free. An interrupt, or another task where programs can be preempted, may try the same at the same
+ * time, and before v5.12 the only atomic instruction adds. So every program that tries adds 1 to `claims`, and has the slot
+ * if it finds no other addition.
  */
 static __always_inline int claim_slot(struct slot *slot, u64 cache, u64 owner, u64 cgroup_id)
 {
@@ -89,13 +89,13 @@ static __always_inline int claim_slot(struct slot *slot, u64 cache, u64 owner, u
 		return 0;
 	slot->cgroup_id = cgroup_id;
 	slot->owner = owner;
-	/* Whoever sees a cache sees whose it is. */
+	/* A program that sees the cache must see the owner. */
 	asm volatile("" ::: "memory");
 	*(volatile u64 *)&slot->cache = cache;
 	return 1;
 }
 
-/* Counts objects for the pair of a root cache and a memcg: `owner` is the serial number of its css, or NOBODY. */
+/* Counts objects for the pair of a root cache and a memcg. `owner`: serial number of the memcg's css, or NOBODY. */
 static __always_inline void count_pair(u64 cache, u64 css, u64 owner, u64 which, u64 objects)
 {
 	u32 place, first = slot_index(cache, owner);

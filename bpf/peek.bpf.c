@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Signal pins: two programs that no event runs. User space runs them with BPF_PROG_TEST_RUN, and they answer through
- * maps. That is how memcgs that died before kmemwatch started are found: a removed css stays on the list of its parent's
- * children until the kernel releases it.
+ * Signal pins: programs that no event runs. User space runs them with BPF_PROG_TEST_RUN, and they answer through maps. They
+ * also find memcgs that were removed before kmemwatch started: a removed css stays on the list of its parent's children
+ * until the kernel releases it.
  */
 
 #define PEEK_BYTES 4096
@@ -13,8 +13,8 @@ struct peek_buffer {
 
 BPF_F_TABLE("array", int, struct peek_buffer, peek_out, 1, BPF_F_MMAPABLE);
 
-/* Copies args[1] bytes (at most PEEK_BYTES) of kernel memory at args[0] into peek_out; 0, or the error of the read.
- * Address 0 stands for a pointer to the task that asks. */
+/* Copies args[1] bytes (at most PEEK_BYTES) of kernel memory at args[0] to peek_out. Returns 0, or the error of the read.
+ * For address 0 it gives the address of the task that asks. */
 int test_run_peek(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0;
@@ -37,7 +37,7 @@ int test_run_peek(struct bpf_raw_tracepoint_args *ctx)
 #define PEEK_PART_BYTES 512
 
 struct peek_address {
-	u64 address; /* 0 after the run: it could not be read */
+	u64 address; /* in; out: 0 if it could not be read */
 };
 
 struct peek_part {
@@ -63,7 +63,7 @@ int test_run_peek_many(struct bpf_raw_tracepoint_args *ctx)
 			return 0;
 		in = peek_in.lookup(&index);
 		out = peek_parts.lookup(&index);
-		/* In each turn: the verifier of v6.1 forgets what it knows of a number that was on the stack. */
+		/* In each turn: the verifier of v6.1 loses the bounds of a number that was on the stack. */
 		asm volatile("" : "+r"(size));
 		if (size > PEEK_PART_BYTES)
 			size = PEEK_PART_BYTES;
@@ -79,21 +79,21 @@ int test_run_peek_many(struct bpf_raw_tracepoint_args *ctx)
 #define WALK_STEPS 96 /* edges per run; a leaf takes three */
 #define STATS_MAX 64  /* statistics of a memcg */
 
-/* One memcg as it is in the tree of css. What this kernel lacks stays 0. */
+/* One memcg of the tree of css. A member that this kernel lacks stays 0. */
 struct memcg_record {
 	u64 css;           /* address; the css is the first member of struct mem_cgroup */
 	u64 parent_css;    /* address; 0 for the root */
 	u64 serial_nr;     /* unique for ever, ascending among siblings */
 	u64 cgroup_id;     /* kernfs id */
-	u64 references;    /* css.refcnt, only exact once it is dying */
-	u64 memory_pages;  /* page_counter.usage of each, children included */
+	u64 references;    /* css.refcnt, only exact once the memcg is dying */
+	u64 memory_pages;  /* this and the next three: page_counter.usage, children included */
 	u64 swap_pages;    /* v2 only: v1 has memory and swap in one counter */
 	u64 kmem_pages;
 	u64 tcpmem_pages;
-	u32 online;        /* 1: the cgroup still has this css; 0: it went offline */
+	u32 online;        /* 1: the cgroup still has this css; 0: the css went offline */
 	s32 kmemcg_id;
-	s32 kmem_cache_id;      /* the kmemcg_id that it was given; -1 where the kernel does not keep that */
-	u32 kmem_cache_id_held; /* 1: and has not given back */
+	s32 kmem_cache_id;      /* the kmemcg_id that it got when it went online; -1 where the kernel does not keep that */
+	u32 kmem_cache_id_held; /* 1: it still has that id */
 	s32 memcg_id;           /* mem_cgroup.id.id */
 	u32 unused;
 	u64 stats[STATS_MAX]; /* memcg_vmstats.state, children included; units as memory.stat counts inside the kernel */
@@ -107,9 +107,9 @@ enum walk_end {
 
 struct walk_state {
 	u64 root;          /* out: where the walk began */
-	u64 css;           /* where the walk stands; in: where to go on, 0 = at the root */
-	u64 serial_nr;     /* of `css`; in: what it must still have, else it was freed meanwhile */
-	u64 visited;       /* 1: `css` itself has been reported */
+	u64 css;           /* in, out: where the walk goes on; 0: at the root */
+	u64 serial_nr;     /* in, out: of `css`; another number means that `css` was freed meanwhile */
+	u64 visited;       /* 1: `css` itself has been reported; 2: its children, too */
 	u64 count;         /* out: records filled */
 	u64 done;          /* out: enum walk_end; 0: the walk goes on */
 };
@@ -128,7 +128,7 @@ static __always_inline void record_memcg(u64 css, struct memcg_record *out)
 	out->parent_css = KMW_READ(u64, css, cgroup_subsys_state__parent);
 	out->serial_nr = KMW_READ(u64, css, cgroup_subsys_state__serial_nr);
 	out->cgroup_id = KMW_READ(u64, kn, kernfs_node__id);
-	/* offline_css() takes the css out of the cgroup as soon as the controller's css_offline() is done. */
+	/* offline_css() removes the css from the cgroup after the controller's css_offline(). */
 	bpf_probe_read_kernel(&css_now, sizeof(css_now), (void *)(cgroup + OFF_cgroup__subsys + 8 * MEMORY_CGRP_ID));
 	out->online = css_now == css;
 	out->kmemcg_id = KMW_READ(s32, css, mem_cgroup__kmemcg_id);
@@ -166,8 +166,8 @@ static __always_inline void record_memcg(u64 css, struct memcg_record *out)
 	bpf_probe_read_kernel_str(out->name, sizeof(out->name), (void *)name);
 }
 
-/* One edge of the tree, depth first, parents before children. The state lives in the map, so that the verifier, which
- * follows every path through the loop, sees one state per turn. Returns 1 when there is nothing more to do. */
+/* Follows one edge of the tree, depth first, parents before children. The state is in the map, so that the verifier, which
+ * follows every path through the loop, sees one state per turn. Returns 1 when the run is over. */
 static __always_inline int walk_step(struct walk_state *at)
 {
 	u64 css = at->css, next, parent;
@@ -194,7 +194,7 @@ static __always_inline int walk_step(struct walk_state *at)
 	parent = KMW_READ(u64, css, cgroup_subsys_state__parent);
 	next = KMW_READ(u64, css, cgroup_subsys_state__sibling);
 	if (!parent || !next) {
-		/* Anywhere else it is memory that is no css any more. */
+		/* Only the root has no parent: anywhere else this is memory that is no css any more. */
 		at->done = css == at->root ? WALK_DONE : WALK_LOST;
 		return 1;
 	}
@@ -208,8 +208,8 @@ static __always_inline int walk_step(struct walk_state *at)
 	return 0;
 }
 
-/* The css is what it was, and still in the list of its parent's children: from one that was taken out, the next one may
- * be freed already. */
+/* Whether `css` is still the same, and in the list of its parent's children: the next one of a css that was removed from
+ * the list may be freed already. */
 static __always_inline int still_there(struct walk_state *at)
 {
 	u64 sibling = at->css + OFF_cgroup_subsys_state__sibling;
@@ -223,8 +223,8 @@ static __always_inline int still_there(struct walk_state *at)
 }
 
 /*
- * Reports up to WALK_BATCH memcgs from where `walk` stands. Runs under rcu_read_lock(), so within one run no css is
- * freed; between runs the one we stand on may be.
+ * Reports up to WALK_BATCH memcgs, beginning at `walk.css`. It runs under rcu_read_lock(), so no css is freed within a run;
+ * between runs `walk.css` may be freed.
  */
 int test_run_walk(struct bpf_raw_tracepoint_args *ctx)
 {

@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Signal recharge: what __memcg_kmem_recharge_slab(object, gfp) does. It runs after every allocation from a child cache:
+ * Signal recharge: what __memcg_kmem_recharge_slab(object, gfp) does, which runs after every allocation from a child cache:
  *
- *	memcg = that of the current task; old = whom the slab is charged to
+ *	memcg = that of the current task; old = the memcg that the slab is charged to
  *	same, or root:   return 0
  *	                 memcg_charge_kmem(memcg, gfp, pages), else return -ENOMEM
  *	slab taken:      memcg_uncharge_kmem(old, pages); return 0
  *	others came in:  memcg_uncharge_kmem(memcg, pages); return 0
  *
- * At entry it is counted, and only when the two differ it is followed to its end, in a frame that belongs to the task:
- * the charge says who takes the slab and how many pages it has, the uncharge says who has won. Comparing the owner before
- * and after would not do: a slab may move twice meanwhile, and two tasks of one memcg may both have wanted it.
+ * The entry program counts every check. When the two memcgs differ, the check is followed to its end in a frame of the task:
+ * the charge shows which memcg takes the slab and how many pages it has, the uncharge shows which memcg has lost it.
+ * Comparing the owner before and after would not be enough: a slab may move twice meanwhile, and two tasks of one memcg may
+ * both have tried to take it.
  *
- * The task may be moved to another memcg, or others may take the slab, after we have looked and before the kernel does.
- * So a charge outside of any frame, nearly always that of a new slab, begins a late one. The next check of that task
- * drops it; but if an end comes first, it is the end of a recharge that did not look like one.
+ * Between this program and the kernel's own look, the task may be moved to another memcg, or another task may take the slab.
+ * So a charge outside of any frame, nearly always that of a new slab, begins a LATE frame. The next check of that task
+ * drops it. If a return comes first, it is the return of such a check.
  *
- * An interrupt may uncharge slabs that it frees in between, in the name of the task. When that makes it impossible to
- * say who has won, the recharge is lost, and counted as such.
+ * An interrupt may free slabs in between, and then uncharges them in the name of the task. When the outcome is unclear for
+ * that reason, the check is counted as LOST_RECHARGE_UNFOLLOWED.
  */
 
 enum recharge_count { RECHARGE_CHECKS, RECHARGE_FAILURES, RECHARGE_LOST_RACES, RECHARGE_COUNTS };
@@ -28,7 +29,7 @@ enum recharge_from { FROM_NONE, FROM_ONLINE, FROM_DYING };
 
 struct recharge_key {
 	u64 cache;      /* address of the struct kmem_cache of the child cache */
-	u64 from_id;    /* kernfs id; 0: the slab was charged to nobody */
+	u64 from_id;    /* kernfs id; 0: no memcg was charged for the slab */
 	u64 to_id;      /* kernfs id */
 	u64 from_state; /* enum recharge_from, when the slab moved */
 };
@@ -46,8 +47,8 @@ BPF_PERCPU_HASH(recharges, struct recharge_key, struct recharge_value, MAX_RECHA
 struct frame {
 	u64 object;
 	u64 cache;
-	u64 old;          /* struct mem_cgroup; 0: nobody */
-	u64 to;           /* struct mem_cgroup that was charged; 0: nobody yet */
+	u64 old;          /* struct mem_cgroup that the slab is charged to; 0: none */
+	u64 to;           /* struct mem_cgroup that was charged; 0: none yet */
 	u64 to_id;        /* kernfs id */
 	u64 from_id;      /* kernfs id */
 	u64 pages;
@@ -57,7 +58,7 @@ struct frame {
 	u32 unused;
 };
 
-#define LATE 1 /* instead of the address of an object, which is not known yet */
+#define LATE 1   /* in place of the address of an object, which is not known yet */
 #define FRAMES 4 /* an interrupt in a charge that reclaims; a power of 2 */
 
 struct frames {
@@ -69,8 +70,8 @@ struct frames {
 #define MAX_RECHARGING 1024
 
 BPF_HASH(recharging, u64, struct frames, MAX_RECHARGING); /* key: struct task_struct */
-BPF_ARRAY(no_frames, struct frames, 1);                   /* zeros: the stack of a program is too small for them */
-BPF_ARRAY(recharging_tasks, u64, 1);                      /* entries of `recharging`, so that most calls need not look */
+BPF_ARRAY(no_frames, struct frames, 1);                   /* zeros to copy: the stack of a program is too small for them */
+BPF_ARRAY(recharging_tasks, u64, 1);                      /* entries of `recharging`: at 0, no call needs a lookup */
 
 static __always_inline void count_recharge(int which)
 {
@@ -87,7 +88,7 @@ static __always_inline u64 *tasks_recharging(void)
 	return recharging_tasks.lookup(&zero);
 }
 
-/* 0: there is no room. */
+/* A new frame of the current task; 0 when there is no room. */
 static __always_inline struct frame *push_frame(u64 object, u64 cache, u64 old)
 {
 	u64 task = bpf_get_current_task();
@@ -110,7 +111,7 @@ static __always_inline struct frame *push_frame(u64 object, u64 cache, u64 old)
 			return 0;
 	}
 	if (frames->depth >= FRAMES) {
-		/* Ends that were missed have piled up: the frames are somebody else's. */
+		/* The frames are left over from returns that were missed. */
 		count_lost(LOST_RECHARGE_UNFOLLOWED, FRAMES);
 		frames->depth = 0;
 	}
@@ -132,7 +133,7 @@ static __always_inline void pop_frame(struct frames *frames, u64 task, u64 *task
 	}
 }
 
-/* Of the current task; 0: it is in no frame, as nearly always. */
+/* Frames of the current task; 0: it has none, as nearly always. */
 static __always_inline struct frames *own_frames(u64 *task, u64 **tasks)
 {
 	struct frames *frames;
@@ -150,7 +151,7 @@ static __always_inline struct frame *top_of(struct frames *frames)
 	return &frames->frame[(frames->depth - 1) & (FRAMES - 1)];
 }
 
-/* `follow_all`: the end will not tell which object it is about, so that nested calls have to be followed as well. */
+/* `follow_all`: the return program will not know the object, so nested calls have to be followed as well. */
 static __always_inline int recharge_entry(u64 object, int follow_all)
 {
 	struct slab_of slab;
@@ -201,9 +202,9 @@ static __always_inline int recharge_uncharge(u64 memcg)
 	if (memcg == frame->to)
 		frame->to_uncharged = 1;
 	else if (frame->object == LATE && !frame->old)
-		frame->old = memcg; /* the first that gives something up */
+		frame->old = memcg; /* the first memcg that is uncharged */
 	if (memcg == frame->old) {
-		/* The slab has just changed hands, and its reference to the old memcg is ours to give up. */
+		/* The slab has just moved. The old memcg exists: the kernel drops the slab's reference to it after this. */
 		cgroup = KMW_READ(u64, memcg, cgroup_subsys_state__cgroup);
 		bpf_probe_read_kernel(&css, sizeof(css), (void *)(cgroup + OFF_cgroup__subsys + 8 * MEMORY_CGRP_ID));
 		frame->from_id = css_cgroup_id(memcg);
@@ -261,7 +262,7 @@ static __always_inline void end_frame(struct frame *frame, int error)
 			events.ringbuf_submit(event, 0);
 		}
 	} else if (!frame->to) {
-		return; /* the root has nothing charged; or somebody moved it first, to where it is wanted */
+		return; /* the root is never charged; or another task has moved the slab to the same memcg first */
 	} else if (frame->to_uncharged && !frame->old_uncharged) {
 		count_recharge(RECHARGE_LOST_RACES);
 	} else if (!frame->to_uncharged && (frame->old_uncharged || !frame->old)) {
@@ -271,7 +272,7 @@ static __always_inline void end_frame(struct frame *frame, int error)
 	}
 }
 
-/* `object` 0: not told; it is the latest that was followed. */
+/* `object` 0: not known; then the return belongs to the last frame. */
 static __always_inline int recharge_return(u64 object, int error)
 {
 	u64 task, *tasks;
@@ -283,7 +284,7 @@ static __always_inline int recharge_return(u64 object, int error)
 	frame = top_of(frames);
 	if (frame->object != LATE) {
 		if (object && frame->object != object)
-			return 0; /* a nested call that was not worth following */
+			return 0; /* a nested call that was not followed */
 		end_frame(frame, error);
 	} else if (!object || find_cache(object, &frame->cache)) {
 		count_lost(LOST_RECHARGE_UNFOLLOWED, 1);
@@ -309,7 +310,7 @@ int fexit___memcg_kmem_recharge_slab(unsigned long long *ctx)
 }
 #endif
 
-/* With kprobes, at the return the arguments are gone. */
+/* A kretprobe no longer has the arguments. */
 #ifdef USE_kprobe___memcg_kmem_recharge_slab
 int kprobe___memcg_kmem_recharge_slab(struct pt_regs *ctx)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Signal slabs: a program that no event runs, and that user space runs with BPF_PROG_TEST_RUN. It looks at every struct
- * page there is, as no list of the kernel has the full slabs of a cache, and adds up the slabs that are charged to a
- * memcg as a whole. So slabs are found that are older than kmemwatch.
+ * Signal slabs: a program that no event runs; user space runs it with BPF_PROG_TEST_RUN. It looks at every struct page, as the
+ * kernel has no list of the full slabs of a cache, and adds up the slabs that are charged to a memcg as a whole. So it also
+ * finds slabs that are older than kmemwatch's start.
  */
 
 #define CHUNK_PAGES 64
@@ -20,20 +20,20 @@ struct child_slab_key {
 };
 
 struct child_slab_value {
-	u64 scan;  /* number of the last scan that met one; what is left of older scans is no more */
+	u64 scan;  /* number of the last scan that found one; slabs that only older scans found are gone */
 	u64 pages;
 };
 
 struct scan_state {
-	u64 page;  /* in, out: address of the struct page to go on at */
+	u64 page;  /* in, out: address of the next struct page to look at */
 	u64 end;   /* in: address behind the last struct page of this range */
 	u64 scan;  /* in: number of the scan */
 	u64 full;  /* out: slabs that found the map full; only grows */
 	u64 chunk; /* address of the first struct page that is in `scan_pages` */
-	u64 slabs; /* a bit for each page of the chunk: it is a slab, and has not been counted */
+	u64 slabs; /* a bit for each page of the chunk: a slab that has not been counted yet */
 };
 
-/* Copies of CHUNK_PAGES struct pages: one read of all costs a fraction of as many reads. */
+/* Copies of CHUNK_PAGES struct pages: one read of all costs a fraction of one read each. */
 struct scan_chunk {
 	u8 bytes[CHUNK_PAGES * PAGE_STRUCT_BYTES];
 };
@@ -42,7 +42,7 @@ BPF_HASH(child_slabs, struct child_slab_key, struct child_slab_value, MAX_CHILD_
 BPF_F_TABLE("array", int, struct scan_state, scan, 1, BPF_F_MMAPABLE);
 BPF_ARRAY(scan_chunk, struct scan_chunk, 1);
 
-/* Pages of a slab: 2 to the power of the order, which is kept in the second struct page of a compound page. */
+/* Pages of a slab: 2 to the power of the order, which is in the second struct page of a compound page. */
 static __always_inline u64 slab_pages(u64 page, u64 flags)
 {
 	u8 order = 0;
@@ -66,11 +66,11 @@ static __always_inline void read_chunk(struct scan_state *at, struct scan_chunk 
 	at->chunk = at->page;
 	at->page += count * PAGE_STRUCT_BYTES;
 	if (bpf_probe_read_kernel(chunk, count * PAGE_STRUCT_BYTES, (void *)at->chunk))
-		return; /* the memory was unplugged, and has no slabs then */
+		return; /* the memory was unplugged, and has no slabs */
 #pragma clang loop unroll_count(8)
 	for (i = 0; i < CHUNK_PAGES; i++)
 		slabs = slabs >> 1 | (u64)is_slab(page_of_chunk(chunk, i)) << (CHUNK_PAGES - 1);
-	/* Not `count`, which has two kinds of values for the verifier: it would go through the loop with each. */
+	/* Not `count`: the verifier knows two ranges of values for it, and would go through the loop with each. */
 	count = (at->page - at->chunk) / PAGE_STRUCT_BYTES;
 	at->slabs = slabs & ~0ULL >> (CHUNK_PAGES - count);
 }
@@ -111,7 +111,7 @@ static __always_inline void count_slab(struct scan_state *at, struct scan_chunk 
 		return;
 	key.cache = WORD(*then, slab__slab_cache);
 	pages = slab_pages(address, WORD(*then, page__flags));
-	/* It may have been freed since, or have moved; while it is charged to a memcg, that one exists. */
+	/* The slab may have been freed since, or have moved. A memcg that it is charged to exists. */
 	if (bpf_probe_read_kernel(&now, sizeof(now), (void *)address))
 		return;
 	if (!is_slab(&now) || WORD(now, slab__slab_cache) != key.cache || !WORD(now, slab__obj_exts))
@@ -120,7 +120,7 @@ static __always_inline void count_slab(struct scan_state *at, struct scan_chunk 
 	count_pages(at, &key, pages);
 }
 
-/* The state lives in the map, so that the verifier, which follows every path through the loop, sees one state per turn.
+/* The state is in the map, so that the verifier, which follows every path through the loop, sees one state per turn.
  * Returns 1 when there is nothing more to do. */
 static __always_inline int scan_step(struct scan_state *at, struct scan_chunk *chunk)
 {
@@ -133,7 +133,7 @@ static __always_inline int scan_step(struct scan_state *at, struct scan_chunk *c
 	return 0;
 }
 
-/* Goes on from where `scan` stands. Runs under rcu_read_lock(), so within one run no memcg is freed. */
+/* Goes on at `scan.page`. Runs under rcu_read_lock(), so no memcg is freed within a run. */
 int test_run_scan(struct bpf_raw_tracepoint_args *ctx)
 {
 	int zero = 0, i;
@@ -147,7 +147,7 @@ int test_run_scan(struct bpf_raw_tracepoint_args *ctx)
 		if (scan_step(at, chunk))
 			break;
 	}
-	/* By the next run those may be other slabs. */
+	/* Look at them again in the next run: they may be other slabs by then. */
 	if (at->slabs)
 		at->page = at->chunk + lowest_bit(at->slabs) * PAGE_STRUCT_BYTES;
 	return 0;

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* From an object to its slab: which cache it is of, and whom it is charged to. */
+/* From an object to its slab, its cache, and the memcg that is charged for it. */
 
 /*
- * [0]: address that the struct page of an object at address 0 would have if the direct map began there; the page of an
- * object is page_base[0] + object / PAGE_SIZE * sizeof(struct page). Filled in by user space after loading; 0 until
- * then, and nothing is counted for objects whose cache is found through their page.
+ * [0]: the address that the struct page of an object at address 0 would have, if the direct map began there. The page of an
+ * object is page_base[0] + object / PAGE_SIZE * sizeof(struct page). User space fills it in after loading. It is 0 until
+ * then, and objects whose cache is found through their page are not counted.
  */
 BPF_ARRAY(page_base, u64, 1);
 
 /*
  * The first 64 bytes of a struct page, which since Linux kernel commit d122019bf061 ("mm: Split slab into its own type")
- * (in v5.17) are also described as struct slab. One read of all costs less than two reads of a member each.
+ * (in v5.17) are also described as struct slab. Reading all of them at once costs less than reading two members.
  */
 struct page_words {
 	u64 word[8];
@@ -39,33 +39,33 @@ static __always_inline int is_slab(struct page_words *page)
 struct slab_of {
 	u64 start;  /* address of the first object */
 	u64 cache;
-	u64 owners; /* address of the vector of owners, one entry an object; 0: nobody is charged */
+	u64 owners; /* address of the vector of owners, one entry per object; 0: no memcg is charged */
 	u64 stride; /* bytes from one entry to the next */
-	u64 memcg;  /* whom the whole slab is charged to; 0: it is not charged as a whole */
+	u64 memcg;  /* memcg that the whole slab is charged to; 0: it is not charged as a whole */
 	u64 page;   /* address of its first struct page */
 #ifdef KFENCE
-	u64 objects; /* that it has room for */
+	u64 objects; /* how many it has room for */
 #endif
 };
 
 /*
- * Head page of the tail page at `page`. Its compound_info has bit 0 set, and else the address of the head, or (Linux
- * kernel patch "mm: rework compound_head() for power-of-2 sizeof(struct page)", by v7.2) a mask that makes the head's
- * address of the tail's. A mask is a small negative number; no struct page lies in the last 4 GB of the address space.
+ * Head page of the tail page at `page`. Bit 0 of its compound_info is set; the other bits are the address of the head, or
+ * (Linux kernel patch "mm: rework compound_head() for power-of-2 sizeof(struct page)", by v7.2) a mask that turns the
+ * tail's address into the head's. A mask is a small negative number; no struct page is in the last 4 GB of the address space.
  */
 static __always_inline u64 head_of_tail(u64 page, u64 compound_info)
 {
 	return (s64)compound_info > -(1LL << 32) ? page & compound_info : compound_info - 1;
 }
 
-/* `obj_exts`: of struct slab. Its low bits say what kind of vector it is; allocation failed is a vector of 0. */
+/* `obj_exts`: of struct slab. Its low bits say which kind of vector it is. After a failed allocation the vector is 0. */
 static __always_inline void set_owners(struct slab_of *slab, u64 obj_exts)
 {
 	slab->owners = obj_exts & ~7ULL;
 	slab->memcg = 0;
 #ifdef CHILD_CACHES
-	/* A slab of a child cache has a memcg there, without any flags: it is charged as a whole. No branches: what frees
-	 * in bulk does this 512 times, and the verifier takes 8,192 jumps in a row. */
+	/* A slab of a child cache has a memcg there, without flags: it is charged as a whole. No branches: programs of bulk
+	 * frees do this 512 times, and the verifier accepts 8,192 jumps in a row. */
 	u64 whole = 0 - (((obj_exts & 7) - 1) >> 63); /* all ones or 0 */
 
 	slab->memcg = slab->owners & whole;
@@ -73,8 +73,8 @@ static __always_inline void set_owners(struct slab_of *slab, u64 obj_exts)
 #endif
 }
 
-/* Reads the first `bytes` of the head page of an object to `page`; its address, and the number of an error: 0: found.
- * 1: the object is in no slab (a large kmalloc). 2: not known where pages are. 3: unreadable. */
+/* Reads the first `bytes` of the head page of an object to `page`, and sets its address. Returns 0: found; 1: the object is
+ * in no slab (a large kmalloc); 2: page_base is not set yet; 3: the page is unreadable. */
 static __always_inline int read_head(u64 object, struct page_words *page, u32 bytes, u64 *address, u64 *base)
 {
 	int zero = 0;
@@ -82,7 +82,7 @@ static __always_inline int read_head(u64 object, struct page_words *page, u32 by
 
 	if (!base_value || !*base_value)
 		return 2;
-	/* Large objects of kvmalloc are elsewhere; only the direct map, in the kernel's half, has slabs. */
+	/* Slabs are in the direct map only, in the kernel's half of the addresses; kvmalloc() may give other addresses. */
 	if (!(object >> 63))
 		return 1;
 	*base = *base_value;
@@ -97,7 +97,7 @@ static __always_inline int read_head(u64 object, struct page_words *page, u32 by
 	return !is_slab(page);
 }
 
-/* As far as the cache, and the mark of a slab: each word that is read costs. */
+/* Bytes up to the cache and the mark of a slab; each word that is read costs. */
 #ifdef PGTY_SLAB
 #define CACHE_BYTES sizeof(struct page_words)
 #else
@@ -136,8 +136,8 @@ static __always_inline int find_slab(u64 object, struct slab_of *slab)
 	return 0;
 }
 
-/* The same for an object whose cache is known. Its pages are those of a slab then, and often not the first: reading a
- * word twice costs less than reading all of it twice. */
+/* The same for an object whose cache is known. Its page is then a slab's, and often a tail page: reading one word of each
+ * costs less than reading both as a whole. */
 static __always_inline int find_owners(u64 object, u64 cache, struct slab_of *slab)
 {
 	int zero = 0;
@@ -153,7 +153,7 @@ static __always_inline int find_owners(u64 object, u64 cache, struct slab_of *sl
 	slab->start = (slab->page - *base) / PAGE_STRUCT_BYTES * PAGE_SIZE;
 	slab->cache = cache;
 #ifdef KFENCE
-	/* The words of both at once: nearly as cheap as one. */
+	/* One read for both members: it costs little more than reading one. */
 	u64 words[(OFF_slab__obj_exts - OBJECTS_WORD) / 8 + 1] = {};
 
 	bpf_probe_read_kernel(words, sizeof(words), (void *)(slab->page + OBJECTS_WORD));
@@ -169,7 +169,7 @@ static __always_inline int find_owners(u64 object, u64 cache, struct slab_of *sl
 	return 0;
 }
 
-/* The root cache, which everything is counted at: child caches come and go, and are as many as memcgs. */
+/* The root cache. Objects are counted there, as child caches come and go, and there are as many as memcgs. */
 static __always_inline u64 root_cache(u64 cache)
 {
 #ifdef CHILD_CACHES
@@ -181,7 +181,7 @@ static __always_inline u64 root_cache(u64 cache)
 #endif
 }
 
-/* The memcg that the object is charged to, which begins with its css; 0: nobody. */
+/* The memcg that is charged for the object, or 0. A struct mem_cgroup begins with its css. */
 static __always_inline u64 object_memcg(u64 object, struct slab_of *slab)
 {
 	u64 objcg = 0, index;
@@ -195,9 +195,9 @@ static __always_inline u64 object_memcg(u64 object, struct slab_of *slab)
 	index = (object - slab->start) / size;
 #ifdef KFENCE
 	/*
-	 * An object of KFENCE has a page for itself, lies anywhere in it, and has the only entry of the vector: the kernel
-	 * asks is_kfence_address(), and the slab says that it has one object. Index 0 is right for any slab that says so.
-	 * No branch: what frees in bulk does this 512 times.
+	 * An object of KFENCE has a page for itself, lies anywhere in it, and has the only entry of the vector. The kernel
+	 * calls is_kfence_address(); here the slab says that it has one object, and then index 0 is right.
+	 * No branch: programs of bulk frees do this 512 times.
 	 */
 	index &= (((slab->objects ^ 1) - 1) >> 63) - 1;
 #endif

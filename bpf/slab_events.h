@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Events that are about a cache, a kmemcg_id, or a slab. Only on kernels with child caches. */
+/* Events about a cache, a kmemcg_id, or a slab. Only on kernels with child caches. */
 
 #define CACHE_ID(cache) KMW_READ(s32, cache, kmem_cache__memcg_params__id)
 
