@@ -41,29 +41,29 @@ class Rate(Seconds):
 
 @click.command(short_help="Make cgroups that die.")
 @click.option("--kind", "mix", metavar="K[=W],...", callback=_mix, default=KINDS,
-              help=f"What they leave, with weights: {KINDS}. All: {', '.join(BY_NAME)}.")  # fmt: skip
-@click.option("--cgroups", metavar="N", type=click.IntRange(1, MAX_CGROUPS), help=f"How many: {CGROUPS}.")
+              help=f"Objects they leave, with weights: {KINDS}. Kinds: {', '.join(BY_NAME)}.")  # fmt: skip
+@click.option("--cgroups", metavar="N", type=click.IntRange(1, MAX_CGROUPS), help=f"Cgroups to make: {CGROUPS}.")
 @click.option("--objects", metavar="N", type=click.IntRange(1, MAX_OBJECTS), default=OBJECTS,
-              help=f"Objects that each makes: {OBJECTS}.")  # fmt: skip
+              help=f"Objects that each cgroup makes: {OBJECTS}.")  # fmt: skip
 @click.option("--leave", metavar="PERCENT", type=click.IntRange(0, 100), default=100,
-              help="How many of them outlive it: 100.")  # fmt: skip
+              help="Percent of the objects that outlive their cgroup: 100.")  # fmt: skip
 @click.option("--dead", metavar="N", type=click.IntRange(0, MAX_CGROUPS),
-              help="Let go of the oldest dead ones when there are more.")  # fmt: skip
-@click.option("--parallel", metavar="N", type=click.IntRange(1, MAX_PARALLEL), default=1, help="Workers: 1.")
+              help="Keep at most N dying cgroups: free the oldest ones' objects.")  # fmt: skip
+@click.option(
+    "--parallel", metavar="N", type=click.IntRange(1, MAX_PARALLEL), default=1, help="Workers at the same time: 1."
+)
 @click.option("--rate", metavar="R", type=Rate(0, MAX_RATE, min_open=True), help="At most R cgroups a second.")
-@click.option("--seed", metavar="N", type=click.IntRange(0, MAX_SEED), help="The same seed does the same again.")
+@click.option("--seed", metavar="N", type=click.IntRange(0, MAX_SEED), help="Repeat the run that had this seed.")
 @click.option("--duration", metavar="S", type=Seconds(0, min_open=True),
               help=f"End after S seconds; without --cgroups, --dead is {DEAD}.")  # fmt: skip
-@click.option(
-    "--hold", metavar="S", type=Seconds(0), default=0.0, help="Leave it all for S seconds before cleaning up."
-)
-@click.option("--directory", metavar="DIR", default=DIRECTORY, help=f"For files on disk: {DIRECTORY}.")
+@click.option("--hold", metavar="S", type=Seconds(0), default=0.0, help="Wait S seconds before cleaning up.")
+@click.option("--directory", metavar="DIR", default=DIRECTORY, help=f"Directory for files on disk: {DIRECTORY}.")
 @click.option("--list", "lists", is_flag=True, help="Report each cgroup, not only how many.")
 def command(
     mix: Mix, cgroups: int | None, objects: int, leave: int, dead: int | None, parallel: int, rate: float | None,
     seed: int | None, duration: float | None, hold: float, directory: str, lists: bool,
 ) -> None:  # fmt: skip
-    """Make cgroups that die with kernel memory behind them; then clean up, and print what was done as JSON."""
+    """Make cgroups that die and leave kernel memory behind, clean up, and print as JSON what was done."""
     if not directory.startswith("/"):
         raise UsageError(f"--directory: {directory!r} does not begin with /", "give the whole path")
     if cgroups is None and duration is not None:

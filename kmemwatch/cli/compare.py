@@ -121,13 +121,15 @@ def _access_options(function: Callable[..., Any]) -> Callable[..., Any]:
               help=f"Daemons: measure for S seconds: {DURATION_S:g}.")  # fmt: skip
 @click.option("--interval", metavar="S", type=Seconds(0.1, 3600), default=INTERVAL_S,
               help=f"Daemons: seconds between samples: {INTERVAL_S:g}.")  # fmt: skip
-@click.option("--from", "from_s", metavar="TIME", type=Moment(), help="Prometheus: from this time on, RFC 3339.")
-@click.option("--to", "to_s", metavar="TIME", type=Moment(), help="Prometheus: up to this time; now.")
-@click.option("--range", "range_s", metavar="TIME", type=Span(), help="Prometheus: the last 15m, 6h, 7d; 1h.")
+@click.option("--from", "from_s", metavar="TIME", type=Moment(), help="Prometheus: begin at this time, RFC 3339.")
+@click.option("--to", "to_s", metavar="TIME", type=Moment(), help="Prometheus: end at this time; now if not given.")
+@click.option(
+    "--range", "range_s", metavar="TIME", type=Span(), help="Prometheus: the last 15m, 6h, 7d; 1h if not given."
+)
 @click.option("--step", "step_s", metavar="TIME", type=Span(), help="Prometheus: time between samples.")
 @_access_options
 def command(a: str, b: str, output: str, out: str | None, **options: Any) -> None:
-    """Compare a patched with an unpatched host: what the cover letter claims, side by side.
+    """Compare a patched with an unpatched host, and judge what the patch set's cover letter claims.
 
     A and B are recordings (`demo` ships with kmemwatch), URLs of daemons, or prometheus:URL?SELECTOR.
 

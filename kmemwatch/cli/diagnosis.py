@@ -17,7 +17,7 @@ from kmemwatch.units import one_line
 WIDTH = 80
 
 GIVES = {
-    "pins": "sizes of all cgroups, and what keeps the dead ones",
+    "pins": "sizes of all cgroups, and what pins dying ones",
     "alloc": "objects allocated, per cache and cgroup",
     "alloc-bulk": "objects allocated many at a time, as by the network",
     "free": "objects freed, and bytes that are still live",
@@ -27,7 +27,7 @@ GIVES = {
     "caches": "when child caches are created and destroyed",
     "ids": "when a kmemcg_id is given, freed, reused",
     "recharge": "slabs that move from one cgroup to another",
-    "slabs": "slabs that child caches hold of each dead cgroup",
+    "slabs": "slabs that child caches hold of dying cgroups",
 }
 """Signal -> what is lost without it."""
 
@@ -79,7 +79,7 @@ def _verdict(found: Diagnosis) -> list[str]:
     partly = [probe.signal for probe in probes if probe.attachment and probe.why]
     if not missing and not partly:
         return ["kmemwatch works here, and every signal is complete."]
-    parts = [f"without {', '.join(missing)}" if missing else "", f"in part {', '.join(partly)}" if partly else ""]
+    parts = [f"missing: {', '.join(missing)}" if missing else "", f"in part: {', '.join(partly)}" if partly else ""]
     return _wrapped(f"kmemwatch works here; {'; '.join(part for part in parts if part)}.")
 
 
@@ -121,7 +121,7 @@ def _host(found: Diagnosis) -> Iterator[str]:
     where = f"mounted at {mount}" if mount else f"only a part is mounted, at {part}" if part else "not mounted here"
     privileges = "CAP_BPF and CAP_PERFMON, or CAP_SYS_ADMIN"
     if facts.host_namespace is False:
-        privileges = "this is a user namespace, whose root is not the host's"
+        privileges = "this is a user namespace; its root is not the host's"
     names_cache = _tracepoint(facts, "kmem_cache_alloc", "kmem_cache *")
     rows = (
         ("privileges", facts.privileged, privileges),
@@ -132,7 +132,7 @@ def _host(found: Diagnosis) -> Iterator[str]:
         ("fentry", facts.fentry, facts.fentry_why or "functions as hooks, cheaper than kprobes"),
         ("memcg events", _tracepoint(facts, "mod_memcg_state"), "tracepoint mod_memcg_state (Linux 6.13)"),
         ("cache events", names_cache, "tracepoints name the cache (Linux 6.1)"),
-        ("symbols", _there(facts, facts.symbols), "addresses are hidden from us" if hidden else "/proc/kallsyms"),
+        ("symbols", _there(facts, facts.symbols), "the kernel hides addresses from us" if hidden else "/proc/kallsyms"),
         ("tracefs", _there(facts, facts.tracefs), facts.tracefs or facts.tracefs_why or "not found"),
     )
     for name, value, text in rows:

@@ -26,13 +26,13 @@ from kmemwatch.model import Probe
 @click.command(short_help="What works here.")
 @click.option("--output", metavar="FORMAT", default="text", type=click.Choice(("text", "json")),
               help="text (default) or json.")  # fmt: skip
-@click.option("--addresses", is_flag=True, help="Show kernel addresses as well; only root may.")
+@click.option("--addresses", is_flag=True, help="Also show kernel addresses; for root only.")
 @without_option
 def command(output: str, addresses: bool, without: tuple[str, ...]) -> int:
     """Look at this host, attach every probe for a moment, and say what works and what does not.
 
-    Exit code 0: kmemwatch runs here; what it does not see is listed. 3: it cannot run here. 1: that could not be
-    checked, for want of memory for example.
+    Exit code 0: kmemwatch runs here, and the text lists what it does not see. 3: it cannot run here. 1: doctor could
+    not find out, for lack of memory for example.
     """
     if addresses and os.geteuid() != 0:
         raise UsageError("--addresses: kernel addresses are shown to root only", "sudo kmemwatch doctor --addresses")

@@ -27,7 +27,7 @@ POLL_S = 1.0
 @replay_option
 @without_option
 def command(output: str, duration: float | None, replay: str | None, without: tuple[str, ...]) -> None:
-    """Print lifecycle and recharge events as they happen, until Ctrl-C."""
+    """Print when cgroups go online, go offline, are released and take over slabs, until Ctrl-C."""
     with until_stopped(), closing(open_feed(None, replay, without, realtime=duration is not None)) as feed:
         _follow(feed, output, duration)
         if feed.notice is not None:

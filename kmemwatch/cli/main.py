@@ -27,14 +27,14 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError, short
 DEBUG_VARIABLE = "KMEMWATCH_DEBUG"
 
 COMMANDS = {
-    "top": "Live view: caches, cgroups, dead cgroups and what pins them.",
-    "serve": "Daemon: Prometheus metrics and the JSON API over HTTP.",
-    "snapshot": "Measure for a while and print one snapshot as JSON.",
-    "events": "Print lifecycle and recharge events as they happen.",
-    "record": "Append snapshots and events to a file for `top --replay`.",
-    "compare": "Compare two hosts: does the patch set do what it promises?",
-    "churn": "Make cgroups that die with kernel memory behind them.",
-    "doctor": "What this kernel can tell, what not, why, and what to change.",
+    "top": "Live view of caches, cgroups, dying cgroups and what pins them.",
+    "serve": "Daemon that serves Prometheus metrics and JSON over HTTP.",
+    "snapshot": "Measure for a while, then print all figures as JSON.",
+    "events": "Print when cgroups come, go and take over slabs.",
+    "record": "Append all figures to a file for `top --replay`.",
+    "compare": "Compare two hosts, with and without the patch set.",
+    "churn": "Make cgroups that die and leave kernel memory behind.",
+    "doctor": "Say what this kernel can tell, what not, and why.",
 }
 """Name -> one-line help. The module is ``kmemwatch.cli.NAME``, imported only when the command is used."""
 
@@ -87,7 +87,7 @@ class Program(click.Group):
 )
 @click.version_option(__version__, "-V", "--version", message="kmemwatch %(version)s")
 def cli() -> None:
-    """Which memory cgroups hold kernel memory, in which slab caches, and what pins the dead ones."""
+    """Show which memory cgroups hold kernel memory, in which slab caches, and what pins dying ones."""
 
 
 def main() -> NoReturn:

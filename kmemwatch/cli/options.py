@@ -42,14 +42,14 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 def without_option(function: F) -> F:
     """``--without LIST`` -> `without: tuple[str, ...]`, for `LiveOptions`."""
     return click.option(
-        "--without", metavar="LIST", callback=_names, help="Do not use these attachments, e.g. raw_tp,fentry."
+        "--without", metavar="LIST", callback=_names, help="Do not attach by these kinds of hook, e.g. raw_tp,fentry."
     )(function)
 
 
 def latency_option(function: F) -> F:
     """``--latency`` -> `latency: bool`, for `LiveOptions`."""
     return click.option(
-        "--latency", is_flag=True, help="Time one allocation in 64, which costs each of them some 180 instructions."
+        "--latency", is_flag=True, help="Time one allocation in 64; adds some 180 instructions to each."
     )(function)
 
 
@@ -61,7 +61,9 @@ def replay_option(function: F) -> F:
 def source_options(function: F) -> F:
     """``--connect URL``, ``--replay FILE``, ``--without LIST``, ``--latency``: the arguments of `open_feed`."""
     function = replay_option(without_option(latency_option(function)))
-    return click.option("--connect", metavar="URL", help="Show a daemon (kmemwatch serve) elsewhere.")(function)
+    return click.option("--connect", metavar="URL", help="Read from a daemon (kmemwatch serve) on another host.")(
+        function
+    )
 
 
 def scope_path(text: str | None) -> str | None:

@@ -28,13 +28,13 @@ MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
 @click.option("--duration", metavar="S", type=Seconds(0, min_open=True), help="End after S seconds.")
 @click.option("--interval", metavar="S", type=Seconds(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
               help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
-@click.option("--connect", metavar="URL", help="Record a daemon (kmemwatch serve) elsewhere; without events.")
+@click.option("--connect", metavar="URL", help="Record a daemon (kmemwatch serve) on another host, without events.")
 @without_option
 @latency_option
 def command(
     file: str, duration: float | None, interval: float, connect: str | None, without: tuple[str, ...], latency: bool
 ) -> None:
-    """Append snapshots and events to FILE until Ctrl-C; compressed when its name ends in .gz.
+    """Append snapshots and events to FILE until Ctrl-C. The file is compressed if its name ends in .gz.
 
     A FILE that exists must be a recording of this host since it was booted.
     """

@@ -41,24 +41,24 @@ _FIRST_S = 2.0
 @click.option("--web.systemd-socket", "systemd_socket", is_flag=True,
               help="The same as --web.listen-address fd://: the sockets that systemd hands over.")  # fmt: skip
 @click.option("--web.config.file", "config_file", metavar="FILE",
-              help="TLS, client certificates, passwords: as for Prometheus' own exporters. Read again when it"
+              help="TLS, client certificates and passwords, as for Prometheus' own exporters. Read again when it"
                    " changes.")  # fmt: skip
 @click.option("--web.telemetry-path", "telemetry_path", metavar="PATH", default="/metrics",
-              help="Where the metrics are: /metrics.")  # fmt: skip
+              help="Path of the metrics: /metrics.")  # fmt: skip
 @click.option("--interval", metavar="S", type=Seconds(MIN_INTERVAL_S, MAX_INTERVAL_S), default=INTERVAL_S,
               help=f"Seconds between snapshots: {INTERVAL_S:g}.")  # fmt: skip
 @click.option("--max-series", metavar="N", type=click.IntRange(min=MIN_SERIES), default=MAX_SERIES,
               help=f"Fold the smallest cgroups into cgroup=other above N series: {MAX_SERIES}.")  # fmt: skip
 @click.option("--cgroup.include", "cgroup_include", metavar="REGEX", multiple=True,
-              help="Only cgroups whose whole path matches; may be repeated.")  # fmt: skip
+              help="Show only cgroups whose whole path matches; may be repeated.")  # fmt: skip
 @click.option("--cgroup.exclude", "cgroup_exclude", metavar="REGEX", multiple=True,
-              help="No cgroups whose whole path matches; may be repeated.")  # fmt: skip
+              help="Hide cgroups whose whole path matches; may be repeated.")  # fmt: skip
 @click.option("--cache.include", "cache_include", metavar="REGEX", multiple=True,
-              help="Only caches whose whole name matches; may be repeated.")  # fmt: skip
+              help="Show only caches whose whole name matches; may be repeated.")  # fmt: skip
 @click.option("--cache.exclude", "cache_exclude", metavar="REGEX", multiple=True,
-              help="No caches whose whole name matches; may be repeated.")  # fmt: skip
+              help="Hide caches whose whole name matches; may be repeated.")  # fmt: skip
 @click.option("--cgroup.name", "naming", type=click.Choice(("path", "kubernetes")), default="path",
-              help="kubernetes: label the cgroups of pods with qos, uid and container_id, too.")  # fmt: skip
+              help="kubernetes also labels the cgroups of pods with qos, uid and container_id.")  # fmt: skip
 @replay_option
 @without_option
 @latency_option

@@ -31,7 +31,7 @@ def command(
     duration: float, output: str, indent: int | None, view: str | None,
     connect: str | None, replay: str | None, without: tuple[str, ...], latency: bool,
 ) -> None:  # fmt: skip
-    """Measure, then print one snapshot: all of it as JSON, or one view as CSV or table."""
+    """Measure for a while, then print one snapshot: all of it as JSON, or one view as CSV or table."""
     if output == "json" and view is not None:
         raise UsageError("--view has no meaning with --output json", "JSON has everything")
     if output != "json" and indent is not None:

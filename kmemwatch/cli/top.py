@@ -23,24 +23,24 @@ MIN_DELAY_S, MAX_DELAY_S = 0.1, 3600.0
 
 @click.command(short_help="Live view.")
 @click.option("-d", "--delay", metavar="S", type=Seconds(MIN_DELAY_S, MAX_DELAY_S),
-              help="Seconds that rates are measured over: 3, or 1 with --once.")  # fmt: skip
+              help="Seconds between refreshes: 3, or 1 with --once.")  # fmt: skip
 @click.option("-n", "--iterations", metavar="N", type=click.IntRange(min=1), help="End after N refreshes.")
-@click.option("-b", "--batch", is_flag=True, help="Print tables, also on a terminal.")
-@click.option("--once", is_flag=True, help="Measure once, print, end: like -b -n 1.")
+@click.option("-b", "--batch", is_flag=True, help="Print tables instead of the live view.")
+@click.option("--once", is_flag=True, help="Print one table and end: like -b -n 1.")
 @click.option("--view", metavar="NAME", default=VIEW_NAMES[0], type=click.Choice(VIEW_NAMES),
-              help="cgroups, caches, zombies, ids or recharges.")  # fmt: skip
-@click.option("--sort", metavar="FIELD", help="Sort by this field; -FIELD turns the order.")
+              help="One of cgroups, caches, zombies, ids, recharges.")  # fmt: skip
+@click.option("--sort", metavar="FIELD", help="Sort by this field; -FIELD reverses the order.")
 @filter_option
 @cgroup_option
 @click.option("--output", metavar="FORMAT", default=OUTPUTS[0], type=click.Choice(OUTPUTS),
-              help="table, csv or ndjson rows, or json snapshots.")  # fmt: skip
+              help="table, csv or ndjson for rows; json for snapshots.")  # fmt: skip
 @source_options
 def command(
     delay: float | None, iterations: int | None, batch: bool, once: bool, output: str, view: str, sort: str | None,
     filter_: str | None, cgroup: str | None, connect: str | None, replay: str | None, without: tuple[str, ...],
     latency: bool,
 ) -> None:  # fmt: skip
-    """Show which cgroups hold kernel memory, in which caches, and what pins dead cgroups."""
+    """Show which cgroups hold kernel memory, in which caches, and what pins dying cgroups."""
     check_source(connect, replay, without, latency)
     if once and iterations not in (None, 1):
         raise UsageError("--once and --iterations cannot be used together", "--once is the same as -b -n 1")

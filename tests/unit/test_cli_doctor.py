@@ -61,7 +61,7 @@ def test_where_everything_works_there_is_nothing_to_change() -> None:
 
 def test_what_lockdown_costs_and_what_would_help() -> None:
     text = words(report(attached(recorded_facts(LOCKED))))
-    assert "kmemwatch works here; without alloc-bulk, free-bulk; in part lifecycle." in text
+    assert "kmemwatch works here; missing: alloc-bulk, free-bulk; in part: lifecycle." in text
     assert "missing alloc-bulk" in text
     assert "no kprobes any function can be a hook (CONFIG_KPROBE_EVENTS)" in text
     assert "no fentry a trial program for kfree is refused: Operation not permitted" in text
@@ -124,7 +124,7 @@ def test_root_of_a_user_namespace_is_told_what_it_is() -> None:
     with pytest.raises(UnsupportedError, match="not the host's root: this is a user namespace") as caught:
         plan(facts)
     text = words(report(Diagnosis(facts, True, None, caught.value)))
-    assert "no privileges this is a user namespace, whose root is not the host's" in text
+    assert "no privileges this is a user namespace; its root is not the host's" in text
     assert "report this" not in text
     assert "with sudo" not in text
     assert "--userns=host" in text
