@@ -8,9 +8,11 @@ import unicodedata
 from collections.abc import Awaitable, Callable
 
 from textual import events
+from textual.dom import DOMNode
 from textual.keys import REPLACED_KEYS, _character_to_key, _get_unicode_name_from_key
 from textual.pilot import Pilot
 from textual.strip import Strip
+from textual.widget import Widget
 
 from kmemwatch.model import Snapshot
 from kmemwatch.top.poller import Poller, Refreshed, Update
@@ -88,8 +90,12 @@ class Person:
         while quiet < 10 and not self._app._exit:
             await asyncio.sleep(0)
             nodes = [node for screen in self._app.screen_stack for node in (screen, *screen.walk_children())]
-            busy = self._app.message_queue_size or any(node.message_queue_size for node in nodes)
+            busy = self._app.message_queue_size or any(map(_is_busy, nodes))
             quiet = 0 if busy else quiet + 1
+
+
+def _is_busy(node: DOMNode) -> bool:
+    return bool(node.message_queue_size) or (isinstance(node, Widget) and node._layout_required)
 
 
 def key_event(key: str) -> events.Key:
