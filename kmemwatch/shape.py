@@ -54,8 +54,9 @@ class About(Struct, frozen=True):
 
     @property
     def kind(self) -> str:
-        """COUNTER or GAUGE, by the rule of Prometheus for names."""
-        return COUNTER if (self.metric or "").endswith("_total") else GAUGE
+        """Type of the metric, by the rule of Prometheus for names."""
+        name = self.metric or ""
+        return COUNTER if name.endswith("_total") else INFO if name.endswith("_info") else GAUGE
 
 
 class Described(NamedTuple):

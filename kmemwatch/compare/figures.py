@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-from kmemwatch.exporter.metrics import METRICS
+from kmemwatch.exporter.metrics import METRICS, MetricTable
 from kmemwatch.model import Latency, Snapshot
-from kmemwatch.views.fields import MetricTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,7 @@ def read(snapshot: Snapshot) -> dict[Figure, float]:
     return found
 
 
-def _matches(table: MetricTable[Any], item: Any, series: Series) -> bool:
+def _matches(table: MetricTable[Snapshot, Any], item: Any, series: Series) -> bool:
     return all(table.labels[label](item) == value for label, value in series.match)
 
 

@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 from kmemwatch.exporter.formats import to_metric
 from kmemwatch.exporter.published import ReaderCost, memory_bytes, processor_s
 from kmemwatch.exporter.series import Family, Histogram
-from kmemwatch.exporter.serving import SERVING, SERVING_TABLES, Process, Program, Serving
+from kmemwatch.exporter.serving import SERVING, ProcessCost, ProgramCost, Serving
 from kmemwatch.units import NS_PER_S
 from kmemwatch.views.fields import Field
 
@@ -59,25 +59,21 @@ def _with(name: str, value: float, reader: ReaderCost | None) -> float:
     return value + more.get(name, 0)
 
 
-def processes(reader: ReaderCost | None) -> tuple[Process, ...]:
+def processes(reader: ReaderCost | None) -> tuple[ProcessCost, ...]:
     """This process, which serves HTTP, and the one that reads the kernel."""
-    http = Process(HTTP, processor_s(), memory_bytes()[1])
-    return (http,) if reader is None else (http, Process(READER, reader.cpu_s, reader.resident_bytes))
+    http = ProcessCost(HTTP, processor_s(), memory_bytes()[1])
+    return (http,) if reader is None else (http, ProcessCost(READER, reader.cpu_s, reader.resident_bytes))
 
 
-def programs(reader: ReaderCost | None) -> tuple[Program, ...]:
+def programs(reader: ReaderCost | None) -> tuple[ProgramCost, ...]:
     """BPF programs of which the kernel counts runs."""
     counted = {} if reader is None else reader.programs
-    return tuple(Program(name, runs.runs, runs.run_ns / NS_PER_S) for name, runs in sorted(counted.items()))
+    return tuple(ProgramCost(name, runs.runs, runs.run_ns / NS_PER_S) for name, runs in sorted(counted.items()))
 
 
 def serving_metrics(serving: Serving) -> Iterator[Metric]:
     """`serving` as metrics; unknown figures are absent."""
-    for field in SERVING:
-        value = field.get(serving)
-        if isinstance(value, (int, float)):
-            yield to_metric(Family(field, (), {(): value}))
-    for table in SERVING_TABLES:
+    for table in SERVING:
         items = list(table.items(serving))
         for field in table.fields:
             yield from _labelled(field, table.labels, items)

@@ -1,124 +1,105 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every metric that a Snapshot can fill, with labels; the exporter only loops over `METRICS`."""
+"""Every metric that a Snapshot can fill, with labels; the exporter only loops over `METRICS`.
+
+The model has names and help of the metrics of its members. Here are their labels, and the metrics that are derived.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import Any, Generic, TypeVar
 
 from kmemwatch import __version__
-from kmemwatch.model import ABSENT, MISSING, MapFill, Pair, Probe, Snapshot
-from kmemwatch.shape import BYTES, COUNT, COUNTER, GAUGE, HISTOGRAM, INFO, SECONDS
+from kmemwatch.model import ABSENT, MISSING, Ids, MapFill, Pair, Recharges, Snapshot, Totals
+from kmemwatch.shape import BYTES, COUNT, HISTOGRAM, SECONDS, About, shape_of
+from kmemwatch.units import UNKNOWN, printable
 from kmemwatch.views import derived
-from kmemwatch.views.fields import CACHE, CGROUP, PAIR, RECHARGE_TOTAL, Field, MetricTable, label
+from kmemwatch.views.fields import CACHE, CGROUP, PAIR, RECHARGE_TOTAL, Field, Value, member_fields
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
-def _exported(fields: tuple[Field[Any], ...]) -> tuple[Field[Any], ...]:
-    return tuple(f for f in fields if f.metric is not None)
+@dataclass(frozen=True)
+class MetricTable(Generic[S, T]):
+    """Metrics that share their labels: one series per item, field and label values.
+
+    Two items may have the same labels (two caches of one name, a path that was used twice):
+    whoever exports them adds them up.
+    """
+
+    items: Callable[[S], Iterable[T]]
+    labels: Mapping[str, Callable[[T], str]]
+    """Label name -> value, already escaped; ``?`` where the name is unknown."""
+    fields: tuple[Field[T], ...]
+    """Only fields with a metric. A value of None means that the series is absent."""
 
 
-def _count(metric: str, kind: str, help_: str, get: Any) -> Field[Snapshot]:
-    name = metric.removeprefix("kmemwatch_")
-    return Field(name, name.replace("_", " ").upper(), COUNT, help_, get, metric, kind)
+def label(value: object) -> str:
+    """Label value; ``?`` for None, ``true``/``false`` for a bool."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return UNKNOWN if value is None else printable(str(value))
+
+
+def exported(fields: Mapping[str, Field[T]]) -> tuple[Field[T], ...]:
+    """Those that have a metric."""
+    return tuple(f for f in fields.values() if f.metric is not None)
+
+
+def _derived(metric: str, help_: str, get: Callable[[T], Value], unit: str = COUNT, kind: str = "") -> Field[T]:
+    """A metric that is no member of the model. `kind`: where its name does not tell."""
+    return Field(metric, About(help_, unit, metric=f"kmemwatch_{metric}"), get, kind=kind)
+
+
+def _max_copies(snapshot: Snapshot) -> int | None:
+    found = derived.caches_per_root(snapshot)
+    return None if found is None else max(found.values(), default=0)
+
+
+def _release_delays(snapshot: Snapshot) -> tuple[float, ...] | None:
+    # Where releases cannot be seen, no delays are not the same as none.
+    return None if snapshot.totals.cgroups_released_total is None else snapshot.release_delays_s
 
 
 SNAPSHOT: tuple[Field[Snapshot], ...] = (
-    _count("kmemwatch_online_cgroups", GAUGE, "Memory cgroups that are online.", derived.online_count),
-    _count(
-        "kmemwatch_online_cgroups_peak",
-        GAUGE,
-        "Most memory cgroups that were online at once since kmemwatch was attached.",
-        lambda s: s.totals.online_cgroups_peak,
-    ),
-    _count(
-        "kmemwatch_dying_cgroups",
-        GAUGE,
-        "Memory cgroups that are removed and not yet released by the kernel.",
-        derived.dying_count,
-    ),
-    Field(
+    *(f.of(lambda s: s.totals) for f in exported(member_fields(Totals))),
+    *(f.of(lambda s: s.recharges) for f in exported(member_fields(Recharges))),
+    *(f.of(lambda s: s.ids) for f in exported(member_fields(Ids))),
+    # Where the producer does not count these two, the rows of the snapshot do.
+    _derived("online_cgroups", shape_of(Totals)["online_cgroups"].about.help, derived.online_count),
+    _derived("dying_cgroups", shape_of(Totals)["dying_cgroups"].about.help, derived.dying_count),
+    _derived(
         "oldest_dying_cgroup_seconds",
-        "OLDEST DYING",
-        SECONDS,
         "Seconds since the oldest dying memory cgroup was removed; one that was removed before kmemwatch was"
         " attached counts from then, so it is a lower bound. Absent when none is dying.",
         derived.oldest_dying_s,
-        "kmemwatch_oldest_dying_cgroup_seconds",
-    ),
-    _count(
-        "kmemwatch_memcg_ids_in_use",
-        GAUGE,
-        "Memory cgroups that have one of the kernel's 65,535 ids: those online, and the dying ones that still have"
-        " memory in swap.",
-        lambda s: s.totals.memcg_ids_in_use,
-    ),
-    _count(
-        "kmemwatch_cgroups_offlined_total",
-        COUNTER,
-        "Memory cgroups removed since kmemwatch was attached.",
-        lambda s: s.totals.cgroups_offlined_total,
-    ),
-    _count(
-        "kmemwatch_cgroups_released_total",
-        COUNTER,
-        "Memory cgroups released by the kernel since kmemwatch was attached.",
-        lambda s: s.totals.cgroups_released_total,
-    ),
-    Field(
-        "release_delay_seconds",
-        "RELEASE DELAY",
         SECONDS,
+    ),
+    _derived(
+        "cgroup_release_delay_seconds",
         "Seconds from the removal of a memory cgroup to its release.",
-        # Where releases cannot be seen, no delays are not the same as none.
-        lambda s: None if s.totals.cgroups_released_total is None else s.release_delays_s,
-        "kmemwatch_cgroup_release_delay_seconds",
-        HISTOGRAM,
+        _release_delays,
+        SECONDS,
+        kind=HISTOGRAM,
     ),
-    _count(
-        "kmemwatch_recharge_checks_total",
-        COUNTER,
-        "Checks whether a slab must be moved to the memcg that allocates from it.",
-        lambda s: s.recharges.checks_total,
-    ),
-    _count(
-        "kmemwatch_recharge_failures_total",
-        COUNTER,
-        "Slabs that could not be moved to another memcg.",
-        lambda s: s.recharges.failures_total,
-    ),
-    _count(
-        "kmemwatch_recharge_lost_races_total",
-        COUNTER,
-        "Slabs that another task had moved meanwhile.",
-        lambda s: s.recharges.lost_races_total,
-    ),
-    _count("kmemwatch_kmemcg_ids_in_use", GAUGE, "kmemcg_ids that belong to a memcg.", lambda s: s.ids.in_use),
-    _count(
-        "kmemwatch_kmemcg_id_reuses_total",
-        COUNTER,
-        "kmemcg_ids given to a memcg after another one had them.",
-        lambda s: s.ids.reuses_total,
-    ),
-    _count("kmemwatch_kmemcg_ids_given_total", COUNTER, "kmemcg_ids given to a memcg.", lambda s: s.ids.given_total),
-    _count("kmemwatch_kmemcg_ids_freed_total", COUNTER, "kmemcg_ids given back.", lambda s: s.ids.freed_total),
-    _count(
-        "kmemwatch_caches_per_root_max",
-        GAUGE,
-        "Child caches of the root cache that has the most of them.",
-        lambda s: None if (found := derived.caches_per_root(s)) is None else max(found.values(), default=0),
-    ),
+    _derived("caches_per_root_max", "Child caches of the root cache that has the most of them.", _max_copies),
 )
 
 _Labelled = tuple[str, int]
 
 
-def _one(metric: str, unit: str, kind: str, help_: str) -> tuple[Field[_Labelled], ...]:
-    """One metric over (label value, figure) items."""
-    return (Field(metric.removeprefix("kmemwatch_"), "", unit, help_, lambda item: item[1], metric, kind),)
-
-
-def _items(found: dict[str, int] | None) -> Iterable[_Labelled]:
-    return () if found is None else sorted(found.items())
+def _by_label(
+    name: str, find: Callable[[Snapshot], dict[str, int] | None], metric: str, help_: str, unit: str = COUNT
+) -> MetricTable[Snapshot, _Labelled]:
+    """One metric with one label, of a dictionary from label values to figures."""
+    return MetricTable(
+        lambda s: sorted((find(s) or {}).items()),
+        {name: lambda item: label(item[0])},
+        (_derived(metric, help_, itemgetter(1), unit),),
+    )
 
 
 _CacheKey = tuple[str, str | None]
@@ -138,106 +119,82 @@ def _pairs(snapshot: Snapshot) -> Iterable[tuple[Pair, str | None, str]]:
     return ((p, paths.get(p.cgroup_id), roots.get((p.cache, p.cache_id), p.cache)) for p in snapshot.pairs)
 
 
-def _first(item: tuple[Any, ...]) -> Any:
-    return item[0]
+def _itself(snapshot: Snapshot) -> tuple[Snapshot]:
+    return (snapshot,)
 
 
-_BUILD = Field[Snapshot](
-    "build_info", "", COUNT, "Version of kmemwatch; always 1.", lambda s: 1, "kmemwatch_build_info", INFO
-)
-_KERNEL = Field[Snapshot](
-    "kernel_info",
-    "",
-    COUNT,
-    "The kernel that is watched and its era (recharge, per-memcg or objcg); always 1.",
-    lambda s: 1,
-    "kmemwatch_kernel_info",
-    INFO,
-)
-_PROBE = Field[Probe](
-    "probe_attached",
-    "",
-    COUNT,
-    "1 when the signal is measured by this attachment, 0 when nothing could be attached.",
-    lambda p: int(p.status != MISSING),
-    "kmemwatch_probe_attached",
-)
-_MAPS: tuple[Field[MapFill], ...] = (
-    Field("map_entries", "", COUNT, "Entries in a BPF map.", lambda m: m.entries, "kmemwatch_map_entries"),
-    Field(
-        "map_capacity", "", COUNT, "Entries that a BPF map can hold.", lambda m: m.capacity, "kmemwatch_map_capacity"
-    ),
-)
-
-METRICS: tuple[MetricTable[Any], ...] = (
-    MetricTable(lambda s: (s,), {"version": lambda s: __version__}, (_BUILD,)),
+METRICS: tuple[MetricTable[Snapshot, Any], ...] = (
     MetricTable(
-        lambda s: (s,),
+        _itself,
+        {"version": lambda s: __version__},
+        (_derived("build_info", "Version of kmemwatch; always 1.", lambda s: 1),),
+    ),
+    MetricTable(
+        _itself,
         {
             "release": lambda s: label(s.host.kernel),
             "era": lambda s: label(s.kernel.era),
             "patchset": lambda s: label(s.kernel.patchset),
         },
-        (_KERNEL,),
+        (
+            _derived(
+                "kernel_info",
+                "The kernel that is watched and its era (recharge, per-memcg or objcg); always 1.",
+                lambda s: 1,
+            ),
+        ),
     ),
     MetricTable(
         lambda s: (p for p in s.probes if p.status != ABSENT),
         {"signal": lambda p: label(p.signal), "attachment": lambda p: label(p.attachment or "none")},
-        (_PROBE,),
-    ),
-    MetricTable(
-        lambda s: _items(derived.losses(s.lost)),
-        {"reason": lambda item: label(item[0])},
-        _one(
-            "kmemwatch_events_lost_total",
-            COUNT,
-            COUNTER,
-            "What the kernel did and kmemwatch could not count, by reason.",
+        (
+            _derived(
+                "probe_attached",
+                "1 when the signal is measured by this attachment, 0 when nothing could be attached.",
+                lambda p: int(p.status != MISSING),
+            ),
         ),
     ),
-    MetricTable(lambda s: s.maps, {"map": lambda m: label(m.name)}, _MAPS),
-    MetricTable(lambda s: (s,), {}, SNAPSHOT),
-    MetricTable(
-        lambda s: _items(derived.pinned_bytes(derived.dying(s))),
-        {"kind": lambda item: label(item[0])},
-        _one("kmemwatch_dying_cgroup_bytes", BYTES, GAUGE, "Bytes that keep dying memory cgroups, by kind of memory."),
+    _by_label(
+        "reason",
+        lambda s: derived.losses(s.lost),
+        "events_lost_total",
+        "What the kernel did and kmemwatch could not count, by reason.",
     ),
-    MetricTable(
-        lambda s: _items(derived.dying_by_age(s)),
-        {"at_least": lambda item: label(item[0])},
-        _one(
-            "kmemwatch_dying_cgroups_by_age",
-            COUNT,
-            GAUGE,
-            "Dying memory cgroups by the time since they were removed: at least this, and less than the next larger"
-            " at_least. One that was removed before kmemwatch was attached counts from then.",
-        ),
+    MetricTable(lambda s: s.maps, {"map": lambda m: label(m.name)}, exported(member_fields(MapFill))),
+    MetricTable(_itself, {}, SNAPSHOT),
+    _by_label(
+        "kind",
+        lambda s: derived.pinned_bytes(derived.dying(s)),
+        "dying_cgroup_bytes",
+        "Bytes that keep dying memory cgroups, by kind of memory.",
+        BYTES,
     ),
-    MetricTable(
-        lambda s: _items(derived.caches_per_root(s)),
-        {"root": lambda item: label(item[0])},
-        _one("kmemwatch_caches_per_root", COUNT, GAUGE, "Child caches of a root cache."),
+    _by_label(
+        "at_least",
+        derived.dying_by_age,
+        "dying_cgroups_by_age",
+        "Dying memory cgroups by the time since they were removed: at least this, and less than the next larger"
+        " at_least. One that was removed before kmemwatch was attached counts from then.",
     ),
-    MetricTable(
-        lambda s: _items(derived.dying_slab_bytes(s)),
-        {"cache": lambda item: label(item[0])},
-        _one(
-            "kmemwatch_dying_cgroup_child_slab_bytes",
-            BYTES,
-            GAUGE,
-            "Slabs in child caches of a root cache that are charged to dying memory cgroups, in bytes.",
-        ),
+    _by_label("root", derived.caches_per_root, "caches_per_root", "Child caches of a root cache."),
+    _by_label(
+        "cache",
+        derived.dying_slab_bytes,
+        "dying_cgroup_child_slab_bytes",
+        "Slabs in child caches of a root cache that are charged to dying memory cgroups, in bytes.",
+        BYTES,
     ),
-    MetricTable(lambda s: s.caches, {"cache": lambda c: label(c.root or c.name)}, _exported(CACHE)),
-    MetricTable(lambda s: s.cgroups, {"cgroup": lambda c: label(c.path)}, _exported(CGROUP)),
+    MetricTable(lambda s: s.caches, {"cache": lambda c: label(c.root or c.name)}, exported(CACHE)),
+    MetricTable(lambda s: s.cgroups, {"cgroup": lambda c: label(c.path)}, exported(CGROUP)),
     MetricTable(
         _pairs,
         {"cgroup": lambda item: label(item[1]), "cache": lambda item: label(item[2])},
-        tuple(f.of(_first) for f in _exported(PAIR)),
+        tuple(f.of(itemgetter(0)) for f in exported(PAIR)),
     ),
     MetricTable(
         lambda s: s.recharges.totals or (),
         {"cache": lambda t: label(t.cache), "from_state": lambda t: label(t.from_state)},
-        RECHARGE_TOTAL,
+        exported(RECHARGE_TOTAL),
     ),
 )

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from kmemwatch.exporter import kubernetes
+from kmemwatch.exporter.metrics import label
 from kmemwatch.model import Cache, Cgroup, Ids, KmemcgId, Recharges, Snapshot
-from kmemwatch.views.fields import label
 from kmemwatch.views.patterns import any_of
 
 PATH, KUBERNETES = "path", "kubernetes"

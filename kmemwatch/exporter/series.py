@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmemwatch.exporter.folding import OTHER, Folding, fold
-from kmemwatch.exporter.metrics import METRICS
+from kmemwatch.exporter.metrics import METRICS, MetricTable, label
 from kmemwatch.exporter.selection import ALL, SeriesSelection
 from kmemwatch.model import RELEASED, Cache, Cgroup, Pair, Snapshot
 from kmemwatch.shape import COUNTER, HISTOGRAM
-from kmemwatch.views.fields import Field, MetricTable, label
+from kmemwatch.views.fields import Field
 
 CGROUP_LABEL = "cgroup"
 CACHE_LABELS = ("cache", "root")
@@ -162,7 +162,7 @@ class SeriesBuilder:
             self._excluded_caches(snapshot),
         )
 
-    def _chosen(self, table: MetricTable[Any], snapshot: Snapshot) -> Iterable[Any]:
+    def _chosen(self, table: MetricTable[Snapshot, Any], snapshot: Snapshot) -> Iterable[Any]:
         """Items of `table` without those of caches that are excluded."""
         items, name = table.items(snapshot), next((n for n in CACHE_LABELS if n in table.labels), None)
         if name is None or not self._selection.filters_caches:
@@ -200,7 +200,9 @@ class SeriesBuilder:
         """Number of series that stay whether or not anything is folded now."""
         return sum(len(counter.kept) for counter in self._counters.values())
 
-    def _families(self, table: MetricTable[Any], items: Iterable[Any], cgroups: _CgroupLabels | None) -> list[Family]:
+    def _families(
+        self, table: MetricTable[Snapshot, Any], items: Iterable[Any], cgroups: _CgroupLabels | None
+    ) -> list[Family]:
         found: list[dict[Labels, float | Histogram]] = [{} for _ in table.fields]
         counters, gauges, histograms = self._by_kind(table, found)
         names = tuple(table.labels)
@@ -240,7 +242,7 @@ class SeriesBuilder:
         return [Family(f, names, series) for f, series in zip(table.fields, found, strict=True)]
 
     def _by_kind(
-        self, table: MetricTable[Any], found: list[dict[Labels, float | Histogram]]
+        self, table: MetricTable[Snapshot, Any], found: list[dict[Labels, float | Histogram]]
     ) -> tuple[
         list[tuple[Get, Accumulator]], list[tuple[Get, Any, set[Labels]]], list[tuple[Get, Any, DelayHistogram]]
     ]:
@@ -279,7 +281,7 @@ def _pairs(items: Iterable[Iterable[Any]]) -> Iterable[tuple[int, str]]:
                 yield _cgroup_id(item), get(item)
 
 
-def _is_of_cgroup(table: MetricTable[Any]) -> bool:
+def _is_of_cgroup(table: MetricTable[Snapshot, Any]) -> bool:
     return tuple(table.labels) == (CGROUP_LABEL,)
 
 

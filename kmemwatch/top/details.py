@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Everything about one row: all its fields, and below it its caches or its cgroups."""
+"""Everything about one row: all its fields, and a table of its caches, its cgroups or what keeps it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TITLE_CELLS = 15
 
 
 def below(row: Any) -> View[Any] | None:
-    """What a row consists of: caches of a cgroup, or what holds a dying one; cgroups of a cache; caches of an id."""
+    """The table below a row: caches of a cgroup, or what keeps a dying one; cgroups of a cache; caches of an id."""
     if isinstance(row, CacheRow):
         return cgroups_of((row.cache.name, row.cache.id))
     if isinstance(row, CgroupRow | ZombieRow):
@@ -41,7 +41,7 @@ def _below_cgroup(cgroup: Cgroup) -> View[Any]:
 
 
 def field_text(field: Field[Any], row: Any) -> str:
-    """A figure in the units a person reads, and exactly as well where these hide something."""
+    """A figure in the units that a person reads, with the exact number where these round."""
     text = field.text(row)
     value = field.get(row)
     if field.unit in (BYTES, BYTES_PER_S) and isinstance(value, int | float) and abs(value) >= 1024:
@@ -50,7 +50,7 @@ def field_text(field: Field[Any], row: Any) -> str:
 
 
 def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], Any]]:
-    """All fields of a row, each with the object it is read from; a dying cgroup has those of both its views."""
+    """All fields of a row, each with the object to read it from; a dying cgroup has the fields of both its views."""
     found = [(field, row) for field in view.fields]
     if isinstance(row, CgroupRow | ZombieRow):
         cgroup = row.cgroup
@@ -64,9 +64,9 @@ def figures(view: View[Any], row: Any, shown: Frame) -> list[tuple[Field[Any], A
     for field, item in found:
         first.setdefault(field.key, (field, item))
     if view.label(row) == view.columns[0].text(row):
-        first.pop(view.columns[0].key)  # it is the title of the screen
+        first.pop(view.columns[0].key)  # the title of the screen shows it
     if "age_at_least_s" in first:
-        first.pop("age_s")  # for files; the age beside it says the same
+        first.pop("age_s")  # the other age says the same
     return list(first.values())
 
 
@@ -94,7 +94,7 @@ def _fact(text: Text, field: Field[Any], row: Any, cells: int) -> None:
 
 
 class DetailsScreen(ModalScreen[None]):
-    """Stays up to date while it is open; keeps the last state of something that went away."""
+    """Follows its row while it is open; keeps the last state of a row that is gone."""
 
     DEFAULT_CSS = """
     DetailsScreen { background: $background; }
@@ -115,7 +115,7 @@ class DetailsScreen(ModalScreen[None]):
         self._choose_part()
 
     def _choose_part(self) -> None:
-        """What a row consists of changes when it dies, and when more becomes known of it."""
+        """The table below changes when a cgroup dies, and when more becomes known about it."""
         part, now = below(self._row), self._selection
         if part is None or (now is not None and now.view.name == part.name):
             return

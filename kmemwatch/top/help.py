@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Keys, the columns of the view that is open, and what the signs mean."""
+"""Help: keys, the columns of the view that is open, and the meaning of signs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kmemwatch.views.tables import VIEWS, View
 
 KEYS = (
     ("Tab, Shift+Tab", "next, previous view"),
-    ("s > , S <", "sort by the next, previous column; R turns the order"),
+    ("s > , S <", "sort by the next, previous column; R reverses the order"),
     ("o", "in the view cgroups: figures of each cgroup itself, or with its child cgroups"),
     ("/", "filter by a regular expression; Esc clears it"),
     ("Enter", "everything about the row under the cursor"),
@@ -39,7 +39,7 @@ _NAME_CELLS = 18
 
 
 def help_text(view: View[Any], width: int) -> Text:
-    """Keys first, then the view, then the signs; wrapped under their own column."""
+    """Keys, columns of the view, signs; meanings are wrapped in a column of their own."""
     text = Text(end="")
     _section(text, "Keys", [*((v.letter, f"{v.name}: {v.help}") for v in VIEWS), *KEYS], width)
     _section(text, f"Columns of {view.name}", [(f.title, f.help) for f in view.columns], width)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Reads a feed in a thread and hands over frozen frames; starts before the screen exists."""
+"""Reads a feed in a thread and passes frozen frames on; starts before the screen exists."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from kmemwatch.feeds.feed import Feed
 
-if TYPE_CHECKING:  # imported when there is a feed, not while one is awaited
+if TYPE_CHECKING:  # imported once there is a feed, not while it is being opened
     from kmemwatch.model import Snapshot
     from kmemwatch.views.rows import Frame
 
 FIRST_DELAY_S = 1.0
-"""The first rates come soon, however long the delay: nobody wants to look at `?` for a minute."""
+"""The first rates come soon, however long the delay: nobody wants to see only `?` for a minute."""
 _STOP_TIMEOUT_S = 2.0
 
 
@@ -38,7 +38,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The feed could not be opened, or broke."""
+    """The feed could not be opened, or failed."""
 
     error: Exception
 
@@ -47,9 +47,9 @@ Update = Refreshed | Ended | Failed
 
 
 class Poller:
-    """Opens the feed, reads it until told to stop, and closes it, all in one daemon thread.
+    """Opens the feed, reads it until `stop`, and closes it, all in one daemon thread.
 
-    `check` sees the first snapshot and may raise. Updates that come before `listen` wait there.
+    `check` gets the first snapshot and may raise. Updates that come before `listen` wait for it.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Poller:
         self._thread.start()
 
     def listen(self, tell: Callable[[Update], None]) -> None:
-        """Hand over what has come so far, and from now on whatever comes; called from the feed's thread."""
+        """Call `tell` for all updates so far, and then for each new one; in the feed's thread."""
         with self._lock:
             self._tell = tell
             for update in self._waiting:
@@ -83,14 +83,14 @@ class Poller:
 
     @property
     def failure(self) -> Exception | None:
-        """What went wrong before anybody listened."""
+        """What failed before `listen`."""
         with self._lock:
             return next((u.error for u in self._waiting if isinstance(u, Failed)), None)
 
     def stop(self) -> None:
         """Close the feed and wait a moment for the thread; harmless when called twice.
 
-        A feed that is still being opened is not waited for: the thread closes it, or the end of the process does.
+        Does not wait for a feed that is still being opened: the thread closes it, or the end of the process does.
         """
         self._stopped.set()
         feed = self._feed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A table of thousands of rows of which only the visible ones are formatted."""
+"""A table of thousands of rows that formats only the visible ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WHEEL_ROWS = 3
 
 
 class RowTable(Widget, can_focus=True):
-    """Header and rows of a selection, with a cursor that stays on its row while others move."""
+    """Header and rows of a selection; the cursor stays on its row when rows move."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         "row-table--header",
@@ -79,10 +79,10 @@ class RowTable(Widget, can_focus=True):
         self._cursor = 0
         self._top = 0
         self._held: Hashable = None
-        """Identity of the row that a person put the cursor on; None: it stays on the first row."""
+        """Identity of the row that a person moved the cursor to; None: the cursor stays on the first row."""
 
     def put(self, selection: RowSelection | None, found: list[Any] | None, blank: str) -> None:
-        """Show these rows; `blank` is what to say when there are none."""
+        """Show these rows, or the text `blank` when there are none."""
         if self._selection is None or selection is None or selection.view is not self._selection.view:
             self._cursor, self._top, self._held = 0, 0, None
         self._selection, self._rows, self._blank = selection, found or [], blank
@@ -180,7 +180,7 @@ class RowTable(Widget, can_focus=True):
     # Drawing
 
     def render_line(self, y: int) -> Strip:
-        """One line of the screen: the header, a row, or a line of what there is to say without rows."""
+        """One line of the screen: the header, a row, or a line of the text for no rows."""
         width = self.size.width
         if not self._rows or self._layout is None:
             return self._blank_line(y, width)
@@ -206,7 +206,7 @@ class RowTable(Widget, can_focus=True):
             is_sorted = column.field.key == self._selection.sort.key
             mark = (LARGEST_FIRST if descending else SMALLEST_FIRST) if is_sorted else ""
             if mark and segments and len(column.field.title) == column.cells:
-                segments[-1] = Segment(" " * (places.gap - 1) + mark, chosen)  # no room but in the gap before it
+                segments[-1] = Segment(" " * (places.gap - 1) + mark, chosen)  # the only room is in the gap before it
                 mark = ""
             segments.append(_title(column, mark, chosen if is_sorted else plain))
             segments.append(Segment(" " * places.gap, plain))
@@ -229,7 +229,7 @@ class RowTable(Widget, can_focus=True):
         return self._strip(segments, places, width, base)
 
     def _strip(self, segments: list[Segment], places: Layout, width: int, style: Style) -> Strip:
-        """Exactly one line: the last gap goes, the rest of the line is filled."""
+        """Exactly one line: without the last gap, and filled to the end."""
         segments.pop()
         used = sum(c.cells for c in places.columns) + places.gap * (len(places.columns) - 1)
         segments.append(Segment(" " * (width - used), style))
@@ -237,6 +237,6 @@ class RowTable(Widget, can_focus=True):
 
 
 def _title(column: FittedColumn, mark: str, style: Style) -> Segment:
-    """A column's header; the mark is at the side where its cells begin to differ in length."""
+    """A column's header, with the mark on the ragged side of its cells."""
     title, is_text = column.field.title, column.field.is_text
     return Segment(fit(title + mark if is_text else mark + title, column.cells, right=not is_text), style)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lines around the table: what is watched and how, totals, tabs, and the keys; pure but for Rich's Text."""
+"""The lines around the table: host and probes, totals, tabs, keys; pure except for Rich's Text."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Running:
 
 
 def watched(snapshot: Snapshot, running: Running) -> Text:
-    """Host, kernel, probes, loss, delay, where it comes from."""
+    """Host, kernel, losses, probes, delay, source."""
     kernel = f"{printable(snapshot.host.kernel)} ({printable(snapshot.kernel.era or 'era ?')})"
     parts = [
         Text(printable(snapshot.host.hostname), STRONG),
@@ -64,7 +64,7 @@ def _probes(snapshot: Snapshot) -> Text:
 
 
 def totals(shown: Frame, running: Running) -> Text:
-    """Counts of memcgs, kernel memory, and whether the screen stands still."""
+    """Memcgs, kernel memory, and whether the screen is paused."""
     line = _line(Text(summary(shown).rpartition(SEPARATOR)[0]))  # the loss is in the line above
     if running.paused:
         line.append(SEPARATOR)
@@ -90,7 +90,7 @@ def tabs(active: View[object]) -> Text:
 
 
 def chosen(selection: RowSelection, extent: tuple[int, int, int], typo: bool) -> Text:
-    """Filter, and which rows of how many are visible; `typo`: what is being typed is not a pattern."""
+    """Filter, and which of the rows are visible; `typo`: the text in the filter line is not a valid pattern."""
     first, last, count = extent
     line = Text(no_wrap=True, overflow="ellipsis", end="", justify="right")
     if selection.pattern is not None:

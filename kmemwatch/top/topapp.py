@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The screen of `top`: takes frames from the poller, shows one view of them, and obeys keys."""
+"""The screen of `top`: takes frames from the poller, shows one view of them, and handles keys."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TopApp(App[None]):
         Binding("shift+tab", "next_view(-1)", "Previous view", show=False, priority=True),
         Binding("s,greater_than_sign", "sort(1)", "Sort by the next column", show=False),
         Binding("S,less_than_sign", "sort(-1)", "Sort by the previous column", show=False),
-        Binding("R", "reverse", "Turn the order", show=False),
+        Binding("R", "reverse", "Reverse the order", show=False),
         Binding("o", "own", "Figures of each cgroup itself, or with its children", show=False),
         Binding("slash", "filter", "Filter", show=False),
         Binding("space", "pause", "Pause", show=False),
@@ -66,8 +66,8 @@ class TopApp(App[None]):
         Binding("ctrl+c", "quit", "Quit", show=False, priority=True),
     ]
 
-    class Told(Message):
-        """The poller has something; posted from its thread."""
+    class Polled(Message):
+        """News from the poller, posted from its thread."""
 
         def __init__(self, update: Update) -> None:
             super().__init__()
@@ -84,7 +84,7 @@ class TopApp(App[None]):
     ) -> None:
         super().__init__()
         self.failure: Exception | None = None
-        """What ended it, if anything did but a person or a signal."""
+        """The error that ended it; None when a person or a signal did."""
         self._poller = poller
         self._opening = opening
         self._refreshes = refreshes
@@ -123,7 +123,7 @@ class TopApp(App[None]):
         self._poller.listen(self._hear)
 
     def _hear(self, update: Update) -> None:
-        self.post_message(self.Told(update))  # may be called from any thread
+        self.post_message(self.Polled(update))  # may be called from any thread
 
     def _handle_exception(self, error: Exception) -> None:
         # Textual would print a traceback; the command line says it in one line.
@@ -134,11 +134,11 @@ class TopApp(App[None]):
         self._return_code = 1
         self._close_messages_no_wait()
 
-    @on(Told)
-    def _told(self, message: Told) -> None:
+    @on(Polled)
+    def _polled(self, message: Polled) -> None:
         update = message.update
         if self._exit or not self.is_running:
-            return  # the poller does not know yet that the screen is being taken down
+            return  # the screen is closing, and the poller does not know yet
         if isinstance(update, Failed):
             self.failure = update.error
             self.exit(return_code=1)
@@ -167,11 +167,11 @@ class TopApp(App[None]):
 
     @property
     def selection(self) -> RowSelection:
-        """What is shown now."""
+        """Of the view that is open."""
         return self._selections[self._view]
 
     def _main(self, selector: str) -> Static:
-        """A line of the main screen, whichever screen is on top of it."""
+        """A line of the main screen, also while another screen covers it."""
         return self.screen_stack[0].query_one(selector, Static)
 
     def _draw(self) -> None:
@@ -221,7 +221,7 @@ class TopApp(App[None]):
     # Keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys of the table do nothing while help or details are open, nor does Tab while a filter is typed."""
+        """Keys of the table do nothing while help or details are open, and Tab does nothing while a filter is typed."""
         own = {"view", "next_view", "sort", "reverse", "own", "filter", "pause", "delay", "help", "escape"}
         busy = len(self.screen_stack) > 1 or (action == "next_view" and self._before_filter is not None)
         return not (action in own and busy)
@@ -244,7 +244,7 @@ class TopApp(App[None]):
         self._choose(replace(self.selection, reverse=not self.selection.reverse))
 
     def action_own(self) -> None:
-        """Between figures of each cgroup itself and figures with its children; only the view of cgroups has both."""
+        """Switch between figures of each cgroup itself and those with its children, in the view of cgroups."""
         before = self._selections[CGROUPS.name]
         if self._view != CGROUPS.name:
             return
@@ -295,7 +295,7 @@ class TopApp(App[None]):
         try:
             self._choose(self.selection.matching(message.value))
             message.input.remove_class("-wrong")
-        except KmemwatchError:  # or RE2 is not there
+        except KmemwatchError:  # invalid, or RE2 is not installed
             message.input.add_class("-wrong")  # half-typed; the last good one stays
         self._draw_chosen()
 
@@ -304,7 +304,7 @@ class TopApp(App[None]):
         self._leave_filter()
 
     def action_escape(self) -> None:
-        """While typing: back to what it was; else: no filter."""
+        """While typing, restore the filter from before; else remove it."""
         if self._before_filter is not None:
             self._choose(self._before_filter)
             self._leave_filter()

@@ -19,17 +19,17 @@ from kmemwatch.views.texttable import table
 
 
 class Printer:
-    """Turns refreshes into the text of one output; remembers only whether it has begun."""
+    """Writes refreshes as text; its only state is whether something was written."""
 
     def __init__(self, selection: RowSelection, scope: str | None, output: str, title: str, cells: int | None) -> None:
         self._selection, self._scope = selection, scope
         self._output, self._title, self._cells = output, title, cells
         self._begun = False
         self.missing: str | None = None
-        """Why the rows of the last refresh cannot be had; one line, for csv and ndjson cannot say it."""
+        """Why the last refresh has no rows; one line, because CSV and NDJSON cannot say it."""
 
     def text(self, before: Snapshot, after: Snapshot | None) -> str:
-        """The refresh that `after` makes; None: there is only `before`, so no rate is known."""
+        """One refresh; without `after` there are no rates."""
         begun, self._begun = self._begun, True
         shown = frame(before, after, self._scope) if after is not None else frame(None, before, self._scope)
         if self._output == "json":
@@ -47,7 +47,7 @@ class Printer:
 
 TIME_COLUMN = "taken_at"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""The last four are the wide forms of the first, which some spreadsheets take for the same."""
+"""The last four are wide forms of the first; some spreadsheets take them for the same."""
 
 
 def csv_header(view: View[Any]) -> str:
@@ -63,7 +63,7 @@ def csv_rows(shown: Frame, selection: RowSelection) -> str:
 
 
 def _cell(value: float | str | None) -> float | str | None:
-    """Text that a spreadsheet would take for a formula gets a quote before it, and text with such a quote another."""
+    """Puts a quote before text that a spreadsheet would take for a formula, or that begins with a quote."""
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) and value != NOTHING else value
 
 

@@ -10,7 +10,7 @@ from kmemwatch.model import DYING, MISSING, ONLINE, Cgroup, Lost, Snapshot
 from kmemwatch.units import NS_PER_S, UNKNOWN
 
 DYING_AGES_S = {"0s": 0, "1m": 60, "10m": 600, "1h": 3600, "6h": 21_600, "1d": 86_400}
-"""How dying memcgs are told apart by age: each is in the last one that it has reached."""
+"""Classes of age for dying memcgs: each memcg is in the last class that it has reached."""
 
 PER_MEMCG_ERAS = ("recharge", "per-memcg")
 """Kernels where each memcg has child caches, so that a kmemcg_id -> cache map exists."""
@@ -19,7 +19,7 @@ PER_MEMCG_ERAS = ("recharge", "per-memcg")
 def dying_for(cgroup: Cgroup, snapshot: Snapshot) -> tuple[float, bool]:
     """(seconds since the memcg went offline, exact): not exact when it died before kmemwatch looked.
 
-    It is then at least as long as kmemwatch has been attached.
+    The time is then a lower bound: how long kmemwatch has been attached.
     """
     if cgroup.offline_at_ns is None:
         return snapshot.duration_s, False
@@ -37,7 +37,7 @@ def oldest_dying_s(snapshot: Snapshot) -> float | None:
 
 
 def dying_by_age(snapshot: Snapshot) -> dict[str, int] | None:
-    """Key of DYING_AGES_S -> dying memcgs of that age; None when it is not known which are dying."""
+    """Key of DYING_AGES_S -> dying memcgs of that age; None when it is unknown which memcgs are dying."""
     if dying_count(snapshot) is None:
         return None
     found = dict.fromkeys(DYING_AGES_S, 0)
@@ -48,7 +48,7 @@ def dying_by_age(snapshot: Snapshot) -> dict[str, int] | None:
 
 
 def pinned_bytes(cgroups: Iterable[Cgroup]) -> dict[str, int] | None:
-    """Kind -> bytes over all given memcgs whose pins are known; None when there are memcgs and all are unknown."""
+    """Kind -> bytes, over all memcgs whose pins are known; None when the pins of all of them are unknown."""
     found: Counter[str] = Counter()
     known, seen = False, False
     for cgroup in cgroups:
@@ -60,12 +60,12 @@ def pinned_bytes(cgroups: Iterable[Cgroup]) -> dict[str, int] | None:
 
 
 def online_count(snapshot: Snapshot) -> int | None:
-    """The producer's count, else the rows that say so; None when there are no rows at all."""
+    """The count that came with the snapshot, else the number of online rows; None without any rows."""
     return _count(snapshot, snapshot.totals.online_cgroups, ONLINE)
 
 
 def dying_count(snapshot: Snapshot) -> int | None:
-    """As `online_count`, of memcgs that are removed and not released."""
+    """As `online_count`, of dying memcgs."""
     return _count(snapshot, snapshot.totals.dying_cgroups, DYING)
 
 
@@ -76,7 +76,7 @@ def _count(snapshot: Snapshot, known: int | None, state: str) -> int | None:
 
 
 def losses(lost: Lost) -> dict[str, int]:
-    """Reason -> count, each loss once; without reasons, the totals that could be read stand for them."""
+    """Reason -> count, each loss once; without reasons, the totals that are known."""
     if lost.reasons:
         return dict(lost.reasons)
     totals = {"events": lost.events_total, "map_full": lost.map_full_total, "unresolved": lost.unresolved_total}
@@ -84,9 +84,9 @@ def losses(lost: Lost) -> dict[str, int]:
 
 
 def caches_per_root(snapshot: Snapshot) -> dict[str, int] | None:
-    """Root cache -> number of child caches, where there are any; None on kernels that have no child caches.
+    """Root cache -> number of its child caches; None on kernels without child caches.
 
-    None, too, when the kernel's list of caches could not be read: then caches have no names.
+    Also None when the kernel's list of caches could not be read, because then no cache has a name.
     """
     if snapshot.kernel.era not in PER_MEMCG_ERAS or all(c.object_bytes is None for c in snapshot.caches):
         return None
@@ -94,9 +94,9 @@ def caches_per_root(snapshot: Snapshot) -> dict[str, int] | None:
 
 
 def dying_slab_bytes(snapshot: Snapshot) -> dict[str, int] | None:
-    """Root cache -> bytes that its child caches hold of dying memcgs, as far as those are known.
+    """Root cache -> bytes of dying memcgs in its child caches, as far as they are known.
 
-    None on kernels that have no child caches, and when there are dying memcgs and it is known of none of them.
+    None on kernels without child caches, and when they are unknown for all dying memcgs.
     """
     copies, known = caches_per_root(snapshot), [c.child_slabs for c in dying(snapshot) if c.child_slabs is not None]
     if copies is None or (not known and dying_count(snapshot) != 0):
@@ -110,33 +110,35 @@ def dying_slab_bytes(snapshot: Snapshot) -> dict[str, int] | None:
 
 
 def has_no_older_objects(cgroup: Cgroup, snapshot: Snapshot) -> bool:
-    """Whether all that is charged to a memcg without pairs was counted: it was born since, or has nothing any more."""
+    """Whether a memcg without pairs has no objects that are older than the counts: it was made after the start, or has
+    nothing left."""
     if not _knows_live(snapshot):
         return False
     return cgroup.online_at_ns is not None or (cgroup.state == DYING and snapshot.kernel.era == "objcg")
 
 
 def top_live_caches(snapshot: Snapshot) -> dict[int, tuple[str | None, bool]]:
-    """cgroup id -> (cache that has most of its live bytes, known), for those with pairs: None when nothing is alive.
+    """cgroup id -> (cache with most of its live bytes, known), for memcgs with pairs; the cache is None when no object
+    is alive.
 
-    As soon as one of the caches that it is charged for is unknown, the largest is, too. So it is where no cache is
-    known of a memcg that may have objects from before the counts.
+    Unknown when the live bytes of one of its caches are unknown, and when the memcg may have objects that are older
+    than the counts and no cache of it is known.
     """
     knows, found = _knows_live(snapshot), dict[int, tuple[str | None, bool]]()
     most: dict[int, int] = {}
-    told = {c.id for c in snapshot.cgroups if has_no_older_objects(c, snapshot)}
+    counted = {c.id for c in snapshot.cgroups if has_no_older_objects(c, snapshot)}
     for pair in snapshot.pairs:
         id_, live = pair.cgroup_id, pair.live_bytes
         name, known = found.get(id_, (None, knows))
         if live is None:
             found[id_] = (None, False) if pair.frees_total is not None else (name, known)
             continue
-        told.add(id_)
+        counted.add(id_)
         if known and live > most.get(id_, 0):
             found[id_], most[id_] = (pair.cache, True), live
         else:
             found[id_] = name, known
-    return {id_: (name, known and id_ in told) for id_, (name, known) in found.items()}
+    return {id_: (name, known and id_ in counted) for id_, (name, known) in found.items()}
 
 
 def _knows_live(snapshot: Snapshot) -> bool:
@@ -145,7 +147,7 @@ def _knows_live(snapshot: Snapshot) -> bool:
 
 
 def mean_latency_ns(snapshot: Snapshot) -> dict[str, float | None] | None:
-    """Kind of `LatencyHistogram` -> nanoseconds in the mean since the start, None without samples; None: not timed."""
+    """Kind of `LatencyHistogram` -> mean in nanoseconds, None without samples; None when nothing is timed."""
     if snapshot.latency is None:
         return None
     return {

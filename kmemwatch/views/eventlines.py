@@ -13,21 +13,21 @@ _KIND_CELLS = 15
 _MAX_PATHS = 65_536
 
 _OTHER = {"id_reused": "previous", "recharge": "from", "recharge_failed": "from"}
-"""Kind -> what `Event.other_cgroup_id` is of it; the others have none."""
+"""Kind -> name of `Event.other_cgroup_id` in its line; other kinds have none."""
 _OF_NOBODY = ("recharge", "recharge_failed")
-"""Kinds where no other cgroup means that there was none; with the rest nobody knows."""
+"""Kinds where None as other cgroup means that there was none; elsewhere it is unknown."""
 _OF_CACHES = ("cache_created", "cache_destroyed")
-"""Kinds that may be about no cgroup at all."""
+"""Kinds that may not be about a cgroup."""
 
 
 class EventLines:
-    """Writes events as text. Events name one cgroup at most; of others it remembers the paths that it has heard."""
+    """Writes events as text. An event has at most one path; paths of other cgroups are those of earlier events."""
 
     def __init__(self) -> None:
         self._paths: dict[int, str] = {}
 
     def learn(self, cgroups: Iterable[Cgroup]) -> None:
-        """Remember the paths of these."""
+        """Remember their paths."""
         for cgroup in cgroups:
             self._remember(cgroup.id, cgroup.path)
 
@@ -40,7 +40,7 @@ class EventLines:
             del self._paths[next(iter(self._paths))]
 
     def line(self, event: Event) -> str:
-        """Time, kind, cgroup, then what else is known as ``name=value``; one line whatever the names hold."""
+        """Time, kind, cgroup, then all else that is known as ``name=value``; one line, whatever is in the names."""
         self._remember(event.cgroup_id, event.path)
         parts = [rfc3339(event.at_ns) or UNKNOWN, event.kind.ljust(_KIND_CELLS), *self._subject(event)]
         known = (

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Regular expressions that somebody types, met by names that somebody else has chosen.
+"""Regular expressions from users, matched against names that other people choose.
 
-A container chooses the names of its cgroups, and Python's `re` can be kept busy for years by one of 45 letters. RE2
-needs time in proportion to the name, whatever the expression; it is also what Prometheus and Grafana take. It is loaded
-with the first expression, so that who has none does not pay for it.
+A container chooses the names of its cgroups, and one of 45 letters can keep Python's `re` busy for years. RE2 needs
+time in proportion to the name, whatever the expression; Prometheus and Grafana use it, too. It is loaded with the
+first expression, so commands without one do not pay for it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.units import printable
 
 _MAX_MEM = 4 << 20
-"""Bytes for one expression, at most; the library's own choice is 8 MiB."""
+"""Most bytes for one compiled expression; the library's default is 8 MiB."""
 _LONGEST = 10_000
-"""Characters of one expression; the kernel takes no path that is half as long."""
+"""Most characters of one expression; the longest path of the kernel is less than half of it."""
 
 _LACKING = {
     "(?=": "look-ahead",
@@ -33,9 +33,9 @@ _LACKING = {
     "(?>": "atomic groups",
     "(?#": "comments",
 }
-"""What other engines have, by how it begins."""
+"""Syntax of other engines that RE2 lacks, by how it begins."""
 _LITERAL = re.compile(r"\{(?:,\d+|\d{5,}(?:,\d*)?|\d+,\d{5,})\}", re.ASCII)
-"""Repetitions elsewhere; RE2 takes them for the characters that they are made of, which nobody wants."""
+"""Repetitions in other engines; RE2 matches them as literal text, which nobody wants."""
 _INSTEAD = {
     "\\Z": "the end of the text is \\z",
     "\\u": "a character by its number is \\x{20AC}",
@@ -47,31 +47,31 @@ _INSTEAD = {
 
 
 class Pattern:
-    """An expression that is one."""
+    """A valid regular expression."""
 
     __slots__ = ("_regexp", "pattern")
 
     def __init__(self, regexp: Any, pattern: str) -> None:
-        """`regexp`: RE2's; `pattern`: as it was typed."""
+        """`regexp`: of RE2; `pattern`: as the user typed it."""
         self._regexp = regexp
         self.pattern = pattern
 
     def search(self, text: str) -> bool:
-        """Whether it is somewhere in `text`."""
+        """Whether it matches somewhere in `text`."""
         return self._regexp.search(_encoded(text)) is not None
 
     def fullmatch(self, text: str) -> bool:
-        """Whether it is the whole of `text`."""
+        """Whether it matches the whole of `text`."""
         return self._regexp.fullmatch(_encoded(text)) is not None
 
 
 def load() -> None:
-    """Load RE2 now: later there may be no right to read its files. Raises KmemwatchError."""
+    """Load RE2 now: later the process may not be allowed to read its files. Raises KmemwatchError."""
     _engine()
 
 
 def compiled(option: str, expression: str) -> Pattern:
-    """`option`: where it was given, for messages. Raises UsageError for what is none, or needs what RE2 lacks."""
+    """`option`: where the user gave it, for messages. Raises UsageError when it is invalid or needs what RE2 lacks."""
     if len(expression) > _LONGEST:
         raise UsageError(f"{option}: a regular expression of more than {_LONGEST} characters", "name fewer things")
     return _compiled(option, expression)
@@ -81,7 +81,7 @@ def _compiled(option: str, expression: str) -> Pattern:
     re2, options = _engine()
     for at, in_class in _tokens(expression):
         if at and not in_class and _LITERAL.match(expression, at):
-            raise _not_one(option, expression, "invalid repetition size", at, "a repetition is {0,3}, of at most 1000")
+            raise _invalid(option, expression, "invalid repetition size", at, "a repetition is {0,3}, of at most 1000")
     try:
         return Pattern(re2.compile(_encoded(expression), options), expression)
     except re2.error as error:
@@ -89,7 +89,7 @@ def _compiled(option: str, expression: str) -> Pattern:
 
 
 def any_of(option: str, expressions: Sequence[str]) -> Pattern | None:
-    """One for all of them; None for none. Raises UsageError."""
+    """One expression that matches what any of them does; None without expressions. Raises UsageError."""
     for expression in expressions:
         compiled(option, expression)
     return (
@@ -98,7 +98,7 @@ def any_of(option: str, expressions: Sequence[str]) -> Pattern | None:
 
 
 def _closed(expression: str) -> str:
-    r"""With the \E that may be missing at the end of an expression, and nowhere else."""
+    r"""The expression with the closing \E, which may be missing at its end."""
     *_, (last, _) = [(0, False), *_tokens(expression)]
     is_open = expression.startswith("\\Q", last) and "\\E" not in expression[last:]
     return expression + "\\E" if is_open else expression
@@ -120,14 +120,14 @@ def _engine() -> tuple[Any, Any]:
 
 
 def _encoded(text: str) -> bytes:
-    """Bytes of a name that are no UTF-8 are surrogates in `text`; each is one character for RE2, too."""
+    """Bytes of a name that are not UTF-8 are surrogates in `text`; RE2 takes each for one character, too."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def _refused(option: str, expression: str, error: Exception) -> UsageError:
     raw = error.args[0] if error.args else b""
-    told = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
-    what, _, where = told.partition(": ")
+    message = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+    what, _, where = message.partition(": ")
     at = _place(expression, where) if where and where != expression else None
     lacking = _lacking(expression if at is None else expression[at:], what, where)
     if lacking is not None:
@@ -136,10 +136,10 @@ def _refused(option: str, expression: str, error: Exception) -> UsageError:
             "expressions are those of Prometheus: https://github.com/google/re2/wiki/Syntax",
         )
     instead = next((hint for begin, hint in _INSTEAD.items() if where.startswith(begin)), None)
-    return _not_one(option, expression, what, at, instead)
+    return _invalid(option, expression, what, at, instead)
 
 
-def _not_one(option: str, expression: str, what: str, at: int | None, hint: str | None = None) -> UsageError:
+def _invalid(option: str, expression: str, what: str, at: int | None, hint: str | None = None) -> UsageError:
     return UsageError(
         f"{option}: {_shown(expression)} is not a regular expression: {printable(what)}{_at(expression, at)}",
         hint or r"RE2's syntax, as in Prometheus; a literal . * ( [ needs a backslash before it",
@@ -151,13 +151,13 @@ def _at(expression: str, at: int | None) -> str:
 
 
 def _shown(text: str, most: int = 200) -> str:
-    """Backslashes stay as they were typed, where that is safe."""
+    """Quoted and cut; backslashes stay single where that is safe."""
     part = text[:most]
     return f"'{part if part.isprintable() else printable(part)}'{'...' if len(text) > most else ''}"
 
 
 def _lacking(rest: str, what: str, where: str) -> str | None:
-    """What `rest` begins with, if RE2 lacks it."""
+    """Name of the syntax that `rest` begins with, if RE2 lacks it."""
     if what == "invalid perl operator":
         return next((name for begin, name in _LACKING.items() if rest.startswith(begin)), "such groups or flags")
     if what == "bad repetition operator" and where.endswith("+"):
@@ -168,16 +168,16 @@ def _lacking(rest: str, what: str, where: str) -> str | None:
 
 
 def _place(expression: str, fragment: str) -> int | None:
-    """Where `fragment` is in `expression`, other than as a literal."""
+    """Place of `fragment` in `expression`, unless it is literal there."""
     for at, _ in _tokens(expression):
-        # RE2 cuts what it complains of: (?P<name>...) is well.
+        # RE2 quotes only the beginning of what is wrong: (?P<name>...) is valid.
         if expression.startswith(fragment, at) and not (fragment == "(?P" and expression.startswith("(?P<", at)):
             return at
     return None
 
 
 def _tokens(expression: str) -> Iterator[tuple[int, bool]]:
-    """Where something begins that may mean more than itself, and whether that is in brackets."""
+    """Places where something other than a literal character may begin, and whether each is inside brackets."""
     at, in_class = 0, False
     while at < len(expression):
         character = expression[at]
@@ -190,7 +190,7 @@ def _tokens(expression: str) -> Iterator[tuple[int, bool]]:
             in_class = character != "]"
             at += 1
         elif character == "[":
-            # A bracket that comes first in a class is itself.
+            # A closing bracket that comes first in a class is literal.
             at += 1 + expression.startswith("^", at + 1)
             at += expression.startswith("]", at)
             in_class = True

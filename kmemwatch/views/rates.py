@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Two snapshots of the same run -> what happened per second between them; pure.
 
-None means unknown, as everywhere. A row that is new had done nothing before: counters start at 0 with the run.
-A counter that went down was restarted, so its rate is unknown and never negative.
+None means unknown, as everywhere. A new row had done nothing before, because counters start at 0 with the run. A
+counter that fell was restarted: its rate is unknown, never negative.
 """
 
 from __future__ import annotations
@@ -11,8 +11,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Annotated
+
+from msgspec import Struct
 
 from kmemwatch.model import MISSING, Cache, Cgroup, Pair, RechargePair, Snapshot
+from kmemwatch.shape import BYTES_PER_S, COUNT_PER_S, TEXT, About
 from kmemwatch.units import NS_PER_S
 
 CacheKey = tuple[str, str | None]
@@ -23,34 +27,57 @@ MoveKey = tuple[str, int | None, str, int]
 """(child cache, from id, its state, to id)."""
 
 _START_TOLERANCE_S = 1.0
-"""Two snapshots of one run agree on when it began up to rounding; of two runs they do not."""
+"""Two snapshots of one run give the same start, up to rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class AllocRates:
+class AllocRates(Struct, frozen=True):
     """Of one cache, of one pair, or of all pairs of a cgroup."""
 
-    allocations_per_s: float | None = None
-    allocated_bytes_per_s: float | None = None
-    frees_per_s: float | None = None
+    allocations_per_s: Annotated[float | None, About("Objects allocated per second.", COUNT_PER_S, "ALLOC/s")] = None
+    allocated_bytes_per_s: Annotated[
+        float | None, About("Bytes of objects allocated per second.", BYTES_PER_S, "ALLOC B/s")
+    ] = None
+    frees_per_s: Annotated[float | None, About("Objects freed per second.", COUNT_PER_S, "FREE/s")] = None
 
 
-@dataclass(frozen=True, slots=True)
-class CgroupRates:
-    """Of the memcg itself, but for those of its subtree, which are of all below it as well."""
+class CgroupRates(Struct, frozen=True):
+    """Of the memcg itself; those of its subtree are of all below it as well."""
 
-    charged_bytes_per_s: float | None = None
-    uncharged_bytes_per_s: float | None = None
-    kernel_growth_bytes_per_s: float | None = None
-    """Change of `Cgroup.kernel_bytes`; negative when it shrinks."""
-    alloc: AllocRates = AllocRates()
-    top_cache: str | None = None
-    """Cache in which its tasks allocated the most bytes, whatever of them is left; None when they allocated nothing or
-    nobody knows."""
-
-    subtree_charged_bytes_per_s: float | None = None
-    subtree_uncharged_bytes_per_s: float | None = None
-    subtree_allocations_per_s: float | None = None
+    charged_bytes_per_s: Annotated[
+        float | None,
+        About("Kernel memory charged to the memcg itself, bytes per second.", BYTES_PER_S, "OWN CHARGED/s"),
+    ] = None
+    uncharged_bytes_per_s: Annotated[
+        float | None,
+        About("Kernel memory uncharged from the memcg itself, bytes per second.", BYTES_PER_S, "OWN UNCHARGED/s"),
+    ] = None
+    kernel_growth_bytes_per_s: Annotated[
+        float | None,
+        About("Change of its kernel memory and that of those below it, bytes per second.", BYTES_PER_S, "GROWTH/s"),
+    ] = None
+    alloc: Annotated[AllocRates, About("What its own tasks do.")] = AllocRates()
+    top_cache: Annotated[
+        str | None,
+        About(
+            "Slab cache in which its tasks allocated the most bytes in the last interval, even if they were freed at"
+            " once; - when they allocated nothing.",
+            TEXT, "ALLOCATED FROM", min_width=16,
+        ),
+    ] = None  # fmt: skip
+    subtree_charged_bytes_per_s: Annotated[
+        float | None,
+        About("Kernel memory charged to the memcg and those below it, bytes per second.", BYTES_PER_S, "CHARGED/s"),
+    ] = None
+    subtree_uncharged_bytes_per_s: Annotated[
+        float | None,
+        About(
+            "Kernel memory uncharged from the memcg and those below it, bytes per second.", BYTES_PER_S, "UNCHARGED/s"
+        ),
+    ] = None
+    subtree_allocations_per_s: Annotated[
+        float | None,
+        About("Objects that tasks of the memcg and of those below it allocated per second.", COUNT_PER_S, "ALLOC/s"),
+    ] = None
 
 
 UNKNOWN_ALLOC = AllocRates()
@@ -80,7 +107,7 @@ NO_RATES = Rates()
 
 
 def rates(before: Snapshot | None, after: Snapshot) -> Rates:
-    """What happened between two snapshots, `NO_RATES` when they are not of one run or not in this order."""
+    """Rates between two snapshots; `NO_RATES` when they are not of one run, or not in this order."""
     if before is None or not same_run(before, after):
         return NO_RATES
     interval_s = (after.monotonic_ns - before.monotonic_ns) / NS_PER_S
@@ -102,7 +129,7 @@ def rates(before: Snapshot | None, after: Snapshot) -> Rates:
 
 
 def move_key(pair: RechargePair) -> MoveKey:
-    """What tells a pair from all others."""
+    """Identifies a pair."""
     return pair.cache, pair.from_cgroup_id, pair.from_state, pair.to_cgroup_id
 
 
@@ -154,7 +181,7 @@ def _pair_rates(before: tuple[Pair, ...], after: tuple[Pair, ...], interval_s: f
         was = old.get(key)
         if was is None:
             found[key] = _first(pair, interval_s)
-        elif (  # most pairs of a big host are idle: one shared object for them all
+        elif (  # most pairs of a big host are idle and share one object
             was.allocations_total == pair.allocations_total is not None
             and was.frees_total == pair.frees_total is not None
             and was.allocated_bytes_total == pair.allocated_bytes_total is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What one row of a view is: objects of the model joined with their rates and names; pure."""
+"""Rows of views: objects of the model joined with their rates and names; pure."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CgroupRow:
     cgroup: Cgroup
     rates: CgroupRates
     top_live_cache: str | None = None
-    """Where most of its live bytes are; None when it has none, or nobody knows."""
+    """The cache with most of its live bytes; None when it has none or it is unknown, see `live_is_known`."""
     live_is_known: bool = False
 
 
@@ -45,15 +45,14 @@ class CacheRow:
     cache: Cache
     rates: AllocRates
     top_cgroup: str | None
-    """Who allocated most in the last interval; None when nobody did or nobody knows."""
-
+    """The cgroup that allocated most in the last interval; None when none did, or it is unknown."""
     slab_growth_bytes_per_s: float | None = None
     copies: int | None = None
-    """Its child caches; None on kernels that have none."""
+    """Number of its child caches; None on kernels without child caches."""
 
     @property
     def growth_bytes_per_s(self) -> float | None:
-        """Change of the cache's memory; for some cgroups only, objects allocated less objects freed."""
+        """Change of the cache's memory; within a scope, bytes of objects allocated less bytes of objects freed."""
         if self.cache.slab_bytes is not None:
             return self.slab_growth_bytes_per_s
         allocated, freed = self.rates.allocations_per_s, self.rates.frees_per_s
@@ -68,8 +67,8 @@ class ZombieRow:
     age_s: float
     age_is_exact: bool
     children: tuple[str, ...] = ()
-    """Names of the dying memcgs right below it that keep it, those with the most memory first; at most
-    `MAX_CHILD_NAMES`, and fewer than `Cgroup.dying_children` says where the snapshot does not have them."""
+    """Names of its dying children, which keep it, those with the most memory first; at most `MAX_CHILD_NAMES`, and
+    fewer than `Cgroup.dying_children` where the snapshot lacks some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +82,13 @@ class PairRow:
 class IdRow:
     id: KmemcgId
     cgroup: str
-    """`-` when the id belongs to nobody now."""
+    """Path of the owner; `-` when nobody has the id now."""
     state: str | None
-    """Of that cgroup; None when the id belongs to nobody, or nobody knows."""
+    """State of the owner; None when nobody has the id, or the state is unknown."""
     previous: str
-    """Who had it before; `-` when we saw nobody."""
+    """The owner before; `-` when kmemwatch saw none."""
     age_s: float | None = None
-    """Time since the owner got it, or the last one gave it back; None when that was before we looked."""
+    """Time since the owner got it, or the last owner gave it back; None when that was before kmemwatch started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +103,17 @@ class RechargeRow:
 class SlabsRow:
     slabs: ChildSlabs
     owner: str
-    """Who has the kmemcg_id of that cache now, and will take the slabs over; `-` when nobody has it."""
+    """The present owner of the cache's kmemcg_id, which will take the slabs over; `-` when nobody has it."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """All that one refresh of a view shows: a snapshot, what changed since the one before, and a scope."""
+    """What one refresh shows: a snapshot, the rates since the one before, and a scope."""
 
     snapshot: Snapshot
     rates: Rates = NO_RATES
     scope: str | None = None
-    """Path of a cgroup: only it and those below it are shown; None: all."""
+    """Path of a cgroup: only it and the cgroups below it are shown; None: all."""
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -122,7 +121,7 @@ class Frame:
         return {c.id: c.path for c in self.snapshot.cgroups if c.path is not None}
 
     def name(self, cgroup_id: int) -> str:
-        """Path; the id stands in where nobody knows it, also for a cgroup that the snapshot has forgotten."""
+        """Path; the id where the path is unknown, as of a cgroup that is no longer in the snapshot."""
         return self.names.get(cgroup_id) or unnamed(cgroup_id)
 
     @cached_property
@@ -152,12 +151,12 @@ class Frame:
 
 
 def frame(before: Snapshot | None, after: Snapshot, scope: str | None = None) -> Frame:
-    """The frame that `after` makes, with rates since `before`."""
+    """The frame of `after`, with rates since `before`."""
     return Frame(after, rates(before, after), scope)
 
 
 def unnamed(cgroup_id: int) -> str:
-    """What stands for the path of a cgroup whose path nobody knows."""
+    """Stands for the path of a cgroup whose path is unknown."""
     return f"{UNKNOWN} (id {cgroup_id})"
 
 
@@ -167,7 +166,7 @@ def is_within(path: str | None, scope: str) -> bool:
 
 
 def cgroup_rows(shown: Frame) -> list[CgroupRow]:
-    """Cgroups that exist; released ones have nothing left to show."""
+    """All cgroups that exist; a released one has nothing left to show."""
     return [cgroup_row(shown, c) for c in shown.snapshot.cgroups if c.state != RELEASED and shown.has(c.id)]
 
 
@@ -179,7 +178,7 @@ def cgroup_row(shown: Frame, cgroup: Cgroup) -> CgroupRow:
 
 
 def zombie_rows(shown: Frame) -> list[ZombieRow] | None:
-    """Cgroups that are removed and not released; None when there may be some and none could be found."""
+    """Dying cgroups; None when there may be some, but none could be found."""
     found = [zombie_row(shown, c) for c in derived.dying(shown.snapshot)]
     if not found and shown.snapshot.totals.dying_cgroups != 0:
         return None
@@ -194,7 +193,7 @@ def zombie_row(shown: Frame, cgroup: Cgroup) -> ZombieRow:
 
 
 def cache_rows(shown: Frame) -> list[CacheRow]:
-    """Root caches, child caches included in them; with a scope, what the cgroups in it do in them."""
+    """Root caches, each with its child caches; within a scope, what the cgroups in it do in them."""
     found = shown.rates
     if shown.scope_ids is not None:
         return _scoped_cache_rows(shown)
@@ -283,7 +282,7 @@ def pair_rows(shown: Frame, *, cgroup_id: int | None = None, cache: CacheKey | N
 
 
 def id_rows(shown: Frame) -> list[IdRow] | None:
-    """The kmemcg_id map; None when this kernel has none or nobody knows it."""
+    """The map of kmemcg_ids; None when this kernel has none, or it is unknown."""
     if shown.snapshot.ids.map is None:
         return None
     known = derived.states(shown.snapshot)
@@ -301,7 +300,7 @@ def id_rows(shown: Frame) -> list[IdRow] | None:
 
 
 def recharge_rows(shown: Frame) -> list[RechargeRow] | None:
-    """Who took slabs over from whom; None when this kernel does not recharge or nobody knows."""
+    """Which memcg took slabs over from which; None when this kernel does not recharge, or it is unknown."""
     if shown.snapshot.recharges.pairs is None:
         return None
     return [
@@ -322,7 +321,7 @@ def child_rows(shown: Frame, kmemcg_id: int) -> list[Cache]:
 
 
 def slabs_rows(shown: Frame, cgroup_id: int) -> list[SlabsRow] | None:
-    """What child caches hold of a dying memcg; None when that is not known."""
+    """Slabs of a dying memcg in child caches; None when they are unknown."""
     cgroup = next((c for c in shown.snapshot.cgroups if c.id == cgroup_id), None)
     if cgroup is None or cgroup.child_slabs is None:
         return None

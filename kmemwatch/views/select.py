@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which rows of a view, in which order; wrong names and patterns are refused with what is valid."""
+"""Filters and sorts the rows of a view; refuses wrong names and patterns, and says which are valid."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from kmemwatch.views.tables import VIEWS, View
 
 @dataclass(frozen=True, slots=True)
 class RowSelection:
-    """What a person chose to see of a view."""
+    """The rows that a person asked for."""
 
     view: View[Any]
     sort: Field[Any]
     reverse: bool = False
-    """Against the usual order, which is text from A to Z and the largest number first."""
+    """Reversed order; the usual one is text from A to Z, and the largest number first."""
     pattern: Pattern | None = None
 
     def rows(self, shown: Frame) -> list[Any] | None:
-        """Rows of a frame, filtered and sorted; None when there cannot be any, see `View.missing`."""
+        """Rows of a frame, filtered and sorted; None when this kernel has none, see `View.missing`."""
         found = self.view.rows(shown)
         if found is None:
             return None
@@ -42,7 +42,7 @@ class RowSelection:
 
 
 def select(view: str, sort: str | None = None, regex: str | None = None) -> RowSelection:
-    """From the words of the command line; `sort` may begin with ``-`` to turn the order. Raises UsageError."""
+    """From the options of the command line; `sort` may begin with ``-`` to reverse the order. Raises UsageError."""
     chosen = find_view(view)
     key = sort if sort is not None else chosen.sort
     field = chosen.field(key.removeprefix("-"))
@@ -61,12 +61,12 @@ def find_view(name: str) -> View[Any]:
 
 
 def compile_filter(regex: str) -> Pattern:
-    """A regular expression that is searched in the name as the screen shows it. Raises UsageError."""
+    """A regular expression to search for in names as the screen shows them. Raises UsageError."""
     return compiled("--filter", regex)
 
 
 def sort_rows(found: Sequence[Any], field: Field[Any], reverse: bool) -> list[Any]:
-    """Sorted, stable; unknown values are last in either direction, for they are not the smallest."""
+    """Sorted, stable. Unknown values come last in either order: unknown is not the smallest."""
     get = field.get
     known, unknown = [], []
     for row in found:
@@ -80,7 +80,7 @@ def sort_rows(found: Sequence[Any], field: Field[Any], reverse: bool) -> list[An
 
 
 def check_scope(snapshot: Snapshot, scope: str | None) -> None:
-    """Refuse a cgroup that is not there. Raises UsageError."""
+    """Raises UsageError when there is no cgroup at or below `scope`."""
     if scope is not None and not any(is_within(c.path, scope) for c in snapshot.cgroups):
         raise UsageError(
             f"--cgroup: no memory cgroup {printable(scope)!r} on {printable(snapshot.host.hostname)}",

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from kmemwatch.model import ABSENT, MISSING, Cgroup, Snapshot
-from kmemwatch.shape import BYTES, BYTES_PER_S, COUNT, COUNT_PER_S, SECONDS, TEXT
+from kmemwatch.shape import BYTES, BYTES_PER_S, COUNT, COUNT_PER_S, SECONDS, TEXT, About
 from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
 from kmemwatch.views import rows
 from kmemwatch.views.derived import PER_MEMCG_ERAS, caches_per_root, dying
@@ -22,13 +22,13 @@ from kmemwatch.views.fields import (
     RECHARGE,
     SEPARATOR,
     Field,
-    by_key,
     cgroup_name,
     rate_human,
 )
 from kmemwatch.views.rates import move_key
 from kmemwatch.views.rows import CacheRow, CgroupRow, Frame, IdRow, RechargeRow, ZombieRow
 
+T = TypeVar("T")
 R = TypeVar("R")
 
 
@@ -36,16 +36,17 @@ R = TypeVar("R")
 class View(Generic[R]):
     name: str
     """``--view NAME``."""
-    letter: str
+    _: KW_ONLY
+    letter: str = ""
     """Key that opens it."""
-    help: str
+    help: str = ""
     """One sentence: what question it answers."""
     columns: tuple[Field[R], ...]
     """On the screen, from left to right; the first is the name and takes the room that is left."""
-    extra: tuple[Field[R], ...]
+    extra: tuple[Field[R], ...] = ()
     """Only in files and details."""
     sort: str
-    """Key of the field it is sorted by unless told otherwise."""
+    """Key of the field that it is sorted by at first."""
     rows: Callable[[Frame], Sequence[R] | None]
     """None: this kernel, or this source, does not have them; `missing` says why."""
     missing: Callable[[Snapshot], str]
@@ -73,6 +74,13 @@ class View(Generic[R]):
                 return field
         return None
 
+    def with_others(self, members: Mapping[str, Field[T]], part: Callable[[R], T], but: Collection[str]) -> View[R]:
+        """The same with all other `members` that have a title, without `but`: a new one needs no line in its view."""
+        known = {field.key for field in self.fields} | set(but)
+        return replace(
+            self, extra=self.extra + tuple(f.of(part) for f in members.values() if f.title and f.key not in known)
+        )
+
 
 def why_missing(snapshot: Snapshot, signals: Sequence[str]) -> str | None:
     """Reason that the probes give for a signal that is not measured."""
@@ -84,10 +92,6 @@ def why_missing(snapshot: Snapshot, signals: Sequence[str]) -> str | None:
 
 def _cgroup_text(cgroup: Cgroup) -> str:
     return cgroup_name(cgroup.id, cgroup.path)
-
-
-_cgroup, _crate, _cache, _alloc = by_key(CGROUP), by_key(CGROUP_RATES), by_key(CACHE), by_key(ALLOC_RATES)
-_id, _recharge = by_key(KMEMCG_ID), by_key(RECHARGE)
 
 
 def _of_cgroup(row: CgroupRow | ZombieRow) -> Cgroup:
@@ -106,14 +110,16 @@ def _top_live(row: CgroupRow) -> str:
 
 _TOP_LIVE = Field[CgroupRow](
     "top_live_cache",
-    "TOP CACHE",
-    TEXT,
-    "Slab cache with most of its own live bytes; - when it has none, ? when it may have objects that are older than"
-    " kmemwatch.",
+    About(
+        "Slab cache with most of its own live bytes; - when it has none, ? when it may have objects that are older than"
+        " kmemwatch.",
+        TEXT,
+        "TOP CACHE",
+        min_width=16,
+    ),
     lambda r: r.top_live_cache,
-    show=_top_live,
+    _top_live,
     rank=5,
-    min_width=16,
 )
 
 
@@ -121,53 +127,53 @@ def _columns(own: bool) -> tuple[Field[CgroupRow], ...]:
     """Of the view of cgroups: figures with their children and `own` ones; where not all fit, those wanted stay."""
     first, second = (8, 0) if own else (0, 8)
     return (
-        _cgroup["cgroup"].of(_of_cgroup),
-        _cgroup["state"].of(_of_cgroup, rank=5 if own else 1),
-        _cgroup["kernel_bytes"].of(_of_cgroup, rank=first),
-        _cgroup["slab_bytes"].of(_of_cgroup, rank=first + 6),
-        _cgroup["memory_bytes"].of(_of_cgroup, rank=4),
-        _crate["subtree_charged_bytes_per_s"].of(lambda r: r.rates, rank=first + 2),
-        _crate["subtree_uncharged_bytes_per_s"].of(lambda r: r.rates, rank=first + 7),
-        _crate["subtree_allocations_per_s"].of(lambda r: r.rates, rank=first + 1),
-        _cgroup["own_kernel_bytes"].of(_of_cgroup, rank=second),
-        _cgroup["own_slab_bytes"].of(_of_cgroup, rank=second + 6),
-        _crate["charged_bytes_per_s"].of(lambda r: r.rates, rank=second + 2),
-        _crate["uncharged_bytes_per_s"].of(lambda r: r.rates, rank=second + 7),
-        _alloc["allocations_per_s"].of(lambda r: r.rates.alloc, rank=second + 1, title="OWN ALLOC/s"),
-        _crate["top_cache"].of(lambda r: r.rates, rank=3),
+        CGROUP["cgroup"].of(_of_cgroup),
+        CGROUP["state"].of(_of_cgroup, rank=5 if own else 1),
+        CGROUP["kernel_bytes"].of(_of_cgroup, rank=first),
+        CGROUP["slab_bytes"].of(_of_cgroup, rank=first + 6),
+        CGROUP["memory_bytes"].of(_of_cgroup, rank=4),
+        CGROUP_RATES["subtree_charged_bytes_per_s"].of(lambda r: r.rates, rank=first + 2),
+        CGROUP_RATES["subtree_uncharged_bytes_per_s"].of(lambda r: r.rates, rank=first + 7),
+        CGROUP_RATES["subtree_allocations_per_s"].of(lambda r: r.rates, rank=first + 1),
+        CGROUP["own_kernel_bytes"].of(_of_cgroup, rank=second),
+        CGROUP["own_slab_bytes"].of(_of_cgroup, rank=second + 6),
+        CGROUP_RATES["charged_bytes_per_s"].of(lambda r: r.rates, rank=second + 2),
+        CGROUP_RATES["uncharged_bytes_per_s"].of(lambda r: r.rates, rank=second + 7),
+        ALLOC_RATES["allocations_per_s"].of(lambda r: r.rates.alloc, rank=second + 1, title="OWN ALLOC/s"),
+        CGROUP_RATES["top_cache"].of(lambda r: r.rates, rank=3),
         _TOP_LIVE,
     )
 
 
-CGROUPS: View[CgroupRow] = View(
+CGROUPS = View[CgroupRow](
     "cgroups",
-    "g",
-    "Which cgroups hold kernel memory, and how fast does it grow?",
-    _columns(own=False),
-    (
-        _cgroup["cgroup_id"].of(_of_cgroup),
-        _cgroup["parent_id"].of(_of_cgroup),
-        _cgroup["dying_children"].of(_of_cgroup),
-        _cgroup["kmemcg_id"].of(_of_cgroup),
-        _cgroup["online_at"].of(_of_cgroup),
-        _cgroup["offline_at"].of(_of_cgroup),
-        _cgroup["charged_bytes_total"].of(_of_cgroup),
-        _cgroup["uncharged_bytes_total"].of(_of_cgroup),
-        _cgroup["subtree_charged_bytes_total"].of(_of_cgroup),
-        _cgroup["subtree_uncharged_bytes_total"].of(_of_cgroup),
-        _cgroup["subtree_allocations_total"].of(_of_cgroup),
-        _crate["kernel_growth_bytes_per_s"].of(lambda r: r.rates),
-        _alloc["frees_per_s"].of(lambda r: r.rates.alloc, title="OWN FREE/s"),
-        _alloc["allocated_bytes_per_s"].of(lambda r: r.rates.alloc, title="OWN ALLOC B/s"),
+    letter="g",
+    help="Which cgroups hold kernel memory, and how fast does it grow?",
+    columns=_columns(own=False),
+    extra=(
+        CGROUP["cgroup_id"].of(_of_cgroup),
+        CGROUP["parent_id"].of(_of_cgroup),
+        CGROUP["dying_children"].of(_of_cgroup),
+        CGROUP["kmemcg_id"].of(_of_cgroup),
+        CGROUP["online_at"].of(_of_cgroup),
+        CGROUP["offline_at"].of(_of_cgroup),
+        CGROUP["charged_bytes_total"].of(_of_cgroup),
+        CGROUP["uncharged_bytes_total"].of(_of_cgroup),
+        CGROUP["subtree_charged_bytes_total"].of(_of_cgroup),
+        CGROUP["subtree_uncharged_bytes_total"].of(_of_cgroup),
+        CGROUP["subtree_allocations_total"].of(_of_cgroup),
+        CGROUP_RATES["kernel_growth_bytes_per_s"].of(lambda r: r.rates),
+        ALLOC_RATES["frees_per_s"].of(lambda r: r.rates.alloc, title="OWN FREE/s"),
+        ALLOC_RATES["allocated_bytes_per_s"].of(lambda r: r.rates.alloc, title="OWN ALLOC B/s"),
     ),
-    "kernel_bytes",
-    rows.cgroup_rows,
-    _no_cgroups,
-    lambda r: _cgroup_text(r.cgroup),
-    lambda r: r.cgroup.id,
-    "no cgroups",
+    sort="kernel_bytes",
+    rows=rows.cgroup_rows,
+    missing=_no_cgroups,
+    label=lambda r: _cgroup_text(r.cgroup),
+    identity=lambda r: r.cgroup.id,
+    empty="no cgroups",
     summary=lambda _: "figures with child cgroups; without: OWN, ALLOCATED FROM, TOP CACHE",
-)
+).with_others(CGROUP, _of_cgroup, but=("references",))
 CGROUPS_OWN = replace(
     CGROUPS,
     columns=_columns(own=True),
@@ -183,59 +189,63 @@ def _top_cgroup(row: CacheRow) -> str:
     return UNKNOWN if row.rates.allocations_per_s is None else NOTHING
 
 
-CACHES: View[CacheRow] = View(
+CACHES = View[CacheRow](
     "caches",
-    "c",
-    "Which slab caches hold memory, which are allocated from, how fast, and by whom?",
-    (
-        _cache["cache"].of(lambda r: r.cache),
-        _cache["slab_bytes"].of(lambda r: r.cache),
-        _alloc["allocations_per_s"].of(lambda r: r.rates),
-        _alloc["frees_per_s"].of(lambda r: r.rates, rank=1),
-        _alloc["allocated_bytes_per_s"].of(lambda r: r.rates),
+    letter="c",
+    help="Which slab caches hold memory, which are allocated from, how fast, and by whom?",
+    columns=(
+        CACHE["cache"].of(lambda r: r.cache),
+        CACHE["slab_bytes"].of(lambda r: r.cache),
+        ALLOC_RATES["allocations_per_s"].of(lambda r: r.rates),
+        ALLOC_RATES["frees_per_s"].of(lambda r: r.rates, rank=1),
+        ALLOC_RATES["allocated_bytes_per_s"].of(lambda r: r.rates),
         Field(
             "growth_bytes_per_s",
-            "GROWTH/s",
-            BYTES_PER_S,
-            "Change of SIZE in bytes per second; below a cgroup, bytes of objects allocated less objects freed.",
+            About(
+                "Change of SIZE in bytes per second; below a cgroup, bytes of objects allocated less objects freed.",
+                BYTES_PER_S,
+                "GROWTH/s",
+            ),
             lambda r: r.growth_bytes_per_s,
             rank=2,
         ),
         Field(
             "copies",
-            "COPIES",
-            COUNT,
-            "Child caches of memcgs, whose slabs are part of SIZE; - on kernels that have none.",
+            About(
+                "Child caches of memcgs, whose slabs are part of SIZE; - on kernels that have none.", COUNT, "COPIES"
+            ),
             lambda r: r.copies,
-            show=lambda r: NOTHING if r.copies is None else str(r.copies),
+            lambda r: NOTHING if r.copies is None else str(r.copies),
             rank=3,
         ),
-        _cache["object_bytes"].of(lambda r: r.cache, rank=5),
+        CACHE["object_bytes"].of(lambda r: r.cache, rank=5),
         Field(
             "top_cgroup",
-            "ALLOCATED BY",
-            TEXT,
-            "Cgroup that allocated the most bytes in it in the last interval, even if they were freed at once; - when"
-            " nobody did.",
+            About(
+                "Cgroup that allocated the most bytes in it in the last interval, even if they were freed at once; -"
+                " when nobody did.",
+                TEXT,
+                "ALLOCATED BY",
+                min_width=20,
+            ),
             lambda r: r.top_cgroup,
-            show=_top_cgroup,
+            _top_cgroup,
             rank=4,
-            min_width=20,
         ),
     ),
-    (
-        _cache["id"].of(lambda r: r.cache),
-        _cache["allocations_total"].of(lambda r: r.cache),
-        _cache["frees_total"].of(lambda r: r.cache),
-        _cache["allocated_bytes_total"].of(lambda r: r.cache),
+    extra=(
+        CACHE["id"].of(lambda r: r.cache),
+        CACHE["allocations_total"].of(lambda r: r.cache),
+        CACHE["frees_total"].of(lambda r: r.cache),
+        CACHE["allocated_bytes_total"].of(lambda r: r.cache),
     ),
-    "slab_bytes",
-    rows.cache_rows,
-    lambda s: why_missing(s, ("alloc",)) or "no slab cache was seen",
-    lambda r: _cache["cache"].text(r.cache),
-    lambda r: (r.cache.name, r.cache.id),
-    "no allocation was seen yet",
-)
+    sort="slab_bytes",
+    rows=rows.cache_rows,
+    missing=lambda s: why_missing(s, ("alloc",)) or "no slab cache was seen",
+    label=lambda r: CACHE["cache"].text(r.cache),
+    identity=lambda r: (r.cache.name, r.cache.id),
+    empty="no allocation was seen yet",
+).with_others(CACHE, lambda r: r.cache, but=("root", "kmemcg_id"))
 
 
 def pinned_by(row: ZombieRow) -> str:
@@ -289,70 +299,70 @@ def _no_zombies(snapshot: Snapshot) -> str:
 
 ZOMBIES: View[ZombieRow] = View(
     "zombies",
-    "z",
-    "Which removed cgroups does the kernel still keep, for how long, and what pins them?",
-    (
-        _cgroup["cgroup"].of(_of_cgroup),
+    letter="z",
+    help="Which removed cgroups does the kernel still keep, for how long, and what pins them?",
+    columns=(
+        CGROUP["cgroup"].of(_of_cgroup),
         Field(
             "age_at_least_s",
-            "AGE",
-            SECONDS,
-            "Time since it was removed; with > it died before kmemwatch was attached, and is older than this.",
+            About(
+                "Time since it was removed; with > it died before kmemwatch was attached, and is older than this.",
+                SECONDS,
+                "AGE",
+                min_width=7,
+            ),
             lambda r: r.age_s,
-            show=_age_text,
-            min_width=7,
+            _age_text,
         ),
-        _cgroup["memory_bytes"].of(_of_cgroup, rank=1),
-        _cgroup["references"].of(_of_cgroup, rank=2),
+        CGROUP["memory_bytes"].of(_of_cgroup, rank=1),
+        CGROUP["references"].of(_of_cgroup, rank=2),
         Field(
             "pins",
-            "PINNED BY",
-            TEXT,
-            "Kinds of memory that are still charged to it, in bytes, largest first, and its dying children by name;"
-            " where there is no memory, other references as well.",
+            About(
+                "Kinds of memory that are still charged to it, in bytes, largest first, and its dying children by name;"
+                " where there is no memory, other references as well.",
+                TEXT,
+                "PINNED BY",
+                min_width=30,
+            ),
             lambda r: _pins_exact(r.cgroup.pins),
-            show=pinned_by,
-            min_width=30,
+            pinned_by,
         ),
     ),
-    (
+    extra=(
         Field(
             "age_s",
-            "EXACT AGE",
-            SECONDS,
-            "Time since it was removed; unknown when it died before kmemwatch was attached.",
+            About(
+                "Time since it was removed; unknown when it died before kmemwatch was attached.", SECONDS, "EXACT AGE"
+            ),
             lambda r: r.age_s if r.age_is_exact else None,
         ),
-        _cgroup["cgroup_id"].of(_of_cgroup),
-        _cgroup["parent_id"].of(_of_cgroup),
-        _cgroup["dying_children"].of(_of_cgroup),
-        _cgroup["kmemcg_id"].of(_of_cgroup),
-        _cgroup["online_at"].of(_of_cgroup),
-        _cgroup["offline_at"].of(_of_cgroup),
-        _cgroup["kernel_bytes"].of(_of_cgroup),
-        _cgroup["slab_bytes"].of(_of_cgroup),
+        CGROUP["cgroup_id"].of(_of_cgroup),
+        CGROUP["parent_id"].of(_of_cgroup),
+        CGROUP["dying_children"].of(_of_cgroup),
+        CGROUP["kmemcg_id"].of(_of_cgroup),
+        CGROUP["online_at"].of(_of_cgroup),
+        CGROUP["offline_at"].of(_of_cgroup),
+        CGROUP["kernel_bytes"].of(_of_cgroup),
+        CGROUP["slab_bytes"].of(_of_cgroup),
         Field(
             "child_caches",
-            "CHILD CACHES",
-            COUNT,
-            "Child caches that hold slabs of it; unknown on kernels that have none.",
+            About("Child caches that hold slabs of it; unknown on kernels that have none.", COUNT, "CHILD CACHES"),
             lambda r: None if r.cgroup.child_slabs is None else len(r.cgroup.child_slabs),
         ),
         Field(
             "child_slab_bytes",
-            "CHILD SLABS",
-            BYTES,
-            "Bytes of these slabs.",
+            About("Bytes of these slabs.", BYTES, "CHILD SLABS"),
             lambda r: None if r.cgroup.child_slabs is None else sum(s.slab_bytes for s in r.cgroup.child_slabs),
         ),
     ),
-    "memory_bytes",
-    rows.zombie_rows,
-    _no_zombies,
-    lambda r: _cgroup_text(r.cgroup),
-    lambda r: r.cgroup.id,
-    "no dying cgroups: nothing pins a removed one",
-    _zombie_note,
+    sort="memory_bytes",
+    rows=rows.zombie_rows,
+    missing=_no_zombies,
+    label=lambda r: _cgroup_text(r.cgroup),
+    identity=lambda r: r.cgroup.id,
+    empty="no dying cgroups: nothing pins a removed one",
+    note=_zombie_note,
 )
 
 
@@ -408,96 +418,88 @@ def _state_text(row: IdRow) -> str:
 
 IDS: View[IdRow] = View(
     "ids",
-    "i",
-    "Which memcg has which kmemcg_id, who had it before, and how many caches belong to it?",
-    (
+    letter="i",
+    help="Which memcg has which kmemcg_id, who had it before, and how many caches belong to it?",
+    columns=(
         Field(
             "cgroup",
-            "CGROUP",
-            TEXT,
-            "Memcg that has the id now; - when nobody has it.",
+            About("Memcg that has the id now; - when nobody has it.", TEXT, "CGROUP", min_width=20),
             lambda r: r.cgroup,
-            min_width=20,
         ),
-        Field("state", "STATE", TEXT, "State of that memcg.", lambda r: r.state, show=_state_text, min_width=6, rank=1),
-        _id["kmemcg_id"].of(lambda r: r.id),
+        Field(
+            "state", About("State of that memcg.", TEXT, "STATE", min_width=6), lambda r: r.state, _state_text, rank=1
+        ),
+        KMEMCG_ID["kmemcg_id"].of(lambda r: r.id),
         Field(
             "age_s",
-            "AGE",
-            SECONDS,
-            "Time since that memcg got it, or the last gave it back; ? when that was before kmemwatch was attached.",
+            About(
+                "Time since that memcg got it, or the last gave it back; ? when that was before kmemwatch was"
+                " attached.",
+                SECONDS,
+                "AGE",
+            ),
             lambda r: r.age_s,
             rank=2,
         ),
-        _id["child_caches"].of(lambda r: r.id),
-        _id["slab_bytes"].of(lambda r: r.id, rank=1),
-        _id["reuses"].of(lambda r: r.id, rank=4),
+        KMEMCG_ID["child_caches"].of(lambda r: r.id),
+        KMEMCG_ID["slab_bytes"].of(lambda r: r.id, rank=1),
+        KMEMCG_ID["reuses"].of(lambda r: r.id, rank=4),
         Field(
             "previous",
-            "PREVIOUS",
-            TEXT,
-            "Memcg that had it before; - when kmemwatch saw none.",
+            About("Memcg that had it before; - when kmemwatch saw none.", TEXT, "PREVIOUS", min_width=20),
             lambda r: r.previous,
-            min_width=20,
             rank=3,
         ),
     ),
-    (
-        _id["cgroup_id"].of(lambda r: r.id),
-        _id["since"].of(lambda r: r.id),
-        _id["previous_owners"].of(lambda r: r.id),
+    extra=(
+        KMEMCG_ID["cgroup_id"].of(lambda r: r.id),
+        KMEMCG_ID["since"].of(lambda r: r.id),
+        KMEMCG_ID["previous_owners"].of(lambda r: r.id),
     ),
-    "slab_bytes",
-    rows.id_rows,
-    _no_ids,
-    lambda r: f"{printable(r.cgroup)} (kmemcg_id {r.id.kmemcg_id})",
-    lambda r: r.id.kmemcg_id,
-    "no ids are in use",
+    sort="slab_bytes",
+    rows=rows.id_rows,
+    missing=_no_ids,
+    label=lambda r: f"{printable(r.cgroup)} (kmemcg_id {r.id.kmemcg_id})",
+    identity=lambda r: r.id.kmemcg_id,
+    empty="no ids are in use",
     summary=_ids_summary,
 )
 
 RECHARGES: View[RechargeRow] = View(
     "recharges",
-    "r",
-    "Which slabs moved from one memcg to another, and how often?",
-    (
-        _recharge["cache"].of(lambda r: r.pair),
-        _recharge["kmemcg_id"].of(lambda r: r.pair, rank=4),
+    letter="r",
+    help="Which slabs moved from one memcg to another, and how often?",
+    columns=(
+        RECHARGE["cache"].of(lambda r: r.pair),
+        RECHARGE["kmemcg_id"].of(lambda r: r.pair, rank=4),
         Field(
             "from_cgroup",
-            "FROM",
-            TEXT,
-            "Memcg that the slabs were charged to; (nobody) when they were charged to none.",
+            About(
+                "Memcg that the slabs were charged to; (nobody) when they were charged to none.",
+                TEXT,
+                "FROM",
+                min_width=20,
+            ),
             lambda r: r.source,
-            min_width=20,
         ),
-        _recharge["from_state"].of(lambda r: r.pair, rank=2),
-        Field(
-            "to_cgroup",
-            "TO",
-            TEXT,
-            "Memcg that took them over.",
-            lambda r: r.target,
-            min_width=20,
-        ),
-        _recharge["recharges_total"].of(lambda r: r.pair),
+        RECHARGE["from_state"].of(lambda r: r.pair, rank=2),
+        Field("to_cgroup", About("Memcg that took them over.", TEXT, "TO", min_width=20), lambda r: r.target),
+        RECHARGE["recharges_total"].of(lambda r: r.pair),
         Field(
             "recharges_per_s",
-            "SLABS/s",
-            COUNT_PER_S,
-            "Slabs moved per second.",
+            About("Slabs moved per second.", COUNT_PER_S, "SLABS/s"),
             lambda r: r.recharges_per_s,
             rank=3,
         ),
-        _recharge["recharged_bytes_total"].of(lambda r: r.pair, rank=1),
+        RECHARGE["recharged_bytes_total"].of(lambda r: r.pair, rank=1),
     ),
-    (_recharge["from_cgroup_id"].of(lambda r: r.pair), _recharge["to_cgroup_id"].of(lambda r: r.pair)),
-    "recharges_total",
-    rows.recharge_rows,
-    _no_recharges,
-    lambda r: f"{_recharge['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
-    lambda r: move_key(r.pair),
-    "no slab was recharged yet",
+    extra=(RECHARGE["from_cgroup_id"].of(lambda r: r.pair), RECHARGE["to_cgroup_id"].of(lambda r: r.pair)),
+    sort="recharges_total",
+    rows=rows.recharge_rows,
+    missing=_no_recharges,
+    label=lambda r: f"{RECHARGE['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
+    identity=lambda r: move_key(r.pair),
+    empty="no slab was recharged yet",
     summary=_recharges_summary,
 )
 

@@ -22,7 +22,7 @@ GAP, WIDE_GAP = 1, 2
 """Cells between columns: two where every column fits with them."""
 _NAME_AT_LEAST = 10
 _LONG = 20
-"""A text column that wide holds paths or lists, and uses more room if there is some."""
+"""A text column of that width holds paths or lists, and gets more room if there is some."""
 _TIMED = dict(zip(LATENCY_KINDS, ("allocation", "with a check", "check"), strict=True))
 
 
@@ -32,11 +32,11 @@ class FittedColumn:
     cells: int
 
     def header(self, mark: str = "") -> str:
-        """Title, padded; `mark` tells that the table is sorted by it."""
+        """Title, padded; `mark` shows that the table is sorted by it."""
         return fit(self.field.title + mark, self.cells, right=not self.field.is_text)
 
     def cell(self, row: Any) -> str:
-        """One cell, padded or cut: paths lose their beginning, lists their end."""
+        """One cell, padded or cut: a path loses its beginning, other text its end."""
         text = self.field.text(row)
         return fit(text, self.cells, right=not self.field.is_text, keep_tail="/" in text)
 
@@ -58,13 +58,13 @@ class Layout:
 
 
 def layout(view: View[Any], cells: int) -> Layout:
-    """Columns of a view that fit; those with the highest rank go first, long texts share what is left."""
+    """Columns of a view that fit. The highest rank is dropped first; long texts share the room that is left."""
     fields = list(view.columns)
     gap = WIDE_GAP if _needed(fields, WIDE_GAP) <= cells else GAP
     while len(fields) > 1 and _needed(fields, gap) > cells and (least := max(fields, key=lambda f: f.rank)).rank > 0:
         fields.remove(least)
     while len(fields) > 1 and _needed(fields, gap, _NAME_AT_LEAST) > cells:
-        fields.pop()  # narrower than any terminal we know: better fewer columns than broken ones
+        fields.pop()  # narrower than any real terminal: fewer columns are better than broken ones
     spare = cells - _needed(fields, gap)
     widths = [f.width for f in fields]
     if spare < 0:
@@ -75,7 +75,7 @@ def layout(view: View[Any], cells: int) -> Layout:
 
 
 def natural_layout(view: View[Any], found: Sequence[Any]) -> Layout:
-    """All columns, as wide as what is in them: for files and pipes, where nothing may be cut."""
+    """All columns, as wide as their contents: for files and pipes, where nothing may be cut."""
     columns = [FittedColumn(f, max([width(f.title), *(width(f.text(row)) for row in found)])) for f in view.columns]
     return Layout(tuple(columns), WIDE_GAP)
 
@@ -86,19 +86,19 @@ def _needed(fields: Sequence[Field[Any]], gap: int, name_at_most: int = 1 << 30)
 
 
 def _share(fields: Sequence[Field[Any]], widths: list[int], spare: int) -> None:
-    """Give spare cells to the texts that can be long, the name first; nobody gets more than is of use."""
-    long_texts = [n for n, f in enumerate(fields) if n == 0 or (f.is_text and f.min_width >= _LONG)]
+    """Give spare cells to long texts, the name first, up to their maximum width."""
+    long_texts = [n for n, f in enumerate(fields) if n == 0 or (f.is_text and f.about.min_width >= _LONG)]
     for turn, place in enumerate(long_texts):
-        most = fields[place].max_width or 1 << 30
+        most = fields[place].about.max_width or 1 << 30
         extra = min(spare // (len(long_texts) - turn), max(0, most - widths[place]))
         widths[place] += extra
         spare -= extra
-    if not fields[0].max_width:
+    if not fields[0].about.max_width:
         widths[0] += spare
 
 
 def summary(shown: Frame) -> str:
-    """Totals: how many memcgs, how much kernel memory, what was lost."""
+    """Totals: memcgs, kernel memory, losses."""
     snapshot = shown.snapshot
     online, dying = count_human(derived.online_count(snapshot)), count_human(derived.dying_count(snapshot))
     parts = [
@@ -111,7 +111,7 @@ def summary(shown: Frame) -> str:
 
 
 def timed(snapshot: Snapshot) -> Iterator[str]:
-    """What an allocation takes, and a recharge check, since the start; nothing unless they are timed."""
+    """Mean time of an allocation and of a recharge check since the start; nothing unless they are timed."""
     means = derived.mean_latency_ns(snapshot)
     if means is None:
         return
@@ -125,7 +125,7 @@ def kernel_bytes(shown: Frame) -> int | None:
 
 
 def heading(snapshot: Snapshot, title: str) -> str:
-    """Which host, which kernel, when."""
+    """Host, kernel, and how long kmemwatch is attached."""
     return SEPARATOR.join(
         (
             f"kmemwatch {printable(snapshot.host.hostname)}",
@@ -139,7 +139,7 @@ def heading(snapshot: Snapshot, title: str) -> str:
 def table(shown: Frame, selection: RowSelection, cells: int | None, *, title: str) -> str:
     """Heading, totals and the table; ends with a newline.
 
-    Lines are cut to `cells`; None: every column, and nothing is cut.
+    Lines have at most `cells` cells; None: all columns, and nothing is cut.
     """
     lines = [heading(shown.snapshot, title), summary(shown)]
     view = selection.view
@@ -161,7 +161,7 @@ def table(shown: Frame, selection: RowSelection, cells: int | None, *, title: st
 
 
 def _wrap(text: str, cells: int | None) -> list[str]:
-    """Lines of at most `cells` cells; what cannot be broken at a space is cut."""
+    """Lines of at most `cells` cells, broken at spaces; a longer word is cut."""
     if cells is None or width(text) <= cells:
         return [text]
     return [fit(line, cells).rstrip() for line in textwrap.wrap(text, cells, break_long_words=False)]

@@ -25,11 +25,11 @@ from prometheus_client.registry import Collector
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.folding import OTHER
 from kmemwatch.exporter.formats import to_metric, write_text
+from kmemwatch.exporter.metrics import label
 from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.exporter.selection import ALL, SeriesSelection
 from kmemwatch.exporter.series import DelayHistogram, Family, SeriesBuilder
 from kmemwatch.model import DYING, ONLINE, RELEASED, Cache, Cgroup, Pair, Snapshot
-from kmemwatch.views.fields import label
 from tests.unit import fakes, strategies
 
 parse_text: Callable[[str], Iterable[Any]] = text_parser.text_string_to_metric_families

@@ -176,14 +176,14 @@ def test_what_a_cgroup_consists_of_changes_when_it_dies() -> None:
     async def test(person: Person) -> None:
         await person.press("enter")
         assert any(line.strip().startswith("its caches: ") for line in lines(app))
-        app.post_message(app.Told(later(6, state=DYING, child_slabs=None)))
+        app.post_message(app.Polled(later(6, state=DYING, child_slabs=None)))
         await person.pause()
         assert any(line.strip().startswith("its caches: ") for line in lines(app))
-        app.post_message(app.Told(later(9, state=DYING, child_slabs=held)))
+        app.post_message(app.Polled(later(9, state=DYING, child_slabs=held)))
         await person.pause()
         assert any(line.strip() == "child caches that hold its slabs: 2" for line in lines(app))
         assert [line.split()[0] for line in table_lines(app)[1:3]] == ["dentry(3)", "inode_cache(3)"]
-        app.post_message(app.Told(later(12, state=DYING, child_slabs=())))
+        app.post_message(app.Polled(later(12, state=DYING, child_slabs=())))
         await person.pause()
         assert any(line.strip() == "child caches that hold its slabs: 0" for line in lines(app))
         assert any("no child cache holds a slab of it" in line for line in lines(app))
@@ -216,7 +216,7 @@ def test_pause_keeps_the_screen_and_shows_the_latest_afterwards(app: TopApp) -> 
     async def test(person: Person) -> None:
         await person.press("c", "space")
         before = table_lines(app)
-        app.post_message(app.Told(refreshed(fakes.lossy, 60)))
+        app.post_message(app.Polled(refreshed(fakes.lossy, 60)))
         await person.pause()
         assert table_lines(app) == before
         assert "PAUSED" in lines(app)[1]
@@ -248,7 +248,7 @@ def test_the_cursor_stays_on_its_row_while_others_move(app: TopApp) -> None:
         cgroups = tuple(structs.replace(c, kernel_bytes=0) if c.id == 2101 else c for c in snapshot.cgroups)
         update = refreshed(fakes.sample, 6)
         update = replace(update, frame=replace(update.frame, snapshot=structs.replace(snapshot, cgroups=cgroups)))
-        app.post_message(app.Told(update))
+        app.post_message(app.Polled(update))
         await person.pause()
         await person.press("enter")
         assert "cri-ctr-0b71" in lines(app)[0]
@@ -309,7 +309,7 @@ def test_details_stay_up_to_date_and_survive_the_end_of_their_row(app: TopApp) -
         gone = tuple(structs.replace(c, state=RELEASED) if c.id == 4002 else c for c in later.cgroups)
         update = refreshed(fakes.sample, 6)
         update = replace(update, frame=replace(update.frame, snapshot=structs.replace(later, cgroups=gone)))
-        app.post_message(app.Told(update))
+        app.post_message(app.Polled(update))
         await person.pause()
         assert "gone: these are its last figures" in lines(app)[0]
         assert "310.0M" in "\n".join(lines(app))
@@ -408,10 +408,10 @@ def test_iterations_end_it() -> None:
     app = TopApp(poller, select("cgroups"), refreshes=2)
 
     async def test(person: Person) -> None:
-        app.post_message(app.Told(Refreshed(replace(refreshed(fakes.sample).frame), "live", None)))
+        app.post_message(app.Polled(Refreshed(replace(refreshed(fakes.sample).frame), "live", None)))
         await person.pause()
         assert not app._exit
-        app.post_message(app.Told(refreshed(fakes.sample, 6)))
+        app.post_message(app.Polled(refreshed(fakes.sample, 6)))
         await person.pause()
         assert app._exit
 
@@ -525,7 +525,7 @@ def test_a_cat_on_the_keyboard(make: object) -> None:
     async def test(person: Person) -> None:
         for number, key in enumerate(words()):
             await person.press(key)
-            app.post_message(app.Told(refreshed(make, 3 * number + 3)))
+            app.post_message(app.Polled(refreshed(make, 3 * number + 3)))
         await person.pause()
 
     drive(app, test)
@@ -539,10 +539,10 @@ def test_refreshes_at_any_moment_of_opening_closing_and_ending() -> None:
         for number, key in enumerate(["enter", "escape", "h", "escape", "z", "enter", "escape"]):
             app.post_message(key_event(key))
             for step in range(4):  # in between, not after: nobody waits for the screen
-                app.post_message(app.Told(refreshed(fakes.sample, 6 + 12 * number + 3 * step)))
+                app.post_message(app.Polled(refreshed(fakes.sample, 6 + 12 * number + 3 * step)))
                 await asyncio.sleep(0)
         await person.press("q")
-        app.post_message(app.Told(refreshed(fakes.sample, 900)))
+        app.post_message(app.Polled(refreshed(fakes.sample, 900)))
 
     drive(app, test)
     assert app.failure is None

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
 from kmemwatch.views.rates import NO_RATES, AllocRates, per_second, rates, same_run
@@ -89,9 +87,7 @@ def test_every_row_has_rates_and_counters_are_never_negative(before: Snapshot, l
     assert set(found.pairs) == {(p.cgroup_id, p.cache, p.cache_id) for p in later.pairs}
     every = [*found.caches.values(), *found.pairs.values(), *(c.alloc for c in found.cgroups.values())]
     for rate in every:
-        for field in fields(rate):
-            value = getattr(rate, field.name)
-            assert value is None or value >= 0
+        assert all(value is None or value >= 0 for value in asdict(rate).values())
     for cgroup in found.cgroups.values():
         assert cgroup.charged_bytes_per_s is None or cgroup.charged_bytes_per_s >= 0
 
