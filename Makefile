@@ -18,7 +18,7 @@ ARGS ?=
 KERNELS ?= all
 
 .PHONY: help setup setup-test top test test-unit test-live test-e2e test-load test-lab lab-kernels lab-facts lab-results lab-reports \
-	bench dashboards deb lint clean
+	bench dashboards docs deb lint clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
@@ -56,6 +56,9 @@ test-load: setup-test ## load and faults for minutes, with figures (docs/running
 dashboards: setup-test ## write dashboards/*.json from their source, and draw docs/dashboards/*.png from what the tests see
 	$(BIN)/python -m dashboards
 	KMEMWATCH_PICTURES=$(CURDIR)/docs/dashboards $(PYTEST) tests/e2e -k draw
+
+docs: setup-test ## write the reference tables of docs/interfaces.md from the source
+	$(BIN)/python -m tests.docs_tables
 
 test-lab: setup-test ## boot KERNELS (a list; all of them) in QEMU and run the live tests in them
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
