@@ -18,8 +18,7 @@ from kmemwatch.churn.lives import BY_NAME, ChurnOptions, Mix, mix_text, parse_mi
 from kmemwatch.churn.results import FAILURES, MEMORY, SIGNAL, ChurnReport
 from kmemwatch.churn.runner import churn
 from kmemwatch.cli.options import Seconds
-from kmemwatch.cli.stopping import Terminated
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.process import Terminated, say
 from kmemwatch.errors import KmemwatchError, UsageError
 
 CGROUPS, OBJECTS, DEAD = 100, 100, 1000

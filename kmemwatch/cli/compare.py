@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import click
 
 from kmemwatch.cli.options import FloatParam, Seconds
-from kmemwatch.cli.streams import say, say_over
+from kmemwatch.cli.process import say, say_over
 from kmemwatch.compare.comparison import Comparison, compare
 from kmemwatch.compare.html import to_html
 from kmemwatch.compare.measure import DaemonWatch, read_recording, run_all, watch

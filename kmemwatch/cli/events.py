@@ -11,8 +11,7 @@ from contextlib import closing
 import click
 
 from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
-from kmemwatch.cli.stopping import until_stopped
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.process import say, until_stopped
 from kmemwatch.feeds.feed import Feed
 from kmemwatch.model import Event
 

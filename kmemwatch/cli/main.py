@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Entry point: finds the command, and turns whatever comes out of it into text and an exit code.
+"""Entry point: finds the command, and turns its result or exception into text and an exit code.
 
-Commands raise; nothing below this module prints an error or calls `sys.exit`. Exit codes: 0 it worked,
-1 it failed, 2 wrong usage, 3 this kernel or these privileges cannot do it, 128+N ended by signal N
-(only commands that were not done; those that run until told to stop end with 0, see `stopping.until_stopped`).
+Commands raise exceptions; nothing below this module prints an error or calls `sys.exit`. Exit codes: 0 it worked,
+1 it failed, 2 wrong usage, 3 this kernel or these privileges cannot do it, 128+N signal N ended it early. Commands that
+run until a signal comes end with 0, see `process.until_stopped`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import click
 
 from kmemwatch import __version__
 from kmemwatch.cacheids import without_addresses
-from kmemwatch.cli import streams
-from kmemwatch.cli.stopping import Terminated, raise_on_termination
+from kmemwatch.cli import process
+from kmemwatch.cli.process import Terminated, raise_on_termination
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError, shortage_of
 
 DEBUG_VARIABLE = "KMEMWATCH_DEBUG"
@@ -36,14 +36,14 @@ COMMANDS = {
     "churn": "Make cgroups that die and leave kernel memory behind.",
     "doctor": "Say what this kernel can tell, what not, and why.",
 }
-"""Name -> one-line help. The module is ``kmemwatch.cli.NAME``, imported only when the command is used."""
+"""Name -> one-line help. Its module is ``kmemwatch.cli.NAME``, which `CommandGroup` imports only when it is used."""
 
 
-class Program(click.Group):
-    """A group that knows its commands from a table, so `--help` loads none of them."""
+class CommandGroup(click.Group):
+    """Finds commands by `COMMANDS`, so `--help` imports none of them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # click's own way to say this has another exit code, and another exception, with every version.
+        # click itself ends with another exit code and another exception in each of its versions.
         if not args and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(UsageError.exit_code)
@@ -67,21 +67,21 @@ class Program(click.Group):
         """Run, report, and raise SystemExit with the exit code."""
         extra.update(prog_name=extra.get("prog_name") or "kmemwatch", standalone_mode=False)
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 must not end us
+            sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not be an error
         try:
             with raise_on_termination():
                 result = super().main(*args, **extra)
-                sys.stdout.flush()  # a reader that went away must be noticed here, not at interpreter exit
+                sys.stdout.flush()  # a closed pipe must raise here, not at interpreter exit
             code = result if isinstance(result, int) else 0
         except BaseException as exc:  # noqa: BLE001 - the one boundary: everything becomes text and an exit code
             code = report(exc)
-        streams.finish()
+        process.finish()
         sys.exit(code)
 
 
 @click.group(
     name="kmemwatch",
-    cls=Program,
+    cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with: sudo kmemwatch top. Without root: kmemwatch top --replay demo",
 )
@@ -92,36 +92,36 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Console script."""
-    streams.prepare()
+    process.prepare()
     cli.main()
 
 
 def report(exc: BaseException) -> int:
-    """Say on stderr what went wrong, at most one line and a hint; return the exit code."""
+    """Write one line and a hint to standard error; return the exit code."""
     cause = exc.__cause__ if isinstance(exc, click.Abort) and exc.__cause__ else exc
     if isinstance(cause, SystemExit):
-        if cause.code == 1 and streams.reader_is_gone():  # click makes this of a broken pipe; nobody else exits so
+        if cause.code == 1 and process.reader_is_gone():  # click exits so on a broken pipe; nothing else does
             return 0
         return cause.code if isinstance(cause.code, int) else int(cause.code is not None)
     if isinstance(cause, KeyboardInterrupt):
         return 128 + (cause.signum if isinstance(cause, Terminated) else signal.SIGINT)
-    if isinstance(cause, BrokenPipeError) and streams.reader_is_gone():
+    if isinstance(cause, BrokenPipeError) and process.reader_is_gone():
         return 0
     if os.environ.get(DEBUG_VARIABLE):
-        streams.say(*"".join(traceback.format_exception(cause)).splitlines())
+        process.say(*"".join(traceback.format_exception(cause)).splitlines())
     if isinstance(cause, KmemwatchError):
         return _say(str(cause), cause.hint, cause.exit_code)
     if isinstance(cause, click.UsageError):
         name = cause.ctx.command_path if cause.ctx else "kmemwatch"
-        return _say(_our_tone(cause.format_message()), f"see {name} --help", UsageError.exit_code)
+        return _say(_as_clause(cause.format_message()), f"see {name} --help", UsageError.exit_code)
     if isinstance(cause, click.ClickException):
         return _say(cause.format_message(), None, cause.exit_code)
     return _report_other(cause)
 
 
 def _report_other(cause: BaseException) -> int:
-    """What nobody has put into words: the environment's errors in plain ones, all others as what they are, bugs."""
-    if isinstance(cause, streams.OutputError):
+    """Errors of the environment in plain words; any other exception is a bug, and reported as one."""
+    if isinstance(cause, process.OutputError):
         return _say(f"cannot write to standard output: {cause.why}", None, KmemwatchError.exit_code)
     if isinstance(cause, OSError) and str(cause.filename).startswith(("/proc/", "/sys/")):
         from kmemwatch.kernel.facts import why_unmounted
@@ -142,10 +142,10 @@ def _say(message: str, hint: str | None, code: int) -> int:
     lines = [f"kmemwatch: {' '.join(message.split())}"]
     if hint:
         lines.append(f"  hint: {' '.join(hint.split())}")
-    streams.say(*lines)  # the exit code still tells where nobody reads it
+    process.say(*lines)  # where nobody reads it, the exit code remains
     return code
 
 
-def _our_tone(text: str) -> str:
-    """click's sentences as our other messages are: after a colon, without a full stop."""
+def _as_clause(text: str) -> str:
+    """click's sentence in the form of kmemwatch's messages: after a colon, without a full stop."""
     return text[:1].lower() + text[1:].removesuffix(".")

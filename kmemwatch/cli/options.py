@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several commands share, and the feed that they choose."""
+"""Options that several commands share, and the feed that they select."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -24,7 +23,7 @@ else:  # generic since click 8.3
 
 
 class Seconds(click.FloatRange):
-    """A time that can be waited for: `click.FloatRange` lets ``nan`` and ``inf`` through, which never end."""
+    """A finite time: `click.FloatRange` accepts ``nan`` and ``inf``, too."""
 
     name = "seconds"
 
@@ -69,7 +68,7 @@ def source_options(function: F) -> F:
 def scope_path(text: str | None) -> str | None:
     """``--cgroup`` as the model writes paths: absolute in the hierarchy, without the mount point.
 
-    A shell completes names under /sys/fs/cgroup, so these are understood too.
+    Shells complete paths under /sys/fs/cgroup, so such paths are accepted, too.
     """
     if text is None:
         return None
@@ -97,7 +96,7 @@ def filter_option(function: F) -> F:
 
 
 def check_source(connect: str | None, replay: str | None, without: tuple[str, ...], latency: bool = False) -> None:
-    """Refuse combinations that mean nothing; cheap, so that nothing is started for a wrong command line."""
+    """Raise UsageError for options that have no meaning together; called before anything is started."""
     if connect is not None and replay is not None:
         raise UsageError("--connect and --replay cannot be used together", "use one of them")
     for option, value in (("--connect", connect), ("--replay", replay)):
@@ -115,10 +114,10 @@ def open_feed(
     latency: bool = False,
     realtime: bool = False,
 ) -> Feed:
-    """The feed that the options ask for; the live kernel unless told otherwise. Raises KmemwatchError.
+    """The feed that the options select; the running kernel without `connect` and `replay`. Raises KmemwatchError.
 
-    `realtime`: a recording takes as long as it took, for people who watch; else it is read as fast as it can be.
-    Imports only what the choice needs: a replay must work where there is no BPF, no bcc and no root.
+    `realtime`: a recording plays in the time that it took; else it is read as fast as possible. Imports the selected
+    feed only: of the three, the live one must start early, and a remote one is slow to import.
     """
     check_source(connect, replay, without, latency)
     if replay is not None:
@@ -132,25 +131,3 @@ def open_feed(
     from kmemwatch.feeds.live import LiveOptions, open_live
 
     return open_live(LiveOptions(without=without, latency=latency))
-
-
-@dataclass(frozen=True, slots=True)
-class TopOptions:
-    """The command line of `top`."""
-
-    delay_s: float
-    iterations: int | None
-    batch: bool
-    output: str
-    view: str
-    sort: str | None
-    filter_: str | None
-    cgroup: str | None
-    connect: str | None
-    replay: str | None
-    without: tuple[str, ...]
-    latency: bool = False
-
-    def open(self, *, realtime: bool) -> Feed:
-        """The feed that was asked for. Raises KmemwatchError."""
-        return open_feed(self.connect, self.replay, self.without, latency=self.latency, realtime=realtime)

@@ -11,8 +11,7 @@ from contextlib import closing
 import click
 
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, without_option
-from kmemwatch.cli.stopping import until_stopped
-from kmemwatch.cli.streams import say, say_over
+from kmemwatch.cli.process import say, say_over, until_stopped
 from kmemwatch.errors import UsageError
 from kmemwatch.feeds.feed import Feed
 from kmemwatch.feeds.recording import RecordingWriter

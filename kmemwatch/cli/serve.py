@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, replay_option, without_option
-from kmemwatch.cli.stopping import until_stopped
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.process import say, until_stopped
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.web.listening import DEFAULT_ADDRESS
 

@@ -9,7 +9,7 @@ from contextlib import closing
 import click
 
 from kmemwatch.cli.options import Seconds, open_feed, source_options
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.process import say
 from kmemwatch.cli.top import VIEW_NAMES
 from kmemwatch.errors import KmemwatchError, UsageError
 

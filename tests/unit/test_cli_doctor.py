@@ -16,8 +16,8 @@ from click.testing import CliRunner
 from hypothesis import given
 
 from kmemwatch.attach.plan import plan
-from kmemwatch.cli import diagnosis, doctor
-from kmemwatch.cli.diagnosis import WIDTH, Diagnosis, report
+from kmemwatch.cli import doctor
+from kmemwatch.cli.doctor import WIDTH, Diagnosis, to_text
 from kmemwatch.errors import ShortageError, UnsupportedError, UsageError
 from kmemwatch.kernel.facts import Facts
 from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING, Probe
@@ -47,20 +47,20 @@ def words(text: str) -> str:
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_report_fits_80_columns_and_names_every_signal(name: str) -> None:
-    text = report(attached(recorded_facts(name)))
+    text = to_text(attached(recorded_facts(name)))
     assert all(len(line) <= WIDTH for line in text.splitlines())
-    for signal in diagnosis.GIVES:
+    for signal in doctor.GIVES:
         assert f" {signal} " in text
 
 
 def test_where_everything_works_there_is_nothing_to_change() -> None:
-    text = report(attached(recorded_facts("debian-6.1")))
+    text = to_text(attached(recorded_facts("debian-6.1")))
     assert "kmemwatch works here, and every signal is complete." in text
     assert "What to change" not in text
 
 
 def test_what_lockdown_costs_and_what_would_help() -> None:
-    text = words(report(attached(recorded_facts(LOCKED))))
+    text = words(to_text(attached(recorded_facts(LOCKED))))
     assert "kmemwatch works here; missing: alloc-bulk, free-bulk; in part: lifecycle." in text
     assert "missing alloc-bulk" in text
     assert "no kprobes any function can be a hook (CONFIG_KPROBE_EVENTS)" in text
@@ -73,7 +73,7 @@ def test_a_fallback_says_what_was_refused() -> None:
     found = attached(recorded_facts("debian-6.1"))
     probe = Probe("charge", "kprobe:__mod_memcg_state", FALLBACK, "fentry: __mod_memcg_state: Invalid argument")
     probes = tuple(probe if old.signal == "charge" else old for old in found.probes or ())
-    text = words(report(replace(found, probes=probes)))
+    text = words(to_text(replace(found, probes=probes)))
     assert "partly charge" in text
     assert "not the best way: fentry: __mod_memcg_state: Invalid argument" in text
 
@@ -103,8 +103,8 @@ def test_a_fallback_says_what_was_refused() -> None:
     ],
 )
 def test_advice(facts: dict[str, Any], changes: dict[str, Any], advice: str) -> None:
-    before = words(report(attached(recorded_facts("debian-6.1"))))
-    after = words(report(attached(replace(recorded_facts("debian-6.1"), **facts), **changes)))
+    before = words(to_text(attached(recorded_facts("debian-6.1"))))
+    after = words(to_text(attached(replace(recorded_facts("debian-6.1"), **facts), **changes)))
     assert advice not in before
     assert advice in after.partition("What to change")[2]
 
@@ -112,7 +112,7 @@ def test_advice(facts: dict[str, Any], changes: dict[str, Any], advice: str) -> 
 def test_without_privileges_it_says_what_root_could() -> None:
     facts = replace(recorded_facts(LOCKED), privileged=False, fentry=None, fentry_why=None)
     error = UnsupportedError("no privilege to load BPF programs", hint="run with sudo")
-    text = words(report(Diagnosis(facts, True, plan(replace(facts, privileged=True)), error)))
+    text = words(to_text(Diagnosis(facts, True, plan(replace(facts, privileged=True)), error)))
     assert "kmemwatch cannot run here: no privilege to load BPF programs" in text
     assert "planned alloc" in text
     assert "? fentry" in text
@@ -123,7 +123,7 @@ def test_root_of_a_user_namespace_is_told_what_it_is() -> None:
     facts = replace(recorded_facts(LOCKED), privileged=False, host_namespace=False, fentry=None, fentry_why=None)
     with pytest.raises(UnsupportedError, match="not the host's root: this is a user namespace") as caught:
         plan(facts)
-    text = words(report(Diagnosis(facts, True, None, caught.value)))
+    text = words(to_text(Diagnosis(facts, True, None, caught.value)))
     assert "no privileges this is a user namespace; its root is not the host's" in text
     assert "report this" not in text
     assert "with sudo" not in text
@@ -146,7 +146,7 @@ def test_what_cannot_be_looked_at_is_not_what_the_kernel_lacks(facts: dict[str, 
     found = replace(recorded_facts(LOCKED), **facts)
     with pytest.raises(UnsupportedError) as caught:
         plan(found)
-    text = words(report(Diagnosis(found, True, None, caught.value)))
+    text = words(to_text(Diagnosis(found, True, None, caught.value)))
     assert f"kmemwatch cannot run here: {said}" in text
     assert hint in text.partition("What to change")[2]
 
@@ -159,9 +159,9 @@ def test_what_was_not_seen_for_want_of_descriptors_could_not_be_checked() -> Non
     with pytest.raises(ShortageError) as caught:
         plan(facts)
     found = Diagnosis(facts, None, None, caught.value)
-    text = words(report(found))
+    text = words(to_text(found))
     assert "What works here could not be checked: /proc/kallsyms: out of file descriptors" in text
-    assert text.count(" unknown ") == len(diagnosis.GIVES)
+    assert text.count(" unknown ") == len(doctor.GIVES)
     for name in ("privileges", "bcc", "BTF", "memory cgroups", "symbols", "tracefs"):
         assert f"? {name}" in text
     assert "missing" not in text
@@ -173,7 +173,7 @@ def test_what_was_not_seen_for_want_of_descriptors_could_not_be_checked() -> Non
 def test_a_child_that_was_killed_says_nothing_about_the_kernel() -> None:
     facts = recorded_facts("debian-6.1")
     error = ShortageError("the process that attaches the probes ended: SIGKILL", "free memory")
-    text = words(report(Diagnosis(facts, True, plan(facts), error)))
+    text = words(to_text(Diagnosis(facts, True, plan(facts), error)))
     assert "What works here could not be checked: the process that attaches" in text
     assert "planned alloc" in text
 
@@ -181,15 +181,15 @@ def test_a_child_that_was_killed_says_nothing_about_the_kernel() -> None:
 def test_a_hint_to_run_doctor_is_not_given_by_doctor() -> None:
     facts = recorded_facts(LOCKED)
     error = UnsupportedError("bpf/: error: no such thing", hint="run: kmemwatch doctor, and report what it says")
-    text = words(report(Diagnosis(facts, True, plan(facts), error)))
+    text = words(to_text(Diagnosis(facts, True, plan(facts), error)))
     assert "run: kmemwatch doctor" not in text
     assert "report this: kmemwatch doctor --output json has all of it" in text
 
 
 def test_where_nothing_can_be_planned_all_signals_are_missing() -> None:
     facts = replace(recorded_facts(LOCKED), btf=False, hierarchy=None)
-    text = report(Diagnosis(facts, False, None, UnsupportedError("no BTF", hint="another kernel")))
-    assert text.count("  missing ") == len(diagnosis.GIVES)
+    text = to_text(Diagnosis(facts, False, None, UnsupportedError("no BTF", hint="another kernel")))
+    assert text.count("  missing ") == len(doctor.GIVES)
     assert "no memory cgroups" in text.splitlines()[0]
     assert "  ?    memcg events" in text
 
@@ -200,7 +200,7 @@ def test_any_host_gets_a_report(facts: Facts) -> None:
         found = attached(facts)
     except UnsupportedError as error:
         found = Diagnosis(facts, False, None, error)
-    assert report(found)
+    assert to_text(found)
     document = json.loads(doctor.to_json(found))
     assert Facts.from_json(json.dumps(document["facts"])) == facts
 
@@ -236,7 +236,7 @@ def test_json_has_facts_plan_and_probes(monkeypatch: pytest.MonkeyPatch) -> None
     assert code == 0
     assert document["works"] is True
     assert Facts.from_json(json.dumps(document["facts"])) == found.facts
-    assert [entry["signal"] for entry in document["plan"]] == list(diagnosis.GIVES)
+    assert [entry["signal"] for entry in document["plan"]] == list(doctor.GIVES)
     assert document["probes"][1] == {
         "signal": "alloc", "attachment": "raw_tp:kmem_cache_alloc+kmalloc", "status": "attached", "why": None,
     }  # fmt: skip

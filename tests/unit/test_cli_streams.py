@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from kmemwatch.cli.main import COMMANDS, report
-from kmemwatch.cli.streams import OutputError
+from kmemwatch.cli.process import OutputError
 from kmemwatch.errors import shortage_number, shortage_of
 from kmemwatch.feeds.recording import RecordingWriter
 from tests.unit import fakes
@@ -155,11 +155,11 @@ def test_serve_serves_whatever_is_closed(recording: Path, tmp_path: Path, closed
 def test_what_was_closed_is_open_in_our_children_too() -> None:
     program = """
 import os, subprocess, sys
-from kmemwatch.cli import streams
+from kmemwatch.cli import process
 os.dup2(1, 9)
 for fd in range(3):
     os.close(fd)
-streams.prepare()
+process.prepare()
 child = "import os; os.write(9, str([os.readlink(f'/proc/self/fd/{fd}') for fd in range(3)]).encode())"
 subprocess.run([sys.executable, "-c", child], pass_fds=[9], check=True)
 """

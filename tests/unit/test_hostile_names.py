@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from kmemwatch.cli.streams import say
+from kmemwatch.cli.process import say
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Snapshot
 from kmemwatch.units import one_line

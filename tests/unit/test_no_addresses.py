@@ -21,7 +21,7 @@ from kmemwatch.attach.handover import Manifest
 from kmemwatch.attach.plan import plan
 from kmemwatch.cacheids import without_addresses
 from kmemwatch.cli import doctor
-from kmemwatch.cli.diagnosis import Diagnosis, report
+from kmemwatch.cli.doctor import Diagnosis, to_text
 from kmemwatch.cli.main import report as report_error
 from kmemwatch.codec import event_to_dict, snapshot_to_dict, snapshot_to_json
 from kmemwatch.exporter.published import PublishedSnapshot
@@ -179,11 +179,11 @@ def with_pointers() -> Diagnosis:
 
 def test_doctor_tells_addresses_only_when_it_is_asked_to() -> None:
     found = with_pointers()
-    assert_clean(report(found))
+    assert_clean(to_text(found))
     assert_clean(doctor.to_json(found))
     symbols = json.loads(doctor.to_json(found))["facts"]["symbols"]
     assert set(symbols.values()) == {None}
-    assert f"{BASE:#018x} " in report(found, addresses=True)
+    assert f"{BASE:#018x} " in to_text(found, addresses=True)
     assert BASE in json.loads(doctor.to_json(found, addresses=True))["facts"]["symbols"].values()
 
 
