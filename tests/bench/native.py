@@ -201,7 +201,5 @@ def _cgroup(root: Path, name: str) -> Iterator[OwnCgroup]:
 @contextmanager
 def _many_cgroups(root: Path, number: int) -> Iterator[list[OwnCgroup]]:
     with _cgroup(root, "kmw-bench-many") as parent:
-        control = parent.path / "cgroup.subtree_control"
-        if control.exists():
-            control.write_text("+memory")
+        parent.open_for_children()
         yield [parent.child(f"{serial:04}") for serial in range(number)]

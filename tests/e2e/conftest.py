@@ -115,9 +115,7 @@ def work(root: Path, directory: Path, seconds: int, may_end: Callable[[], bool])
     subprocess.run(["mount", "-t", "tmpfs", "kmw-e2e", str(tmpfs)], check=True)
     top = OwnCgroup(root, TOP)
     try:
-        control = top.path / "cgroup.subtree_control"
-        if control.exists():  # cgroup v2
-            control.write_text("+memory")
+        top.open_for_children()
         for name, command in SERVICES.items():
             loop = f"cd {tmpfs}; while :; do {command}; sleep 0.3; done"
             top.child(f"{name}.service").popen(["/bin/sh", "-c", loop], stdout=subprocess.DEVNULL)

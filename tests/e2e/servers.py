@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import json
 import queue
 import re
@@ -12,7 +11,6 @@ import secrets
 import socket
 import ssl
 import subprocess
-import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -26,6 +24,7 @@ import yaml
 
 from tests.daemon import KMEMWATCH, ON_A_FREE_PORT
 from tests.grafana import PROMETHEUS, ROOT, RULES
+from tests.http_server import OwnServer, QuietHandler
 from tests.needs import unpacked
 from tests.waiting import wait_for
 
@@ -141,29 +140,20 @@ def make_credentials(directory: Path) -> Credentials:
     return Credentials(directory, certificate, password_file, web_config)
 
 
-class Webhook:
+class Webhook(OwnServer):
     """Takes what Alertmanager sends."""
 
     def __init__(self) -> None:
         messages: queue.Queue[dict[str, Any]] = queue.Queue()
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 messages.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 self.send_response(200)
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:
-                """Be quiet."""
-
         self.messages = messages
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 def start_alertmanager(webhook: Webhook, directory: Path) -> tuple[Program, str]:

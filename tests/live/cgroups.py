@@ -42,6 +42,12 @@ class OwnCgroup:
     def child(self, name: str) -> OwnCgroup:
         return OwnCgroup(self.path, name)
 
+    def open_for_children(self) -> None:
+        """On v2 a child is a memcg of its own only when its parent hands the memory controller down."""
+        control = self.path / "cgroup.subtree_control"
+        if control.exists():
+            control.write_text("+memory")
+
     def remove(self, timeout_s: float = 10) -> None:
         """Kill what runs in it and below, then remove it; harmless when it is gone already."""
         deadline = time.monotonic() + timeout_s

@@ -37,13 +37,6 @@ def rss_kib() -> int:
     raise LookupError("VmRSS")
 
 
-def enable_memory(cgroup: OwnCgroup) -> None:
-    """On v2 a child has the memory controller only when its parent gives it."""
-    control = cgroup.path / "cgroup.subtree_control"
-    if control.exists():
-        control.write_text("+memory")
-
-
 def test_every_birth_and_death_is_told_exactly_once(
     feed: LiveFeed,
     own_cgroup: Callable[..., OwnCgroup],
@@ -51,7 +44,7 @@ def test_every_birth_and_death_is_told_exactly_once(
     patience: Callable[[float], float],
 ) -> None:
     parent, number = own_cgroup(), scale(2_003)
-    enable_memory(parent)
+    parent.open_for_children()
     snapshot(feed)
     feed.take_events()
     ids = churn(parent.path, number)
@@ -83,7 +76,7 @@ def test_memory_stays_bounded_under_churn(
     feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], scale: Callable[[int], int]
 ) -> None:
     parent, number = own_cgroup(), scale(2_003)
-    enable_memory(parent)
+    parent.open_for_children()
     for _ in range(1_500 // number + 1):  # some of the released are kept for a while, at most 1,000
         churn(parent.path, number)
         snapshot(feed)
@@ -115,7 +108,7 @@ def test_odd_names_are_told_as_they_are_and_shown_escaped(
     feed: LiveFeed, own_cgroup: Callable[..., OwnCgroup], patience: Callable[[float], float]
 ) -> None:
     parent = own_cgroup()
-    enable_memory(parent)
+    parent.open_for_children()
     snapshot(feed)
     feed.take_events()
     expected = {}

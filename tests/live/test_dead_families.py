@@ -42,8 +42,7 @@ def test_a_dead_parent_has_nothing_of_its_dead_children(
 ) -> None:
     warm_up(disk_path)
     parent = own_cgroup()
-    if memory.version == 2:
-        (parent.path / "cgroup.subtree_control").write_text("+memory")
+    parent.open_for_children()
     children = [parent.child("one"), parent.child("other")]
     files = [tmpfs / f"{parent.path.name}-{child.path.name}" for child in children]
     for child, file in zip(children, files, strict=True):

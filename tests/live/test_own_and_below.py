@@ -28,8 +28,7 @@ def test_own_bytes_and_totals_of_a_subtree(
     patience: Callable[[float], float],
 ) -> None:
     top = own_cgroup()
-    if memory.version == 2:
-        (top.path / "cgroup.subtree_control").write_text("+memory")
+    top.open_for_children()
     children = [top.child("a"), top.child("b")]
     for child in children:
         with workload(child) as work:

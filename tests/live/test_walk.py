@@ -21,22 +21,15 @@ def online_ids(snapshot: Snapshot | None) -> dict[int, str | None]:
     return {row.id: row.path for row in snapshot.cgroups if row.state == ONLINE}
 
 
-def open_for_children(cgroup: OwnCgroup) -> None:
-    """On v2, only cgroups below one that passes the memory controller on are memcgs."""
-    control = cgroup.path / "cgroup.subtree_control"
-    if control.exists():
-        control.write_text("+memory")
-
-
 def test_more_memcgs_than_one_batch(feed: LiveFeed, own_cgroup: MakeCgroup, memory_root: Path) -> None:
     """The walk goes on in another run of the program, at every edge of the tree there is."""
     top = own_cgroup()
-    open_for_children(top)
+    top.open_for_children()
     made = [top]
     for number in range(WALK_BATCH + 3):
         made.append(top.child(f"wide{number}"))
         if number % 3 == 0:
-            open_for_children(made[-1])
+            made[-1].open_for_children()
             made += [made[-1].child("a"), made[-1].child("b")]
     found = online_ids(feed.next_snapshot(0))
     for cgroup in made:
@@ -47,7 +40,7 @@ def test_deeper_than_one_batch(feed: LiveFeed, own_cgroup: MakeCgroup, memory_ro
     """After the deepest one, a whole run of the program does nothing but climb."""
     made = [own_cgroup()]
     for _ in range(WALK_STEPS + 3):
-        open_for_children(made[-1])
+        made[-1].open_for_children()
         made.append(made[-1].child("d"))
     found = online_ids(feed.next_snapshot(0))
     for cgroup in made:
@@ -58,7 +51,7 @@ def test_nobody_is_missed_while_others_come_and_go(
     feed: LiveFeed, own_cgroup: MakeCgroup, scale: Callable[[int], int]
 ) -> None:
     top = own_cgroup()
-    open_for_children(top)
+    top.open_for_children()
     steady = {top.child(f"steady{number}").id for number in range(2 * WALK_BATCH)} | {top.id}
     stop = threading.Event()
 

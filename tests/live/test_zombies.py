@@ -90,8 +90,7 @@ class Graveyard:
     def _make(self) -> OwnCgroup:
         """With a parent of its own, which lives on: what the kernel says of that is what it says of the dead."""
         parent = self._own_cgroup()
-        if self._version == 2:
-            (parent.path / "cgroup.subtree_control").write_text("+memory")
+        parent.open_for_children()
         return parent.child("grave")
 
     def _page_cache(self, parent: Path) -> int:
@@ -244,15 +243,13 @@ def test_a_dying_parent_names_its_dying_children(
 ) -> None:
     """One reference for each child, and one for an inotify instance of the parent's own."""
     top = own_cgroup()
-    if memory.version == 2:
-        (top.path / "cgroup.subtree_control").write_text("+memory")
+    top.open_for_children()
     pod = top.child("pod")
     with workload(pod) as work:
         work.start("inotify")
         inotify = work.receive_fd()
         work.finish()
-    if memory.version == 2:
-        (pod.path / "cgroup.subtree_control").write_text("+memory")
+    pod.open_for_children()
     children, held = [pod.child("c1"), pod.child("c2"), pod.child("c3")], []
     for child in children:
         with workload(child) as work:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,42 @@ class Authority:
             text=request,
         )
         return made
+
+
+CLIENT_NAMES = "DNS:client.example,email:ops@example.org,URI:spiffe://cluster/prometheus,IP:10.0.0.7,IP:2001:db8::7"
+
+
+@dataclass(frozen=True)
+class Pki:
+    """Two authorities, and what a server and its clients have of them."""
+
+    ours: Authority
+    others: Authority
+    server: Signed
+    renewed: Signed
+    client: Signed
+    stranger: Signed
+    """With the names of the client, signed by the others."""
+
+
+def make_pki(directory: Path) -> Pki:
+    ours, others = Authority(directory, "ours"), Authority(directory, "others")
+    return Pki(
+        ours,
+        others,
+        ours.sign("server", "IP:127.0.0.1", rsa=True),
+        ours.sign("renewed", "IP:127.0.0.1"),
+        ours.sign("client", CLIENT_NAMES),
+        others.sign("client", CLIENT_NAMES),
+    )
+
+
+def client(pki: Pki, own: Signed | None = None) -> ssl.SSLContext:
+    """Trusts our authority, and shows a certificate of its own if it has one."""
+    context = ssl.create_default_context(cafile=str(pki.ours.cert))
+    if own is not None:
+        context.load_cert_chain(own.cert, own.key)
+    return context
 
 
 def new_key(path: Path, *, rsa: bool = False) -> None:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import base64
-import http.server
 import ssl
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.feeds.http_client import ANYBODY, Access, Fetcher, FetchError, read_password
 from kmemwatch.feeds.remote import RemoteFeed
+from tests.http_server import OwnServer, QuietHandler
 from tests.unit.certificates import Authority
 from tests.unit.compare_sides import snapshot
 from tests.unit.test_feeds_remote import Answers
@@ -23,14 +22,14 @@ ME = Access(user="me", password="secret")
 BASIC = "Basic " + base64.b64encode(b"me:secret").decode()
 
 
-class Server:
+class Server(OwnServer):
     """Notes who it is asked by; redirects if it is told to."""
 
     def __init__(self, redirect: str | None = None) -> None:
         self.seen: list[str | None] = []
         server = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 server.seen.append(self.headers["Authorization"])
                 here = redirect if self.path == "/start" else None
@@ -40,16 +39,7 @@ class Server:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        super().__init__(Handler)
 
 
 @pytest.fixture

@@ -7,10 +7,8 @@ The server here answers query_range from a table; that a real one gives the same
 from __future__ import annotations
 
 import base64
-import http.server
 import json
 import re
-import threading
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +21,7 @@ from kmemwatch.compare.prometheus import PrometheusServer, TimeRange, parse, rea
 from kmemwatch.compare.side import Side
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.feeds.http_client import ANYBODY, Access
+from tests.http_server import OwnServer, QuietHandler
 
 T0 = 1_800_000_000
 DB1 = {"job": "kmemwatch", "instance": "db1:10777"}
@@ -30,7 +29,7 @@ DB2 = {"job": "kmemwatch", "instance": "db2:10777"}
 Points = list[tuple[float, float]]
 
 
-class FakePrometheus:
+class FakePrometheus(OwnServer):
     """`series`: (metric, labels, points); sums over labels that a query does not keep are the test's business."""
 
     def __init__(self) -> None:
@@ -40,7 +39,7 @@ class FakePrometheus:
         self.refusal: tuple[int, bytes] | None = None
         fake = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 form = urllib.parse.parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
                 fake.authorization.append(self.headers["Authorization"])
@@ -50,12 +49,7 @@ class FakePrometheus:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__(Handler)
 
     def answer(self, query: str) -> dict[str, Any]:
         match = re.search(r"([a-z_]+)\{", query)
@@ -71,10 +65,6 @@ class FakePrometheus:
         points = [(T0 + 10.0 * n, value) for n, value in enumerate(values) if value is not None]
         name = metric if isinstance(metric, str) else metric.value.metric
         self.series.append((name, {**labels, **more}, points))
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import http.server
 import socket
 import threading
 import time
@@ -22,11 +21,12 @@ from kmemwatch.serve.app import App
 from kmemwatch.serve.publisher import Publisher
 from kmemwatch.web.listening import listen
 from kmemwatch.web.server import Server
+from tests.http_server import OwnServer, QuietHandler
 from tests.unit import fakes
 from tests.unit.fakes import FakeFeed
 
 
-class Answers:
+class Answers(OwnServer):
     """A server whose answer a test sets; `asked` are the paths it was asked for."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Answers:
         self.asked: list[str] = []
         answers = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_GET(self) -> None:
                 answers.asked.append(self.path)
                 self.send_response(answers.status)
@@ -45,19 +45,10 @@ class Answers:
                 self.end_headers()
                 self.wfile.write(answers.body)
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        super().__init__(Handler)
 
     def snapshot(self, snapshot: Snapshot) -> None:
         self.status, self.kind, self.body = 200, "application/json", snapshot_to_json(snapshot).encode()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

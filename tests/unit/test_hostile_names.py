@@ -5,12 +5,10 @@ makes a line of its own, or becomes a formula."""
 from __future__ import annotations
 
 import csv
-import http.server
 import io
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from kmemwatch.units import one_line
 from kmemwatch.views.batch import csv_header, csv_rows
 from kmemwatch.views.rows import frame
 from kmemwatch.views.select import select
+from tests.http_server import OwnServer, QuietHandler
 from tests.unit import fakes
 
 EVIL = "a\x1b]0;gone\x07\x1b[2J\x9b31m\u202eb\nkmemwatch: all is well\r\x7f\u2028\u200b"
@@ -132,7 +131,7 @@ def test_wrong_arguments(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             code = int(self.path.split("/")[1])
             phrase = "\x1b]0;gone\x07\x1b[2J\x9b31m\x7f"
@@ -143,14 +142,9 @@ def server() -> Iterator[str]:
 
         do_POST = do_GET
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
+    server = OwnServer(Handler)
+    yield server.url
+    server.stop()
 
 
 @pytest.mark.parametrize("code", [200, 302, 400, 401, 404, 500, 503])

@@ -8,7 +8,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import bcrypt
@@ -19,10 +18,13 @@ from hypothesis import strategies as st
 from kmemwatch.errors import UsageError
 from kmemwatch.web.config import WebConfig, weaker
 from kmemwatch.web.configformat import parse
-from tests.unit.certificates import Authority, Signed
+from tests.unit.certificates import Authority, Pki, Signed, client
 from tests.unit.web import Site, Sites, sites
 
-ALICE, BOB, LATER = (bcrypt.hashpw(word, bcrypt.gensalt(4)).decode() for word in (b"alice", b"bob", b"later"))
+# Always the same, as names of tests have them.
+ALICE, BOB, LATER = (
+    bcrypt.hashpw(word, b"$2b$04$abcdefghijklmnopqrstuu").decode() for word in (b"alice", b"bob", b"later")
+)
 MUTUAL = "client_auth_type: RequireAndVerifyClientCert, client_ca_file: ca.pem"
 GCM, CBC = "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256", "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA"
 
@@ -200,30 +202,6 @@ def test_whatever_is_mixed_from_two_files(old: str, new: str, cuts: list[tuple[i
 # A server.
 
 
-@dataclass(frozen=True)
-class Pki:
-    ours: Authority
-    others: Authority
-    server: Signed
-    renewed: Signed
-    client: Signed
-    stranger: Signed
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    directory = tmp_path_factory.mktemp("pki")
-    ours, others = Authority(directory, "ours"), Authority(directory, "others")
-    return Pki(
-        ours,
-        others,
-        ours.sign("server", "IP:127.0.0.1"),
-        ours.sign("renewed", "IP:127.0.0.1"),
-        ours.sign("client", "DNS:client.example"),
-        others.sign("client", "DNS:client.example"),
-    )
-
-
 @pytest.fixture
 def start(tmp_path: Path, pki: Pki) -> Iterator[Sites]:
     put(tmp_path, pki.server, pki.ours)
@@ -235,13 +213,6 @@ def put(directory: Path, server: Signed, authority: Authority) -> None:
     (directory / "c.pem").write_bytes(server.cert.read_bytes())
     (directory / "k.pem").write_bytes(server.key.read_bytes())
     (directory / "ca.pem").write_bytes(authority.cert.read_bytes())
-
-
-def client(pki: Pki, own: Signed | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(pki.ours.cert))
-    if own is not None:
-        context.load_cert_chain(own.cert, own.key)
-    return context
 
 
 def gets_in(site: Site, tls: ssl.SSLContext | None = None, user: tuple[str, str] | None = None) -> bool:

@@ -8,40 +8,16 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from kmemwatch.errors import UsageError
 from kmemwatch.web import server as server_module
-from tests.unit.certificates import Authority, Signed, openssl
+from tests.unit.certificates import Pki, Signed, client, openssl
 from tests.unit.web import Site, Sites, sites
 
 REFUSED = (ssl.SSLError, ConnectionError, OSError)
-
-
-@dataclass(frozen=True)
-class Pki:
-    ours: Authority
-    others: Authority
-    server: Signed
-    client: Signed
-    stranger: Signed
-
-
-@pytest.fixture(scope="module")
-def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
-    directory = tmp_path_factory.mktemp("pki")
-    ours, others = Authority(directory, "ours"), Authority(directory, "others")
-    names = "DNS:client.example,email:ops@example.org,URI:spiffe://cluster/prometheus,IP:10.0.0.7,IP:2001:db8::7"
-    return Pki(
-        ours,
-        others,
-        ours.sign("server", "IP:127.0.0.1", rsa=True),
-        ours.sign("client", names),
-        others.sign("client", names),
-    )
 
 
 @pytest.fixture
@@ -57,13 +33,6 @@ def config(pki: Pki, *more: str) -> str:
 
 def verified(pki: Pki, *more: str) -> str:
     return config(pki, "client_auth_type: RequireAndVerifyClientCert", f"client_ca_file: {pki.ours.cert}", *more)
-
-
-def client(pki: Pki, own: Signed | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(pki.ours.cert))
-    if own is not None:
-        context.load_cert_chain(own.cert, own.key)
-    return context
 
 
 def is_refused(site: Site, context: ssl.SSLContext) -> bool:

@@ -62,8 +62,7 @@ def graves(memory: MemoryMount, runner_in_root_cgroup: None) -> Iterator[Graves]
     living = OwnCgroup(memory.path, "kmw-slabs-living")
     try:
         for name, parent in parents.items():
-            if memory.version == 2:
-                (parent.path / "cgroup.subtree_control").write_text("+memory")
+            parent.open_for_children()
             cgroup = parent.child("grave")
             make_files(cgroup, files / name)
             cgroup.remove()

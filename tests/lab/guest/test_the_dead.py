@@ -47,7 +47,7 @@ def watched(runner_in_root_cgroup: None, fillers: int) -> Iterator[Watched]:
 def parent(memory_root: Path) -> Iterator[OwnCgroup]:
     """A living cgroup that has nothing itself, and whose children have a memory controller."""
     cgroup = OwnCgroup(memory_root, "kmw-graveyard")
-    (cgroup.path / "cgroup.subtree_control").write_text("+memory")
+    cgroup.open_for_children()
     yield cgroup
     cgroup.remove()
 
