@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-# `make top` and `make test` do all the set-up they need themselves; see scripts/setup.
+# `make top` and `make test` install what they need themselves; see scripts/setup.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -7,7 +7,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 
 # Attaching BPF programs needs root; everything else does not.
-# With sudo, leave no files of root's behind in the working tree.
+# Under sudo, do not leave root's files in the working tree.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 TIDY := $(if $(SUDO),env PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/kmemwatch-hypothesis)
 BIN := .venv/bin
@@ -23,37 +23,37 @@ KERNELS ?= all
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
-setup: ## install what kmemwatch needs; leaves .venv/bin/kmemwatch
+setup: ## install what kmemwatch needs, and make .venv/bin/kmemwatch
 	@scripts/setup run
 
 setup-test:
 	@scripts/setup test
 
-top: setup ## set up, then show live which cgroups and caches hold kernel memory
+top: setup ## install what is missing, then show live which cgroups and caches hold kernel memory
 	@$(SUDO) $(BIN)/kmemwatch top $(ARGS)
 
-test: lint ## set up, then run every check and test, with one stock kernel in QEMU
+test: lint ## install what is missing, then run every check and test, some in QEMU
 	$(PYTEST) tests/unit tests/live tests/e2e tests/load tests/lab $(ARGS)
 
-test-unit: setup-test ## tests that need neither root nor a special kernel
+test-unit: setup-test ## run the tests that need neither root nor a special kernel
 	$(BIN)/python -m pytest tests/unit $(ARGS)
 
-test-live: setup-test ## tests that attach to the running kernel
+test-live: setup-test ## run the tests that attach to the running kernel
 	$(PYTEST) tests/live $(ARGS)
 
-lab-kernels: setup-test ## get the lab's kernels; builds those with our patches (a quarter of an hour on two cores)
+lab-kernels: setup-test ## get the lab's kernels, and build those with our patches (15 minutes on two CPUs)
 	KMEMWATCH_LAB_KERNELS=all $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
 
-lab-facts: setup-test ## record the facts of the lab's kernels again, for the tests of the plan
+lab-facts: setup-test ## record the facts of the lab's kernels, for the tests of the plan
 	$(SUDO) $(TIDY) $(BIN)/python -m tests.lab.facts
 
-test-e2e: setup-test ## tests with the distribution's Prometheus and Alertmanager
+test-e2e: setup-test ## test with the distribution's Prometheus and Alertmanager
 	$(PYTEST) tests/e2e $(ARGS)
 
-test-load: setup-test ## load and faults for minutes, with figures (docs/running.md); `make test` has a short form
+test-load: setup-test ## test load and faults for minutes, and print figures (docs/running.md)
 	KMEMWATCH_LOAD=long $(PYTEST) tests/load $(ARGS)
 
-dashboards: setup-test ## write dashboards/*.json from their source, and draw docs/dashboards/*.png from what the tests see
+dashboards: setup-test ## write dashboards/*.json from their source, and draw docs/dashboards/*.png
 	$(BIN)/python -m dashboards
 	KMEMWATCH_PICTURES=$(CURDIR)/docs/dashboards $(PYTEST) tests/e2e -k draw
 
@@ -64,21 +64,21 @@ test-lab: setup-test ## boot KERNELS (a list; all of them) in QEMU and run the l
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(PYTEST) tests/lab $(ARGS)
 
-lab-results: ## run the whole matrix and keep what it saw, in tests/lab/results.json and docs/kernels.md
+lab-results: ## run the whole matrix and keep the results in tests/lab/results.json and docs/kernels.md
 	KMEMWATCH_LAB_RESULTS=keep $(MAKE) test-lab
 
-lab-reports: setup-test ## compare kernels with and without the patches anew (docs/reports); three guests, a quarter of an hour
+lab-reports: setup-test ## compare kernels with and without the patches, and write docs/reports (15 minutes)
 	KMEMWATCH_LAB_KERNELS=baseline,patched,6.1 $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels
 	$(SUDO) $(TIDY) $(BIN)/python -m tests.lab.reports $(ARGS)
 
-bench: ## measure what kmemwatch costs, compare with the results that are kept (docs/costs.md); takes 20 minutes
+bench: ## measure what kmemwatch costs and compare with docs/costs.md (20 minutes)
 	@scripts/setup bench
 	$(SUDO) $(TIDY) nice $(BIN)/python -m tests.bench $(ARGS)
 
 deb: setup ## build the Debian package, dist/kmemwatch_VERSION_all.deb
 	packaging/debian/build
 
-lint: setup-test ## ruff, mypy --strict, import layers, shellcheck
+lint: setup-test ## run ruff, mypy --strict, import layers, shellcheck
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
