@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import compress
-from operator import ne, sub
+from operator import itemgetter, ne, sub
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item", bound=Hashable)
@@ -40,10 +40,13 @@ class Growth(Generic[Item, Number]):
     def __init__(self, width: int) -> None:
         """`width`: number of counters of each item."""
         self._new = (0,) * width
-        self.latest: dict[Item, tuple[Number, ...]] = {}
+        self.latest: Mapping[Item, tuple[Number, ...]] = {}
 
     def look(self, now: Mapping[Item, tuple[Number, ...]]) -> Grown[Item, Number]:
-        """What grew since the last look: from 0 for an item that is new, or of which a counter fell."""
+        """What grew since the last look: from 0 for an item that is new, or of which a counter fell.
+
+        `now` is kept, not copied: nobody may change it afterwards.
+        """
         latest = self.latest
         before = list(map(latest.get, now))
         differs = list(map(ne, before, now.values()))
@@ -51,26 +54,26 @@ class Growth(Generic[Item, Number]):
         then = [self._new if row is None else row for row in compress(before, differs)]
         stayed = len(before) - before.count(None)
         gone = latest.keys() - now.keys() if stayed < len(latest) else set()
-        self.latest = dict(now)
+        self.latest = now
         return Grown(items, _grown(after, then, len(self._new)), gone)
 
     def end(self, items: Iterable[Item]) -> None:
         """The counters of these begin at 0 when they are seen again."""
-        for item in items:
-            self.latest.pop(item, None)
+        gone = self.latest.keys() & items
+        if gone:
+            latest = dict(self.latest)
+            for item in gone:
+                del latest[item]
+            self.latest = latest
 
 
 def _grown(after: Sequence[tuple[Number, ...]], before: Sequence[tuple[Number, ...]], width: int) -> list[list[Number]]:
-    if not after:
-        return [[] for _ in range(width)]
-    columns = [
-        list(map(sub, new, old)) for new, old in zip(zip(*after, strict=True), zip(*before, strict=True), strict=True)
-    ]
-    if min(map(min, columns)) < 0:
-        for place, (row, grown) in enumerate(zip(after, zip(*columns, strict=True), strict=True)):
-            if min(grown) < 0:
+    columns = [list(map(sub, map(itemgetter(at), after), map(itemgetter(at), before))) for at in range(width)]
+    if min(map(min, filter(None, columns)), default=0) < 0:
+        for at, row in enumerate(after):
+            if any(column[at] < 0 for column in columns):
                 for column, value in zip(columns, row, strict=True):
-                    column[place] = value
+                    column[at] = value
     return columns
 
 
@@ -96,6 +99,10 @@ class Totals(Generic[Key, Number]):
     def __getitem__(self, key: Key) -> tuple[Number, ...]:
         """0 for a key that nothing was added to."""
         return tuple([sums.get(key, 0) for sums in self._sums])
+
+    def column(self, place: int) -> Mapping[Key, Number]:
+        """One of the totals of each key."""
+        return self._sums[place]
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._sums[0])

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
+from kmemwatch.counters import Growth
 from kmemwatch.exporter.metrics import METRICS, MetricTable
 from kmemwatch.model import Latency, Snapshot
 
@@ -31,7 +32,7 @@ class Series:
     """False: only the exporter knows it, or `Snapshot` needs a way of its own."""
     in_prometheus: bool = True
     grown_by: str | None = None
-    """Label to add up growth over: its values come and go, so the plain sum would fall; see `Growth`."""
+    """Label to add up growth over: its values come and go, so the plain sum would fall; see `GrowthSum`."""
 
 
 def _latency(name: str) -> Series:
@@ -109,25 +110,22 @@ def pinned(values: Values) -> float | None:
     return 0.0 if found is None and Metric.DYING.of(values) == 0 else found
 
 
-class Growth:
+class GrowthSum:
     """Adds up what counters grow by, each by itself, so that one that disappears takes nothing away."""
 
     def __init__(self) -> None:
-        self._seen: dict[Hashable, float] = {}
-        self._total = 0.0
+        self.restart()
 
     def add(self, items: Iterable[tuple[Hashable, float]]) -> float | None:
         """The sum after these (counter, value) were read; None when there are none."""
-        seen = dict(items)
-        for key, value in seen.items():
-            before = self._seen.get(key, 0.0)
-            self._total += value - before if value >= before else value
-        self._seen = seen
-        return self._total if seen else None
+        values = {counter: (value,) for counter, value in items}
+        self._total += sum(self._growth.look(values).columns[0])
+        return self._total if values else None
 
     def restart(self) -> None:
         """All counters begin at 0 again, and so does the sum."""
-        self._seen, self._total = {}, 0.0
+        self._growth: Growth[Hashable, float] = Growth(1)
+        self._total = 0.0
 
 
 _BY_NAME = {metric.value.metric: metric for metric in Metric if metric.value.in_snapshots}

@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Any
 
 from kmemwatch.compare import figures
-from kmemwatch.compare.figures import Growth, Metric, Values, figure
+from kmemwatch.compare.figures import GrowthSum, Metric, Values, figure
 from kmemwatch.compare.lifecycle import CacheInheritance, Removals
 from kmemwatch.compare.side import DAEMON, RECORDING, HostRuns, Run, Sample, Side
 from kmemwatch.errors import KmemwatchError, UsageError
@@ -54,7 +54,7 @@ class SideBuilder:
     """Of each run: whether it began within the time of the side."""
     _removals: Removals = field(default_factory=Removals)
     _inheritance: CacheInheritance = field(default_factory=CacheInheritance)
-    _allocated: Growth = field(default_factory=Growth)
+    _allocated: GrowthSum = field(default_factory=GrowthSum)
     _jumps: list[float] = field(default_factory=list)
     _contradictions: list[str] = field(default_factory=list)
     _boots: list[str] = field(default_factory=list)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kmemwatch.codec import parse_json
-from kmemwatch.compare.figures import Figure, Growth, Metric, figure
+from kmemwatch.compare.figures import Figure, GrowthSum, Metric, figure
 from kmemwatch.compare.measure import gaps
 from kmemwatch.compare.side import PROMETHEUS, HostRuns, ReleaseDelays, Run, Sample, Side, increase
 from kmemwatch.errors import KmemwatchError, UsageError
@@ -216,7 +216,7 @@ def _read_growth(hosts: dict[TargetLabels, _Target], metric: Metric, by: str, fo
         for t, value in series.points:
             rows[_target(series.labels)][t][series.labels.get(by, "")] = value
     for target, times in rows.items():
-        growth = Growth()
+        growth = GrowthSum()
         for t, items in sorted(times.items()):
             total = growth.add(items.items())
             if total is not None:

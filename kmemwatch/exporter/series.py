@@ -2,15 +2,17 @@
 """Snapshot -> series, in a loop over `metrics.METRICS`.
 
 Items with equal labels are one series. Gauges are added up, and the sum is absent when a part is unknown. Counters
-never fall, see `Accumulator`.
+never fall, see `CounterSeries`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from kmemwatch.counters import Growth, Totals
 from kmemwatch.exporter.folding import OTHER, Folding, fold
 from kmemwatch.exporter.metrics import METRICS, MetricTable, label
 from kmemwatch.exporter.selection import ALL, SeriesSelection
@@ -62,38 +64,36 @@ class BuiltSeries:
     excluded_caches: int | None = None
 
 
-@dataclass
-class Accumulator:
-    """Makes one counter of several items of equal labels, such that it only ever grows.
+class CounterSeries:
+    """The series of one counter metric, each of which adds up what its items grow by, see `kmemwatch.counters`.
 
-    A plain sum would not do. When a dying cgroup is released while a new one has its path, or when a cgroup moves
-    to ``other``, a sum falls or jumps, and `rate()` takes either for work that nobody did. So each item adds what
-    it grew by since the last snapshot to the series that it belongs to now.
+    A dying cgroup is released while a new one has its path, and a cgroup moves to ``other``: what it grows by is added
+    to the series that it belongs to now.
     """
 
-    kept: dict[Labels, float] = field(default_factory=dict)
-    """The series of ``other``, which stay even while nothing is added to them."""
-    _seen: dict[Hashable, float] = field(default_factory=dict)
-    _totals: dict[Labels, float] = field(default_factory=dict)
-    _next_seen: dict[Hashable, float] = field(default_factory=dict)
-    _next_totals: dict[Labels, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.kept: Mapping[Labels, float] = {}
+        """The series of ``other``, which stay even while nothing is added to them."""
+        self._growth: Growth[Hashable, float] = Growth(1)
+        self._totals: Totals[Labels, float] = Totals(1)
+        self._values: dict[Hashable, tuple[float]] = {}
+        self._labels: dict[Hashable, Labels] = {}
 
     def add(self, item: Hashable, labels: Labels, value: float) -> None:
         """Count `item`, whose own counter is at `value`."""
-        grown = value - self._seen.get(item, 0)
-        if grown < 0:  # it began again
-            grown = value
-        self._next_seen[item] = value
-        totals = self._next_totals
-        so_far = totals.get(labels)
-        totals[labels] = (self._totals.get(labels, 0) if so_far is None else so_far) + grown
+        self._values[item] = (value,)
+        self._labels[item] = labels
 
     def finish(self) -> Mapping[Labels, float]:
-        """The series; those that nothing was added to are gone, except ``other``, which must not forget."""
-        self._totals, self._seen = {**self.kept, **self._next_totals}, self._next_seen
-        self._next_totals, self._next_seen = {}, {}
-        self.kept = {labels: total for labels, total in self._totals.items() if OTHER in labels}
-        return self._totals
+        """The series; those that no item has are gone, except ``other``, which must not forget."""
+        grown = self._growth.look(self._values)
+        self._totals.add([self._labels[item] for item in grown.items], grown.columns)
+        series: dict[Labels, float] = dict.fromkeys(chain(self.kept, self._labels.values()), 0)
+        self._values, self._labels = {}, {}
+        self._totals.keep(series.keys())
+        series.update(self._totals.column(0))
+        self.kept = {labels: total for labels, total in series.items() if OTHER in labels}
+        return series
 
 
 @dataclass
@@ -134,7 +134,7 @@ class SeriesBuilder:
         self._max_series = max_series
         self._selection = selection
         self._own_series: frozenset[str] = frozenset()
-        self._counters: dict[str, Accumulator] = {}
+        self._counters: dict[str, CounterSeries] = {}
         self._delays: dict[str, DelayHistogram] = {}
         self._more_labels: dict[str, Labels] = {}
 
@@ -244,7 +244,7 @@ class SeriesBuilder:
     def _by_kind(
         self, table: MetricTable[Snapshot, Any], found: list[dict[Labels, float | Histogram]]
     ) -> tuple[
-        list[tuple[Get, Accumulator]], list[tuple[Get, Any, set[Labels]]], list[tuple[Get, Any, DelayHistogram]]
+        list[tuple[Get, CounterSeries]], list[tuple[Get, Any, set[Labels]]], list[tuple[Get, Any, DelayHistogram]]
     ]:
         """(getter, where its values go) of the fields of `table`; for gauges also a set of labels without a sum."""
         counters, histograms = [], []
@@ -252,7 +252,7 @@ class SeriesBuilder:
         for f, series in zip(table.fields, found, strict=True):
             metric = str(f.metric)
             if f.kind == COUNTER:
-                counters.append((f.get, self._counters.setdefault(metric, Accumulator())))
+                counters.append((f.get, self._counters.setdefault(metric, CounterSeries())))
             elif f.kind == HISTOGRAM:
                 histograms.append((f.get, series, self._delays.setdefault(metric, DelayHistogram())))
             else:

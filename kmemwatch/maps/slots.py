@@ -76,7 +76,7 @@ class Slots:
     def drop(self, pairs: Iterable[Pair]) -> None:
         """Give back the slots of pairs of released memcgs, whose counts are those of the last `read`."""
         last = {pair: self._last[pair] for pair in pairs if pair in self._last}
-        self._dropped.look(self._dropped.latest | last)
+        self._dropped.look({**self._dropped.latest, **last})
 
 
 def slot_windows(handle: MapHandle) -> Windows:
