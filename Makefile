@@ -21,7 +21,7 @@ KERNELS ?= all
 	bench dashboards docs deb lint clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/\1\t\2/' | expand -t 14
 
 setup: ## install what kmemwatch needs, and make .venv/bin/kmemwatch
 	@scripts/setup run
