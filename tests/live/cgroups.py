@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Memory cgroups that a test makes for itself, always removed again."""
+"""Memory cgroups that a test makes for itself, always removed at the end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class OwnCgroup:
         return OwnCgroup(self.path, name)
 
     def open_for_children(self) -> None:
-        """On v2 a child is a memcg of its own only when its parent hands the memory controller down."""
+        """On v2 a child is a memcg of its own only when its parent enables the memory controller for its children."""
         control = self.path / "cgroup.subtree_control"
         if control.exists():
             control.write_text("+memory")
@@ -58,7 +58,7 @@ class OwnCgroup:
                     directory.rmdir()
                 except FileNotFoundError:
                     pass
-                except OSError:  # EBUSY until the killed have exited
+                except OSError:  # EBUSY until the killed processes have exited
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)

@@ -10,4 +10,4 @@ from tests.live.fixtures import WITHOUT as WITHOUT
 
 @pytest.fixture(autouse=True)
 def live(runner_in_root_cgroup: None) -> None:
-    """Every test here needs what attaching needs, and leaves the runner out of what it measures."""
+    """Every test here needs what attaching needs, and runs with the test runner outside the measured cgroups."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Fixtures for tests that attach to the running kernel, on this machine and in the lab's guests alike.
 
-tests/conftest.py makes them known everywhere, so that a session has them once whatever directories its tests are in.
+tests/conftest.py registers them for all directories, so that a session makes each of them once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def memory_root(memory: MemoryMount) -> Path:
 
 @pytest.fixture(scope="session")
 def runner_in_root_cgroup(memory: MemoryMount) -> Iterator[None]:
-    """Test runner and kmemwatch sit in the root cgroup, so that they are charged to nobody who is measured."""
+    """Move the test runner and kmemwatch to the root cgroup, so that no measured cgroup is charged for them."""
     home = current_memory_cgroup(*memory)
     if memory.version == 2:
         (memory.path / "cgroup.subtree_control").write_text("+memory")
@@ -55,7 +55,7 @@ def runner_in_root_cgroup(memory: MemoryMount) -> Iterator[None]:
 def own_cgroup(memory_root: Path) -> Iterator[Callable[..., OwnCgroup]]:
     """Factory: `own_cgroup()` or `own_cgroup("odd name")` makes a memory cgroup that this test alone uses.
 
-    At the end everything in them is killed and they are removed, whatever the test did.
+    At the end it kills every process in them and removes them, also if the test failed.
     """
     made: list[OwnCgroup] = []
 
@@ -76,7 +76,7 @@ def in_guest() -> bool:
 
 @pytest.fixture(scope="session")
 def scale() -> Callable[[int], int]:
-    """`scale(100_003)`: that many operations here, fewer where the machine is emulated; always a prime if it was one.
+    """`scale(100_003)`: that many operations here, fewer on an emulated machine. A prime stays a prime.
 
     The factor is KMEMWATCH_TEST_SCALE, 1 if not set.
     """
@@ -86,7 +86,7 @@ def scale() -> Callable[[int], int]:
 
 @pytest.fixture(scope="session")
 def patience() -> Callable[[float], float]:
-    """`patience(5)`: a time limit of 5 s here, longer where the machine is emulated (KMEMWATCH_TEST_PATIENCE times)."""
+    """`patience(5)`: a time limit of 5 s here, longer on an emulated machine (KMEMWATCH_TEST_PATIENCE times)."""
     factor = float(os.environ.get("KMEMWATCH_TEST_PATIENCE", "1"))
     return lambda seconds: seconds * factor
 
@@ -96,7 +96,7 @@ WITHOUT = {
     "fentry": ("raw_tp",),
     "kprobe": ("raw_tp", "fentry"),
 }
-"""Ways of attaching, as what to leave out to get there."""
+"""Ways of attaching, each as the kinds of hook to leave out."""
 
 
 WAYS = [
@@ -109,7 +109,7 @@ WAYS = [
 
 @pytest.fixture(params=WAYS)
 def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]]:
-    """Attach anew, by each way that this kernel has; everything that was opened is closed at the end."""
+    """Open a feed that attaches in one of this kernel's ways; all feeds are closed at the end."""
     opened: list[LiveFeed] = []
 
     def attach() -> LiveFeed:
@@ -122,7 +122,8 @@ def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]
 
 
 class SharedFeed:
-    """One feed for all tests that attach in the same way; a new one after a test that failed, as it may be broken."""
+    """One feed for all tests that attach in the same way. After a failed test there is a new one, because the old may
+    be broken."""
 
     def __init__(self, without: tuple[str, ...]) -> None:
         self._without = without
@@ -149,9 +150,10 @@ def shared_feed(request: pytest.FixtureRequest, runner_in_root_cgroup: None) -> 
 
 @pytest.fixture
 def feed(request: pytest.FixtureRequest, shared_feed: SharedFeed) -> Iterator[LiveFeed]:
-    """A live feed that is attached already, and has seen other tests: attaching takes long in an emulated machine.
+    """A live feed that has attached already and served other tests, because attaching takes long on an emulated
+    machine.
 
-    Its events so far are taken, so a test sees its own; what was lost so far is in its totals.
+    A test sees only its own events. The totals of lost events include those of earlier tests.
     """
     live = shared_feed.get()
     live.next_snapshot(0)
@@ -163,7 +165,7 @@ def feed(request: pytest.FixtureRequest, shared_feed: SharedFeed) -> Iterator[Li
 
 @pytest.fixture
 def tmpfs() -> Iterator[Path]:
-    """A tmpfs of our own."""
+    """A tmpfs for one test."""
     path = Path(tempfile.mkdtemp(prefix="kmw-tmpfs-"))
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nr_inodes=0", "kmw-test", str(path)], check=True)
     yield path

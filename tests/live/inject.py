@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Make another process do a system call, with its own credentials and filters: what it could do if it were taken over.
+"""Make another process do a system call with its own credentials and filters, as an attacker who controls it could.
 
-Through ptrace(2), on x86-64: a thread that waits in a system call is made to do another one, and then put back.
+Uses ptrace(2) on x86-64: a thread that waits in a system call makes another one, and then waits as before.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Thread:
                     argument, address = address, address + (len(argument) + 15) // 16 * 16
                 setattr(registers, register, argument % (1 << 64))
         registers.rip, registers.rax = self._before.rip - 2, number
-        registers.orig_rax = (1 << 64) - 1  # what it waited in is not begun again
+        registers.orig_rax = (1 << 64) - 1  # do not restart the system call it waited in
         self._ptrace(_SETREGS, ctypes.byref(registers))
         self._ptrace(_SINGLESTEP)
         _, status = os.waitpid(self._tid, _WALL)
@@ -85,9 +85,9 @@ class Thread:
         return self.call(BPF, command, attributes.ljust(_ATTR_BYTES, b"\0"), _ATTR_BYTES)
 
     def load_program(self, kind: int) -> int:
-        """BPF_PROG_LOAD of a program that returns 0; the descriptor is one of that process."""
+        """BPF_PROG_LOAD of a program that returns 0; the descriptor is valid in that process."""
         code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 0, 0x95, 0, 0, 0)
-        # The addresses have to be in the attributes: far below what `call` writes.
+        # The attributes need the addresses, so choose one far below what `call` writes.
         place = (self._before.rsp - _RED_ZONE - 2 * _ROOM) & ~0xF
         with open(f"/proc/{self._tid}/mem", "r+b", buffering=0) as memory:
             memory.seek(place)
@@ -99,13 +99,13 @@ class Thread:
         return self.bpf(BPF_MAP_CREATE, struct.pack("=IIII", 2, 4, 8, 1))
 
     def detach(self) -> None:
-        """Let it go on with what it was doing."""
+        """Let it continue what it was doing."""
         self._ptrace(_DETACH)
 
 
 @contextmanager
 def stopped(tid: int) -> Iterator[Thread]:
-    """A thread of another process, stopped; it goes on afterwards."""
+    """A thread of another process, stopped within the block."""
     function = ctypes.CDLL(None, use_errno=True).ptrace
     if function(ctypes.c_long(_ATTACH), ctypes.c_long(tid), None, None) < 0:
         code = ctypes.get_errno()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The child, with a directory of the test's own: KMEMWATCH_TEST_KEPT names it.
 
-With KMEMWATCH_TEST_WARM it may do nothing that only a cold start needs.
+With KMEMWATCH_TEST_WARM, an attempt to do what only a cold start needs is an error.
 """
 
 from __future__ import annotations

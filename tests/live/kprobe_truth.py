@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kprobes that are not kmemwatch's: the kernel's own profile of hits and misses, and programs that hit and miss."""
+"""Kprobes outside kmemwatch: the kernel's own profile of hits and misses, and programs that cause both."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from kmemwatch.kernel import bpf_calls
 TRACING = Path("/sys/kernel/tracing")
 GROUP = "kmwtest"
 HELPERS = {"bpf_get_current_uid_gid": 15, "bpf_get_current_comm": 16}
-"""Functions of the kernel that nobody calls but BPF programs -> their number as helpers."""
+"""Functions of the kernel that only BPF programs call -> their number as helpers."""
 _INSTRUCTION = struct.Struct("=BBhi")
 _RETURN_0, _END = (0xB7, 0, 0, 0), (0x95, 0, 0, 0)
 
 
 @contextmanager
 def tracefs_probes(probes: Sequence[str], enabled: bool) -> Iterator[None]:
-    """``p:name function`` or ``r:name function`` through tracefs, as anybody may have them beside ours."""
+    """``p:name function`` or ``r:name function`` through tracefs, as other users of the machine may have them beside
+    ours."""
     switch = TRACING / "events" / GROUP / "enable"
     made = []
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""This machine as a package finds it, and nothing that is done to it stays: its files, and a layer over them in memory.
+"""This machine as a package finds it: its files under a layer in memory, so that no change stays.
 
-In a mount namespace of its own, which ends with the process that holds it. The kernel is this machine's.
+It is a mount namespace that ends with the process that holds it. The kernel is this machine's.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class PackageHost:
         self._enter = ["nsenter", f"--mount=/proc/{holder}/ns/mnt"]
 
     def command(self, *command: str, unshare: tuple[str, ...] = ()) -> list[str]:
-        """`command` inside, in further namespaces if so told."""
+        """`command` inside it, in further namespaces if given."""
         outer = ["unshare", *unshare] if unshare else []
         return [*self._enter, *outer, "chroot", "/mnt/host", "env", "-C", "/", *command]
 
     def run(self, *command: str) -> str:
-        """What it prints; its failure is the test's."""
+        """What it prints; if it fails, so does the test."""
         environ = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
         done = subprocess.run(self.command(*command), capture_output=True, text=True, env=environ, check=False)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"

@@ -21,5 +21,5 @@ def _shifted(btf: Btf) -> dict[str, int]:
 
 if __name__ == "__main__":
     layout.read_offsets = _shifted
-    # Cold, and nothing of it kept: it would be the next start's.
+    # A cold start that keeps nothing, or the next start would use the wrong offset.
     os._exit(attach.main(sys.argv, directory=None))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The test's end of a workload, how a feed is asked, and how the kernel is made to let go of what it keeps."""
+"""The test's side of a workload; reading a feed; making the kernel release what it caches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Workload:
     """A running tests/live/workload.py inside a cgroup."""
 
     def __init__(self, cgroup: OwnCgroup | None) -> None:
-        """`cgroup` None: wherever the test runs."""
+        """`cgroup` None: the cgroup of the test."""
         self.channel, theirs = socket.socketpair()
         self._process = self._start(cgroup, theirs)
         theirs.close()
@@ -41,7 +41,7 @@ class Workload:
                 cgroup.enter()
             os.dup2(theirs.fileno(), 3)
 
-        # -I -S: no site-packages, nothing that would touch more files than it must.
+        # -I -S: without site-packages, so that it touches as few files as possible.
         return subprocess.Popen(
             [sys.executable, "-I", "-S", str(_WORKLOAD)],
             stdin=subprocess.PIPE,
@@ -68,7 +68,7 @@ class Workload:
         self.finish()
 
     def receive_fd(self) -> int:
-        """The descriptor that the workload sends away."""
+        """The descriptor that the workload sends to the test."""
         _, fds, _, _ = socket.recv_fds(self.channel, 1, 1)
         return int(fds[0])
 
@@ -96,7 +96,8 @@ def connection(work: Workload, size: int) -> tuple[socket.socket, socket.socket]
 
 
 def warm_up(directory: Path) -> None:
-    """Do once, in our own cgroup, all that zombies do: no page of the interpreter is then read first by one of them."""
+    """Do once in our own cgroup all that zombies do, so that none of them is the first to read a page of the
+    interpreter."""
     with workload(None) as work:
         for command in ("eventfd 3", "pipes 3", "close", f"write {directory}/warm 5000", f"read {directory}/warm"):
             work.do(command)
@@ -105,7 +106,7 @@ def warm_up(directory: Path) -> None:
         work.start("inotify")
         os.close(work.receive_fd())
         work.finish()
-        # What they read, we map as well, and then the kernel could not drop it.
+        # Do not map what they read, or the kernel could not drop it.
         for end in connection(work, 5000):
             end.close()
     (directory / "warm").unlink()
@@ -129,7 +130,7 @@ def snapshot(feed: LiveFeed) -> Snapshot:
 
 
 def lost_lifecycle(feed: LiveFeed) -> int:
-    """Events of births and deaths that were lost in any way."""
+    """Lifecycle events that were lost for any reason."""
     reasons = snapshot(feed).lost.reasons
     return sum(reasons.get(reason, 0) for reason in ("ringbuf_full", "undecodable", "event_queue_full")) + reasons.get(
         "skipped_lifecycle", 0
@@ -153,7 +154,7 @@ def cache_named(snapshot: Snapshot, name: str) -> Cache:
 
 
 def address_of(feed: LiveFeed, cache: Cache) -> int:
-    """Of a cache in the kernel: no snapshot has it, only the source."""
+    """Address of a cache in the kernel; the source has it, and no snapshot."""
     source = feed._source
     assert isinstance(source, BpfSource)
     ids = feed._state._counts._ids
@@ -168,22 +169,22 @@ def pair_of(snapshot: Snapshot, cache: str, cgroup_id: int) -> Pair | None:
 
 
 def shrink() -> None:
-    """Let go of dentries that nobody uses, those of removed cgroups among them, then of all empty slabs; a root
-    cache does so for its children."""
+    """Make the kernel free unused dentries, including those of removed cgroups, and then all empty slabs. A root
+    cache frees those of its children too."""
     Path("/proc/sys/vm/drop_caches").write_text("2")
     for path in SLAB_SYSFS.glob("*/shrink"):
         path.write_text("1")
 
 
 def empty_batches() -> None:
-    """Let go of freed pages that still wait in a CPU's batch for their list (a `folio_batch`, with room for 31): on a
-    quiet machine nothing else does, and each keeps its memcg for as long. And of clean pages of files."""
+    """Make the kernel drain the pages that wait in a CPU's batch (a `folio_batch`, with room for 31) and drop clean
+    pages of files. On a quiet machine nothing else drains a batch, and each page in it pins its memcg."""
     Path("/proc/sys/vm/drop_caches").write_text("1")
 
 
 def empty_stocks(memory_root: Path) -> None:
-    """Have a process in a cgroup of its own charge something on every processor: each has pages in stock for whom it
-    charged last, for several of them on 7.2, and only others push them out."""
+    """Make a process in its own cgroup charge something on every CPU. Each CPU keeps charged pages in stock for the
+    last memcg (on 7.2 for several), and only the charge of another memcg pushes them out."""
     other = OwnCgroup(memory_root)
     try:
         for _ in each_processor():
@@ -194,7 +195,7 @@ def empty_stocks(memory_root: Path) -> None:
 
 
 def each_processor() -> Iterator[int]:
-    """Run on each in turn, with all that is started meanwhile."""
+    """Run on each CPU in turn, with all processes started meanwhile."""
     allowed = os.sched_getaffinity(0)
     try:
         for processor in allowed:
@@ -205,8 +206,8 @@ def each_processor() -> Iterator[int]:
 
 
 def wake_processors() -> None:
-    """Be busy for some ticks on each: what adds up the statistics of memcgs every two seconds has a deferrable timer,
-    which a processor that sleeps does not see to."""
+    """Be busy for some ticks on each CPU. A deferrable timer adds up the statistics of memcgs every two seconds, and it
+    does not run on an idle CPU."""
     for _ in each_processor():
         until = time.monotonic() + 0.02
         while time.monotonic() < until:
@@ -214,9 +215,9 @@ def wake_processors() -> None:
 
 
 def near(pins: Mapping[str, int], expected: Mapping[str, int]) -> dict[str, int]:
-    """`pins`, with what is `expected` for those that are as near to it as this kernel tells: exactly, but before v5.13
-    each CPU keeps up to 32 pages of a statistic to itself, in the kernel's own files as well. A pin of fewer pages may
-    not be told at all then."""
+    """`pins`, with the `expected` value in place of those that are as near to it as this kernel tells. That is exactly,
+    but before v5.13 each CPU keeps up to 32 pages of a statistic to itself, also in the kernel's own files. A pin of
+    fewer pages may be missing then."""
     batch = 0 if NEEDS["statistics that are added up"]() else 32 * os.sysconf("SC_PAGE_SIZE") * (os.cpu_count() or 1)
     kept_back = {name: value for name, value in expected.items() if value <= batch}
     return kept_back | {

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Attach and detach a hundred times: nothing grows, here or in the kernel, and nothing is left."""
+"""Attach and detach a hundred times: memory of the process and of the kernel does not grow, and nothing stays
+attached."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ from tests.waiting import settled
 
 ROUNDS = 100
 THROUGH_CHILD = 2
-"""Of them with the child and all; the others do what it does in this process, as its start takes 5 s in a guest."""
+"""Rounds with the child. In the others this process does the child's work, because a start takes 5 s in a guest."""
 WHOLE_EVERY = 40
 """The other rounds go without what is attached to nothing, and with small maps: to check those programs and to fill
 those maps takes the kernel ten times as long as all the rest."""
@@ -34,7 +35,7 @@ SLOW = frozenset({"kmem_cache_free_bulk", "__rcu_free_sheaf_prepare"})
 SMALL_ENTRIES = 1024
 SMALL_RING_BYTES = 1 << 16
 WARM_UP = 10
-"""Rounds after which nothing may grow: allocators and the kernel's own pools have got what they keep by then."""
+"""Rounds after which memory may not grow: allocators and the kernel's pools are filled by then."""
 OWN_BYTES = 2 << 20
 KERNEL_BYTES = 6 << 20
 """At most, over ROUNDS - WARM_UP rounds; if each of 20 programs lost one page a round, it would be 7 MB."""
@@ -59,7 +60,7 @@ def kernel_bytes() -> Counter[str]:
 
 
 def objects() -> set[tuple[str, object]]:
-    """Everything that attaching makes and that outlives it if somebody forgets to let go."""
+    """Everything that attaching makes and that stays if somebody does not close it."""
     found: set[tuple[str, object]] = {(kind, number) for kind in KINDS for number in loaded(kind)}
     found |= {("kprobe event", line) for line in kprobe_events().splitlines()}
     found |= {("kprobe", line) for line in kprobe_list()}
@@ -130,7 +131,7 @@ def _at_rest(before: set[tuple[str, object]], patience: Callable[[float], float]
 
 @pytest.mark.needs("kprobes")
 def test_kprobes_are_there_while_attached() -> None:
-    """Else the test above would prove nothing of them."""
+    """Otherwise the test above would prove nothing about them."""
     before = kprobe_list()
     feed = open_live(LiveOptions(("raw_tp", "fentry")))
     try:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What is allocated and freed many at a time: against the kernel's own record of the calls, and the workload's count.
 
-`kfree_rcu()` gathers what it is given, and frees it in an array, or on newer kernels in a sheaf of the cache.
+`kfree_rcu()` collects objects and frees them in an array, or on newer kernels in a sheaf of the cache.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ EPOLL = "eventpoll_epi"
 CACHE, SIZE = "%di", "%dx"
 """Registers of the first and the third argument."""
 OF_MAPS = frozenset({"skipped_alloc", "skipped_charge", "skipped_recharge"})
-"""A system call on a BPF map keeps programs of kprobes from running on its CPU: they see nothing that it allocates."""
+"""While a system call on a BPF map runs, the kernel skips kprobe programs on that CPU, so they miss what it
+allocates."""
 
 
 def kmalloc_256(feed: LiveFeed) -> str:
@@ -35,7 +36,7 @@ def kmalloc_256(feed: LiveFeed) -> str:
 
 
 def flush(cache: str) -> None:
-    """Have each CPU let go of what it has gathered of a cache: a sheaf waits until it is full."""
+    """Make each CPU free what it has collected of a cache; a sheaf waits until it is full."""
     (SLAB_SYSFS / cache / "shrink").write_text("1")
 
 
@@ -54,7 +55,7 @@ def test_requests_of_io_uring_are_what_the_kernel_records(feed: LiveFeed, own_cg
             work.do(f"submit {REQUESTS}")
             seen["ours"] = made() - before
             rows = [(name, args) for name, args in calls() if args[0] == address]
-        # Where the kernel has merged the cache, files come from it as well, one by one.
+        # If the kernel has merged the cache, files come from it too, one by one.
         seen["kernel's"] = sum(args[1] if name == bulk else 1 for name, args in rows)
         seen["in bulk"] = sum(args[1] for name, args in rows if name == bulk)
         work.do("close")
@@ -72,7 +73,7 @@ class Freed:
     ) -> None:
         self.exact = frees_are_exact(feed)
         self._patience = patience
-        # Where `doctor` says that some kmalloc() is not seen, this is one.
+        # If `doctor` says that some kmalloc() is not seen, this is one of them.
         self.expected = (number if cache == EPOLL or kmalloc_is_complete(feed) else 0, number)
         self._feed, self._cgroup, self._cache, self.number = feed, cgroup, cache, number
         self._limit_s = patience(16 if self.exact else 2)

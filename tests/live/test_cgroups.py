@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The ground the live tests stand on: own cgroups, the runner's place, what the machine offers."""
+"""What the live tests rely on: their cgroups, the place of the runner, what the machine offers."""
 
 from __future__ import annotations
 

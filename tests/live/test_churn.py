@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Cgroups that come and go as fast as one process can make them: each birth and death is told, memory is bounded."""
+"""Cgroups that come and go as fast as one process can make them: each has its events, and memory is bounded."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`kmemwatch churn`: what it says it did is what the kernel and kmemwatch saw, and nothing of it stays."""
+"""`kmemwatch churn`: its report equals what the kernel and kmemwatch saw, and it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Churn:
 
 @pytest.fixture
 def churn(disk_path: Path, memory: MemoryMount) -> Iterator[Callable[..., Churn]]:
-    """Start one; at the end nothing of it may be left."""
+    """Start one; at the end it must have left nothing."""
     started: list[Churn] = []
 
     def start(*args: str) -> Churn:
@@ -190,7 +190,7 @@ def look(running: Churn, feed: LiveFeed, number: int, patience: Callable[[float]
 def test_objects_are_those_that_kmemwatch_counts_in_the_cgroups(
     churn: Callable[..., Churn], feed: LiveFeed, scale: Callable[[int], int], patience: Callable[[float], float]
 ) -> None:
-    """Pages keep the dead, so that their counts stay to be read on every kernel."""
+    """Pages pin the dying cgroups, so that every kernel keeps their counts readable."""
     number = scale(5)
     for _ in range(TRIES):
         lost = lost_allocations(snapshot(feed))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a dying memcg has itself: its dying children, and swap, do not add to it and do not take from it."""
+"""What a dying memcg has itself does not depend on its dying children or on swap."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Nothing runs, listens or stays attached ten seconds after the process that started it has ended, whatever both do."""
+"""Ten seconds after a process ended, nothing that it started runs, listens or stays attached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def limit_s(patience: Callable[[float], float]) -> float:
 
 @pytest.fixture
 def started(limit_s: float) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts a kmemwatch; at the end nothing of it may run, and nothing be attached."""
+    """Starts a kmemwatch; at the end none of its processes may run, and nothing may be attached."""
     programs, kprobes = loaded("prog"), kprobe_events()
     running: list[subprocess.Popen[str]] = []
 

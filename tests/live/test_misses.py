@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What kprobes missed: against the kernel's own profile of other probes at the same place, and against our own count
-of calls that cannot but be missed."""
+"""What kprobes missed, compared with the kernel's own profile of other probes at the same place, and with our count
+of calls that are certain to be missed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def peek(handed: Handed) -> Iterator[Peek]:
 
 @pytest.fixture
 def closing() -> Iterator[Callable[[int], int]]:
-    """`closing(fd)` is fd, which is closed at the end, last first."""
+    """`closing(fd)` returns fd and closes it at the end, the last one first."""
     with ExitStack() as stack:
 
         def close_later(fd: int) -> int:
@@ -159,7 +159,8 @@ def test_a_return_for_which_there_was_no_instance_is_a_miss(
 def test_hits_have_what_the_program_was_not_run_for(
     peek: Peek, facts: Facts, closing: Callable[[int], int], both: Callable[[str], dict[str, int]]
 ) -> None:
-    """A system call on a map keeps programs of kprobes from running on its CPU; until v6.7 nobody counts that."""
+    """A system call on a map keeps programs of kprobes from running on its CPU; until v6.7 the kernel does not count
+    that."""
     program = closing(calling(OUTER, bpf_calls.PROG_KPROBE))
     direct = closing(calling(INNER, bpf_calls.PROG_RAW_TRACEPOINT))
     table = closing(bpf_calls.create_map(BPF_HASH, "kmw_test", 8, 8, CALLS, 0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""On this kernel: where its caches are is in nothing that kmemwatch serves, prints or records."""
+"""Nothing that kmemwatch serves, prints or records has the address of a cache of this kernel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What `kmemwatch serve` may still do once it serves: asked of /proc, and tried from inside its processes."""
+"""What `kmemwatch serve` may still do once it serves, read from /proc and tried from inside its processes."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ def reader(daemon: Daemon) -> Iterator[Thread]:
 
 
 def is_asleep(pid: int) -> bool:
-    """It is the program and waits, and is no longer the copy of us that starts it."""
+    """It runs the program and waits; it is no longer our forked copy."""
     return Path(f"/proc/{pid}/comm").read_text() == "sleep\n" and state(pid) == "S"
 
 
 @injected
 def test_calls_that_are_put_into_a_process_work() -> None:
-    """Else the tests below would prove nothing: somebody with our privileges can do it all."""
+    """Otherwise the tests below would prove nothing: a process with our privileges can do all of it."""
     with subprocess.Popen(["sleep", "1000"]) as somebody:
         try:
             wait_for(lambda: is_asleep(somebody.pid), LIMIT_S, "sleep")
@@ -205,7 +205,7 @@ def test_the_reader_reads_and_makes_nothing(reader: Thread) -> None:
     if has_seccomp():
         assert reader.bpf(inject.BPF_RAW_TRACEPOINT_OPEN, b"") == -errno.EPERM
         assert reader.call(inject.EXECVE, b"/bin/true\0", 0, 0) == -errno.EPERM
-    # It is let through, and fails for its descriptor.
+    # The filter allows it, and it fails because of its descriptor.
     assert reader.bpf(inject.BPF_MAP_LOOKUP_ELEM, b"\xff\xff\xff\x7f") == -errno.EBADF
 
 
@@ -216,12 +216,12 @@ def test_it_goes_on_after_all_this(daemon: Daemon) -> None:
 
 
 def test_nothing_is_missing_from_what_it_said(daemon: Daemon) -> None:
-    """Where system calls cannot be filtered it says so, and nothing else."""
+    """If system calls cannot be filtered, it says so, and nothing else."""
     assert len(daemon.told) == (1 if has_seccomp() else 3)
 
 
 def test_nothing_in_the_current_directory_is_run(tmp_path: Path) -> None:
-    """Whoever attaches is root, maybe in a directory of somebody else's."""
+    """The process that attaches is root, and may start in another user's directory."""
     for name in ("json", "socket", "kmemwatch"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
     command = [sys.executable, "-c", "import sys; sys.path.pop(0); from kmemwatch.cli.main import main; main()"]

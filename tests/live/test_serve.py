@@ -60,7 +60,7 @@ def test_runs_of_programs_are_those_that_the_kernel_counts(stats_off: None) -> N
             for number in range(1009):
                 os.stat(f"/proc/self/fd/../fdinfo/{number % 3}")  # noqa: PTH116
             time.sleep(3 * INTERVAL_S)
-        # Nobody counts any more, so what was counted stays.
+        # The kernel no longer counts, so the figures stay.
         runs, run_ns = kernels_count(ours)
         assert runs > 1009
         wait_for(lambda: sum(told(daemon, "bpf_runs_total").values()) == runs, LIMIT_S)

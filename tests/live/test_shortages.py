@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A start that is short of something is complete or says so, and no later start is less than complete for it."""
+"""A start that is short of something is complete or says so, and makes no later start incomplete."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def elsewhere() -> Iterator[Elsewhere]:
 
 @pytest.fixture(scope="module")
 def complete(elsewhere: Elsewhere) -> dict[str, Any]:
-    """What a start finds that is short of nothing."""
+    """What a start finds if nothing is short."""
     done = elsewhere.run()
     assert (done.returncode, done.stderr) == (0, "")
     return found(done)
@@ -179,6 +179,6 @@ def test_a_cgroup_with_little_memory(
         elsewhere.forget()
         enter = ["sh", "-c", f'echo $$ > {cgroup.path}/cgroup.procs; exec "$@"', "sh"]
         done = elsewhere.run(*enter)
-        if done.returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):  # then nobody can say anything
+        if done.returncode not in (-signal.SIGKILL, 128 + signal.SIGKILL):  # then no process can say anything
             check(done, complete)
     check_afterwards(elsewhere, complete, tmp_path)

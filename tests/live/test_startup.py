@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A start from what an earlier one has kept sees the same, counts the same, and is there in time."""
+"""A warm start sees and counts the same as a cold one, and is fast enough."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_a_warm_start_counts_exactly(
             work.do("close")
             expected = before[0] + number, before[1] + number
             found = settled(counted, expected, patience(10))
-            if snapshot(feed).lost == lost:  # else that run proves nothing
+            if snapshot(feed).lost == lost:  # otherwise that run proves nothing
                 break
         else:
             pytest.fail(f"events were lost in each of {TRIES} runs")
@@ -145,7 +145,7 @@ def damaged(file: Path) -> None:
 
 
 def of_another_kernel(file: Path) -> None:
-    """Whole, with the right key, but the kernel will not have it: no such tracepoint."""
+    """A complete file with the right key, which the kernel refuses: there is no such tracepoint."""
     from kmemwatch.attach import warm_start
 
     key = warm_start.key(tuple(file.name.split("-without-")[1:]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every figure against something that is not ours, exactly, after zero lost events.
+"""Every figure equals that of an independent source, exactly, and no event was lost.
 
 Counts are primes, so that no batch of the kernel's or ours divides them.
 """
@@ -35,8 +35,8 @@ def frees_are_exact(feed: LiveFeed) -> bool:
 
 
 def _misses_frees(taken: Snapshot) -> bool:
-    """A kprobe is not hit again while it is being handled, and not run while maps are read; `doctor` says so. So what
-    an interrupt frees meanwhile is lost. Any other way of attaching makes up for it."""
+    """The kernel skips a kprobe while another one is handled, and while maps are read; `doctor` says so. So what an
+    interrupt frees meanwhile is lost. All other hooks have a second program for it."""
     return any(probe.signal == "free" and (probe.attachment or "").startswith("kprobe") for probe in taken.probes)
 
 
@@ -57,7 +57,7 @@ def counts(row: Pair | None) -> tuple[int, int]:
 
 
 def without_loss(feed: LiveFeed, attempt: Callable[[], None], but: Set[str] = frozenset()) -> None:
-    """Run `attempt` until nothing was lost during it, `but` by reasons that have nothing to do with what it counts."""
+    """Run `attempt` until nothing was lost during it, `but` for reasons that do not affect what it counts."""
     for _ in range(TRIES):
         before = {reason: count for reason, count in lost_now(feed).items() if reason not in but}
         attempt()
@@ -281,7 +281,7 @@ class _bpftrace:
 
 
 def kernel_file_bytes(memory: MemoryMount, cgroup: OwnCgroup) -> int:
-    """Kernel memory of a cgroup by the kernel's own word."""
+    """Kernel memory of a cgroup, from the kernel's own file."""
     if memory.version == 1:
         return int(cgroup.read("memory.kmem.usage_in_bytes"))
     # Asked for this, most kernels add up all statistics of the cgroup. What does it every two seconds has a deferrable

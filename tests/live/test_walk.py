@@ -22,7 +22,7 @@ def online_ids(snapshot: Snapshot | None) -> dict[int, str | None]:
 
 
 def test_more_memcgs_than_one_batch(feed: LiveFeed, own_cgroup: MakeCgroup, memory_root: Path) -> None:
-    """The walk goes on in another run of the program, at every edge of the tree there is."""
+    """The walk continues in another run of the program, at every edge of the tree."""
     top = own_cgroup()
     top.open_for_children()
     made = [top]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Dying memcgs: found whenever they died, counted as the kernel counts them, each with what really pins it."""
+"""Dying memcgs: found at any age, counted as the kernel counts them, each with what really pins it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def drop_and_count(path: Path) -> int:
 
 @dataclass
 class Zombie:
-    """A removed memcg, what pins it, and how to let it go."""
+    """A removed memcg, what pins it, and how to release it."""
 
     cgroup_id: int
     path: str
@@ -68,10 +68,10 @@ class Zombie:
     """One for each folio of page cache or shmem, whose sizes the file system chooses; one for each kernel object."""
     let_go: Callable[[], None]
     page_cache: Callable[[], int]
-    """Bytes of page cache that pin it now, by the kernel's own word."""
+    """Bytes of page cache that pin it now, from the kernel's own file."""
 
     def pins_now(self) -> dict[str, int]:
-        """The kernel drops some of its page cache whenever it likes, so that what was noted is soon too much."""
+        """Read it now: the kernel may drop some of the page cache at any time, so an earlier figure is too high."""
         file_bytes = self.page_cache()
         others = {name: value for name, value in self.pins.items() if name != "file"}
         return others | ({"file": file_bytes} if file_bytes else {})
@@ -88,13 +88,13 @@ class Graveyard:
         self._open_graves: list[tuple[OwnCgroup, Zombie]] = []
 
     def _make(self) -> OwnCgroup:
-        """With a parent of its own, which lives on: what the kernel says of that is what it says of the dead."""
+        """With an online parent of its own, whose files show what the dying cgroup has."""
         parent = self._own_cgroup()
         parent.open_for_children()
         return parent.child("grave")
 
     def _page_cache(self, parent: Path) -> int:
-        """Page cache of a cgroup and all below, the dead as well, in bytes by the kernel's own word."""
+        """Page cache of a cgroup and all below it, dying ones too, in bytes, from the kernel's own file."""
         if not PAGES:  # it becomes the parent's
             return 0
         if self._version == 2:
@@ -141,7 +141,7 @@ class Graveyard:
         return self._bury(cgroup, {"sock": received + forward + queued}, range(1, 2), let_go)
 
     def inotify(self) -> Zombie:
-        """A kernel object without a byte: only the reference tells."""
+        """A kernel object that owns no memory: there is only the reference."""
         cgroup = self._make()
         with workload(cgroup) as work:
             work.start("inotify")
@@ -349,7 +349,7 @@ def test_dying_memcgs_are_as_many_as_the_kernel_says(
     graveyard.close()
 
     def difference() -> tuple[int, int]:
-        """(online, dying) that we show more than the kernel does."""
+        """(online, dying): how many more we show than the kernel."""
         totals = snapshot(feed).totals
         assert totals.dying_cgroups is not None
         assert totals.online_cgroups is not None

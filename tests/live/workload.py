@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process that does exactly what it is told, N times, and nothing else that could be counted in between.
+"""A process that does exactly what a command says, N times, and nothing in between that could be counted.
 
 Run as a script inside a cgroup of its own; reads one command a line from stdin and answers one line when it is done:
 
@@ -13,7 +13,7 @@ Run as a script inside a cgroup of its own; reads one command a line from stdin 
     submit N         N requests of io_uring that wait for ever; `close` ends them
     receive BYTES    a TCP connection from the other end with BYTES unread, sent to descriptor 3
 
-It is plain system calls through `os`, so that no library opens files behind our back.
+It is plain system calls through `os`, so that no library opens further files.
 """
 
 from __future__ import annotations
