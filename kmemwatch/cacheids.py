@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Ids of caches: they stand for kernel addresses, which never leave the process that reads the kernel.
+"""Ids of caches. They replace kernel addresses, which never leave the process that reads the kernel.
 
-On a kernel with KASLR, the address of one `struct kmem_cache` gives away where the kernel's memory begins. An id tells
-two caches of one name apart just as well, and says nothing to anybody who does not have the secret.
+On a kernel with KASLR, the address of one `struct kmem_cache` reveals where the kernel's memory begins. An id
+distinguishes two caches of one name just as well, and reveals nothing without the secret.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ except ImportError:  # pragma: no cover - another Python than CPython
 
 SECRET_BYTES = 32
 ID = re.compile("[a-z2-7]{12}")
-"""Of a cache. 60 bits in base32, which no spreadsheet takes for a number, and nobody for an address."""
+"""Id of a cache: 60 bits in base32, which neither a spreadsheet nor a reader takes for a number or an address."""
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{9,}|\bffff[0-9a-f]{12}\b|\b1844[67]\d{15}\b|-1[0-4]\d{13}\b")
-"""In C's notation, in the kernel's, and as a whole number, with a sign and without."""
+"""A kernel address in C's notation, in the kernel's, or as a decimal number, signed or unsigned."""
 _ID_BYTES, _ID_CHARS = 8, 12
 _MAX_KNOWN = 1 << 17
-"""Ids that are kept rather than made again. Caches come and go, and so do the recordings that are read."""
+"""Ids in memory at most; then all are dropped, and made again when needed."""
 
 
 class CacheIds(dict[int, str]):
-    """Address -> id, always the same for a secret."""
+    """Address -> id; the same secret gives the same ids."""
 
     def __init__(self, secret: bytes | None = None) -> None:
-        """Without a `secret`, nobody else makes the same ids."""
+        """Without a `secret`, no other process makes the same ids."""
         super().__init__()
         self._secret = os.urandom(SECRET_BYTES) if secret is None else secret
 
@@ -43,10 +43,10 @@ class CacheIds(dict[int, str]):
         return made
 
     def name(self, address: int) -> str:
-        """Stands for the name of a cache that is not known."""
+        """What replaces the unknown name of a cache."""
         return f"unnamed:{self[address]}"
 
 
 def without_addresses(text: str) -> str:
-    """What somebody else wrote (the verifier, an exception that nobody expected), without kernel addresses."""
+    """Text of others (the verifier, an unexpected exception) without kernel addresses."""
     return _ADDRESS.sub("(an address)", text)

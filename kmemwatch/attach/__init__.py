@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Decides what to attach, then compiles and attaches it in a child process, or takes what an earlier start has kept."""
+"""Decides what to attach; then a child process compiles and attaches it, or attaches what an earlier start has kept."""

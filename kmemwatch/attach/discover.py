@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What neither BTF nor kallsyms tells on every kernel, found in the kernel's memory and verified there."""
+"""Facts that neither BTF nor kallsyms has on every kernel, found in the kernel's memory and verified there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _U64 = (1 << 64) - 1
 _SAMPLES = 64
 _LIST_TRIES = 5
 _REPAIRS = 1000
-"""So many caches may be found to have left the list in one go through it."""
+"""Caches that may leave the list during one walk through it, at most."""
 _ORDER_SHIFT = 16
 _PREVIOUS = 8
 """Offset of `prev` in a ``struct list_head``."""
@@ -38,7 +38,7 @@ class CacheRecord:
     size_bytes: int
     flags: int
     slab_bytes: int | None = None
-    """Memory of all its slabs, of which the kernel keeps count with CONFIG_SLUB_DEBUG; None without."""
+    """Memory of all its slabs. The kernel counts them with CONFIG_SLUB_DEBUG; None without."""
     root: int | None = None
     """Address of the root cache; None for a root cache itself, and on kernels without child caches."""
     kmemcg_id: int | None = None
@@ -53,7 +53,7 @@ class CacheList:
         self._peek = peek
         self._offsets = facts.offsets
         self._first = first
-        # All members that we want lie in the first bytes of the struct; `node`, a long array, ends it.
+        # All of these members are in the first bytes of the struct; `node`, a long array, ends it.
         wanted = ("name", "size", "flags", "list", "node")
         self._nodes = range(possible_nodes())
         self._stride = facts.sizes.get("kmem_cache_node_stride", 8)
@@ -64,7 +64,7 @@ class CacheList:
         self._bytes = last + max(16, self._stride * len(self._nodes))
         self._page_bytes = facts.page_bytes
         self._known: list[int] = []
-        """Addresses of last time."""
+        """Addresses that the last `read` found."""
 
     def read(self) -> list[CacheRecord]:
         """All caches. Raises OSError or KmemwatchError when the list cannot be followed."""
@@ -80,7 +80,7 @@ class CacheList:
         return found
 
     def _some_structs(self) -> dict[int, bytes]:
-        # A cache that is destroyed while we stand on it leads anywhere; the next time it is not in the list any more.
+        # The links of a cache that is destroyed meanwhile lead anywhere; in the next try it has left the list.
         for _ in range(_LIST_TRIES - 1):
             try:
                 return self._structs()
@@ -89,10 +89,10 @@ class CacheList:
         return self._structs()
 
     def _structs(self) -> dict[int, bytes]:
-        """address -> the struct, in the list's order. Those of last time are read at once, then the links followed.
+        """address -> the struct, in the list's order. Reads those of the last time at once, then follows the links.
 
-        Hundreds of child caches may be destroyed meanwhile. So each must name the one that led to it as the one before;
-        where it does not, that one is read again, and given up if it has left the list itself.
+        Hundreds of child caches may be destroyed meanwhile. So the `prev` of each struct must lead back to the one
+        before it. Where it does not, the one before is read again, and dropped if it has left the list itself.
         """
         link = self._offsets["kmem_cache__list"]
         known = self._known if self._bytes <= PEEK_PART_BYTES else []
@@ -110,11 +110,11 @@ class CacheList:
                 raise KmemwatchError(
                     f"the list of slab caches does not lead back to its beginning ({len(path)} visited)"
                 )
-            self._again(found, path)
+            self._reread_last(found, path)
         return found
 
-    def _again(self, found: dict[int, bytes], path: list[int]) -> None:
-        """Read the last of `path` anew; drop it if it is not in the list any more."""
+    def _reread_last(self, found: dict[int, bytes], path: list[int]) -> None:
+        """Read the last of `path` again; drop it if it has left the list."""
         last = path[-1]
         raw = self._try(last)
         if len(path) == 1:
@@ -125,7 +125,7 @@ class CacheList:
             del found[path.pop()]
 
     def _try(self, address: int) -> bytes | None:
-        """The struct; None when there is nothing any more, or where a link is that the kernel has poisoned."""
+        """The struct; None at an unreadable address, such as a link that the kernel has poisoned."""
         try:
             return self._peek.read(address, self._bytes)
         except OSError as error:
@@ -133,7 +133,7 @@ class CacheList:
             return None
 
     def _links(self, raw: bytes) -> tuple[int, int]:
-        """(next, previous), each the address of another one's links."""
+        """(next, previous): addresses of the links of other caches."""
         following, previous = struct.unpack_from("=QQ", raw, self._offsets["kmem_cache__list"])
         return following, previous
 
@@ -141,20 +141,20 @@ class CacheList:
         return int(struct.unpack_from("=Q", raw, self._offsets[f"kmem_cache__{member}"])[0])
 
     def _names(self, addresses: Sequence[int]) -> Iterator[str | None]:
-        """None where there is no name: the head of the list is no cache."""
+        """None where no name can be read: the head of the list is no cache."""
         size = decode.CACHE_NAME_BYTES
         for address, raw in zip(addresses, self._peek.read_many(addresses, size), strict=True):
             if raw is not None and b"\0" in raw:
                 yield decode.text(raw)
                 continue
-            try:  # it may lie shortly before the end of what can be read
+            try:  # it may end shortly before unreadable memory
                 yield self._peek.string(address, size)
             except OSError as error:
                 raise_if_shortage(error)
                 yield None
 
     def _slabs(self, structs: Sequence[bytes]) -> list[int | None]:
-        """Slabs of each, of all its nodes; None where the kernel does not count them."""
+        """Slabs of each cache, on all nodes; None where the kernel does not count them."""
         offsets = self._offsets
         if not {"kmem_cache__oo", "kmem_cache_node__nr_slabs"} <= offsets.keys():
             return [None] * len(structs)
@@ -172,7 +172,7 @@ class CacheList:
         return sums
 
     def _record(self, address: int, raw: bytes, name: str | None, slabs: int | None) -> CacheRecord | None:
-        """None for the head of the list, which is no cache: what lies where its name would be is no name."""
+        """None for the head of the list, which is no cache: the bytes in place of a name are no name."""
         offsets = self._offsets
         (size,) = struct.unpack_from("=I", raw, offsets["kmem_cache__size"])
         (flags,) = struct.unpack_from("=I", raw, offsets["kmem_cache__flags"])
@@ -199,11 +199,11 @@ class CacheList:
 
 
 def first_cache(peek: Peek, facts: Facts) -> int:
-    """Address of a cache that is never destroyed: the oldest, which the symbol ``slab_caches`` leads to (new ones are
-    added at the front), else the one that sockets like ours are made from.
+    """Address of a cache that is never destroyed: the oldest one, which the symbol ``slab_caches`` leads to (the kernel
+    adds new ones at the front), else the cache of AF_UNIX sockets.
 
-    Kernels without CONFIG_KALLSYMS_ALL name no data, but every task leads to its files, a file that is a socket to its
-    protocol, and a protocol to its cache. Raises OSError, KeyError when this kernel has no such way.
+    Kernels without CONFIG_KALLSYMS_ALL have no symbols of data. There the way is: this task, its files, the file of a
+    socket, its protocol, the protocol's cache. Raises OSError or KeyError when this kernel does not have that way.
     """
     offsets = facts.offsets
     head = (facts.symbols or {}).get("slab_caches", 0)
@@ -217,12 +217,12 @@ def first_cache(peek: Peek, facts: Facts) -> int:
 
 
 def page_base(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> int:
-    """What bpf/alloc.bpf.c calls page_base, learned from slabs whose page and whose objects are both known.
+    """The value of the map ``page_base`` (bpf/slab.h), derived from slabs whose page and objects are both known.
 
     A partial slab has the address of its page and of its first free object. The page of an object at v is
-    ``base + v / page size * sizeof(struct page)``; in a slab of several pages the object may lie k pages further, which
-    gives a base that is k pages too low, so the highest is right. Then every sample must lead back to its slab.
-    Raises KmemwatchError when there is none or one does not.
+    ``base + v / page size * sizeof(struct page)``. In a slab of several pages the object may be k pages further, which
+    gives a base that is k pages too low; so the highest one is right. Then every sample must lead back to its slab.
+    Raises KmemwatchError when there is no sample, or too many do not lead back.
     """
     page_struct = facts.sizes["page"]
     samples = list(_slab_samples(peek, facts, caches))
@@ -233,14 +233,14 @@ def page_base(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> int:
     for page, object_at in samples:
         own = (base + object_at // facts.page_bytes * page_struct) & _U64
         wrong += head_page(own, peek.u64(own + facts.offsets["page__compound_head"])) != page
-    # Slabs are freed and made meanwhile; a wrong base would fail everywhere.
+    # Some slabs are freed and made meanwhile; a wrong base would be wrong for all samples.
     if wrong > len(samples) // 10:
         raise KmemwatchError(f"{wrong} of {len(samples)} objects do not lead back to their slab")
     return base
 
 
 def head_page(page: int, compound_info: int) -> int:
-    """Address of the head of the page at `page`: as ``head_of_tail`` in bpf/alloc.bpf.c."""
+    """Address of the head of the page at `page`: as ``head_of_tail`` in bpf/slab.h."""
     if not compound_info & 1:
         return page
     return page & compound_info if compound_info > _U64 - (1 << 32) else compound_info - 1
@@ -262,7 +262,7 @@ def _slab_samples(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> It
             page = entry - offsets["slab__slab_list"]
             object_at, owner = peek.u64(page + offsets["slab__freelist"]), peek.u64(page + offsets["slab__slab_cache"])
             if owner != cache.address:
-                break  # it left the list while we looked
+                break  # it has left the list meanwhile
             if object_at:
                 yield page, object_at
                 number += 1
@@ -272,11 +272,11 @@ def _slab_samples(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> It
 
 
 def slab_account_flag(facts: Facts, caches: Sequence[CacheRecord]) -> int | None:
-    """Value of SLAB_ACCOUNT; None when it cannot be told.
+    """Value of SLAB_ACCOUNT; None when it cannot be found out.
 
     An enum since the Linux kernel commit "mm, slab: use an enum to define SLAB_ cache creation flags" (in v6.9), a
-    macro before. Then it is the one flag that all of some well-known accounted caches have and no plain
-    kmalloc cache has.
+    macro before. Then it is the one flag that all of some well-known accounted caches have and no plain kmalloc cache
+    has.
     """
     bit = facts.enums.get("_slab_flag_bits", {}).get("_SLAB_ACCOUNT")
     if bit is not None:
@@ -314,7 +314,7 @@ def stats_index(peek: Peek, facts: Facts) -> Mapping[str, int] | None:
     """Index in ``memcg_vmstats.state`` of each statistic, by its name in the kernel's enums; None when unknown.
 
     Until Linux kernel commit ff48c71c26aa ("memcg: reduce memory for the lruvec and memcg stats") (in v6.10) the enum
-    itself is the index; since then the kernel keeps a table, which is read from its memory.
+    itself is the index; since then the kernel has a table, which is read from its memory.
     """
     names = dict(facts.enums.get("node_stat_item", {})) | dict(facts.enums.get("memcg_stat_item", {}))
     total = names.pop("MEMCG_NR_STAT", None)
@@ -330,7 +330,7 @@ def stats_index(peek: Peek, facts: Facts) -> Mapping[str, int] | None:
 
 
 def _stats_table(peek: Peek, facts: Facts, total: int, elements: int) -> bytes | None:
-    """``mem_cgroup_stats_index``: one byte a statistic, its index, or 255 for those that memcgs do not have."""
+    """``mem_cgroup_stats_index``: one byte per statistic, its index, or 255 for those that memcgs do not have."""
     address = (facts.symbols or {}).get("mem_cgroup_stats_index", 0)
     if address:
         table = peek.read(address, total)
@@ -341,13 +341,13 @@ def _stats_table(peek: Peek, facts: Facts, total: int, elements: int) -> bytes |
 
 def is_stats_table(table: bytes, elements: int) -> bool:
     """Every index from 0 to `elements` - 1 once, and 255 everywhere else."""
-    # One 0: says no to nearly all that is none, at once.
+    # The count of zeros alone rejects nearly everything that is no such table, at once.
     return table.count(0) == 1 and sorted(table.replace(b"\xff", b"")) == list(range(elements))
 
 
 def find_stats_tables(data: bytes, total: int, elements: int) -> list[bytes]:
-    """All places of `data` that can only be the table of statistics; the linker aligns an array this long to 32."""
-    # First what C does in a moment: the one 0 leaves at least half of the table in one run of other plausible bytes.
+    """All tables of statistics in `data`; the linker aligns an array this long to 32 bytes."""
+    # First a search that runs in C: beside its one 0, at least half of the table is one run of other plausible bytes.
     plausible = bytes(0 < value < elements or value == 0xFF for value in range(256))
     marks = data.translate(plausible)
     starts: set[int] = set()
@@ -363,7 +363,7 @@ def find_stats_tables(data: bytes, total: int, elements: int) -> list[bytes]:
 
 
 def _kernel_data(peek: Peek, facts: Facts) -> Iterator[bytes]:
-    """The kernel's initialised data, by the addresses that /proc/iomem and ``_text`` give."""
+    """The kernel's initialised data, at the addresses that follow from /proc/iomem and ``_text``."""
     try:
         ranges = dict(re.findall(r"([0-9a-f]+-[0-9a-f]+) : Kernel (\w+)", IOMEM.read_text()))
     except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Look, decide, compile, attach: the only module that knows bcc, used by the child (`attach`) on a cold start only."""
+"""A cold start: gather facts, plan, compile, attach. The only module that imports bcc."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SOURCES = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
 
 @dataclass(frozen=True, slots=True)
 class LoadedProgram:
-    """What it takes to load and attach a program again."""
+    """A program, with all that is needed to load and attach it again."""
 
     name: str
     """As in `Manifest.programs`."""
@@ -46,7 +46,7 @@ class LoadedProgram:
     target: str
     fd: int
     code: bytes
-    """Instructions, with our own descriptors where they speak of maps."""
+    """Instructions; references to maps are descriptors of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Loaded:
     programs: tuple[LoadedProgram, ...]
     links: tuple[int, ...]
     may_do_better: bool = False
-    """Something was refused in a way that the next start need not meet: by a policy, or because it was busy."""
+    """A candidate was refused for a reason that may be gone at the next start: a policy, or a resource that is busy."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -65,15 +65,15 @@ class Loaded:
 
 
 def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
-    """Look, decide, compile, attach. Raises KmemwatchError."""
-    # Half of either is waiting for the kernel or for the linker.
+    """Gather facts, plan, compile, attach. Raises KmemwatchError."""
+    # Importing bcc waits for the linker, gathering facts for the kernel: together they take half as long.
     early = threading.Thread(target=_import_early)
     early.start()
     found = facts.gather()
     chosen = plan.plan(found, without, latency)
     hierarchy = cgroupfs.find_memory()
     if hierarchy is not None:
-        # Maps are charged to whoever makes them; the root memcg is charged nothing, and nobody is watched for it.
+        # The kernel charges maps to the memcg of the process that makes them, but never to the root.
         cgroupfs.join_root(hierarchy)
     early.join()
     bcc, include = find_bcc()
@@ -84,7 +84,7 @@ def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
     refused: dict[str, list[str]] = {}
     may_do_better = False
     while True:
-        # Only the best candidates are compiled, which halves the time to the first screen; when the kernel refuses one,
+        # Compiling only the best candidates halves the time to the first screen. When the kernel refuses one,
         # everything starts again without it.
         attempt = _Attempt(bcc, include, found, best_only(chosen, refused))
         try:
@@ -96,14 +96,14 @@ def load(without: tuple[str, ...], latency: bool = False) -> Loaded:
 
 
 class _Refused(Exception):
-    """The kernel did not take the candidate of a signal."""
+    """The kernel rejected the candidate of a signal."""
 
     def __init__(self, signal: str, why: str, final: bool) -> None:
         super().__init__(why)
         self.signal = signal
         self.why = why
         self.final = final
-        """This kernel will always say so."""
+        """This kernel will always reject it."""
 
 
 def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
@@ -118,7 +118,7 @@ def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
 
 
 def source_text(chosen: Plan) -> str:
-    """All C that the plan needs, as one text; line directives keep the compiler's messages true."""
+    """All C files that the plan needs, as one text; line directives keep file and line in the compiler's messages."""
     names = ["compat.h", "maps.h", "hooks.h"]
     sources = dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
     names += [header for header, users in _HEADERS.items() if users & sources.keys()]
@@ -127,13 +127,13 @@ def source_text(chosen: Plan) -> str:
 
 
 def compiled(chosen: Plan, bcc: Any, include: Path) -> Any:
-    """bcc's module of all programs of the plan; none is loaded or attached. Leaves BCC_KERNEL_SOURCE behind, and raises
-    what bcc does: bare Exception."""
+    """bcc's module of all programs of the plan; none is loaded or attached. Sets BCC_KERNEL_SOURCE in the environment,
+    and raises what bcc raises: bare Exception."""
     # bcc compiles against our few headers only: no kernel headers have to be installed.
     os.environ["BCC_KERNEL_SOURCE"] = str(include)
 
     class Module(bcc.BPF):  # type: ignore[misc]
-        """bcc would attach by name as soon as it has compiled; we attach by plan."""
+        """Keeps bcc from attaching programs by their names: the plan decides."""
 
         def _trace_autoload(self) -> None:
             pass
@@ -185,13 +185,14 @@ class _Attempt:
         self._maps = self._map_handles()
 
     def run(self) -> Loaded:
-        """Attach. Raises _Refused when a candidate is not taken, UnsupportedError when there is nothing to attach."""
+        """Attach. Raises _Refused when the kernel rejects a candidate, UnsupportedError when there is nothing to
+        attach."""
         results = []
         learned: dict[str, Any] = {}
         for signal in self._plan.signals:
             results.append(self._attach_signal(signal))
             if signal.name == "pins" and results[0].attachment is not None:
-                # Before anything counts: objects are found through their pages from the first one on.
+                # Before a program counts: all of them need `page_base` from the first object on.
                 learned = self._learn()
         if all(result.attachment is None for result in results):
             raise UnsupportedError(
@@ -224,25 +225,24 @@ class _Attempt:
             ) from error
 
     def _refuse_shortage(self, error: Exception) -> None:
-        """A shortage may be told by what was raised, or only by what was written; it says nothing about the kernel."""
-        for told in (error, self._stderr.text()):
-            raise_if_shortage(told, _CANNOT, bpf=True)
+        """Raise ShortageError if the exception, or only the compiler's output, shows a shortage."""
+        for sign in (error, self._stderr.text()):
+            raise_if_shortage(sign, _CANNOT, bpf=True)
 
     def _map_handles(self) -> dict[str, MapHandle]:
+        """All maps, also those that only programs use (`counted`, `recharging`, `scan_chunk` and the like): a warm start
+        has to make them."""
         handles = {}
         names = ["lost", "events"]
         sources = {signal.source for signal in self._plan.signals if signal.candidates}
         names += ["page_base"] if _HEADERS["slab.h"] & sources else []
         names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
-        # Of no use to the parent but as a part of what it keeps for the next start.
         names += ["counted", "missed_runs"] if any(hook.twice for hook in self._plan.hooks) else []
         names += ["runs"] if any(hook.counts_runs for hook in self._plan.hooks) else []
         names += ["timed", "latency"] if "latency.bpf.c" in sources else []
         names += ["charges"] if "charge.bpf.c" in sources else []
-        # `recharging` and what goes with it are of no use to the parent either.
         recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
         names += recharge if "recharge.bpf.c" in sources else ()
-        # `scan_chunk` neither.
         names += ["child_slabs", "scan", "scan_chunk"] if "scan.bpf.c" in sources else []
         names += ["peek_out", "peek_in", "peek_parts", "walk_out", "walk"] if "peek.bpf.c" in sources else []
         for name in names:
@@ -301,7 +301,7 @@ class _Attempt:
         return self._btf.function_id(hook.target) or 0
 
     def _learn(self) -> dict[str, Any]:
-        """Where struct pages and caches are, and the order of statistics; what cannot be learned stays None."""
+        """Find out where struct pages and caches are, and the order of statistics. Each stays None if that fails."""
         programs = {name: self._programs[name].fd for name in ("walk", "peek", "peek_many")}
         peek = Peek(programs, self._maps, self._plan.defines.values["STATS_COUNT"])
         learned: dict[str, Any] = {"stats_index": discover.stats_index(peek, self._facts)}
@@ -320,10 +320,10 @@ class _Attempt:
 
 
 def _is_final(error: OSError) -> bool:
-    """Whether a refusal is the kernel's own word. Files that are not there may be mounted, and what is not permitted,
-    also as EACCES, may be so by seccomp or a security module: that can change before the next boot."""
-    own_word = error.errno in (errno.EINVAL, errno.ENOENT) and error.filename is None
-    return own_word or isinstance(error, bpf_calls.VerifierError)
+    """Whether this kernel will always refuse it. A missing file system may be mounted later, and EPERM and EACCES may
+    come from seccomp or a security module, which can change before the next boot."""
+    always = error.errno in (errno.EINVAL, errno.ENOENT) and error.filename is None
+    return always or isinstance(error, bpf_calls.VerifierError)
 
 
 def _join(*reasons: str | None) -> str | None:
@@ -333,7 +333,7 @@ def _join(*reasons: str | None) -> str | None:
 def _import_early() -> None:
     try:
         import bcc  # noqa: F401
-    except Exception:  # noqa: BLE001 - `_bcc` meets it again, and says so
+    except Exception:  # noqa: BLE001 - `find_bcc` meets it again, and reports it
         pass
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Facts -> what to attach: for each signal the candidates, best first, and a reason for everything left out. Pure.
+"""Facts -> what to attach: for each signal the candidates, best first, and a reason for each that is left out. Pure.
 
 A candidate is a set of hooks that together give the signal. The loader tries the candidates of a signal in order and
-keeps the first that the kernel accepts, whole.
+keeps the first one whose programs the kernel all accepts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kmemwatch.maps.defines import Defines, defines
 
 RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, TEST_RUN = "raw_tp", "fentry", "fexit", "kprobe", "kretprobe", "test_run"
 KINDS = (RAW_TP, FENTRY, KPROBE)
-"""Those that can be left out; FENTRY stands for FEXIT as well, KPROBE for KRETPROBE."""
+"""Kinds for ``--without``; FENTRY includes FEXIT, and KPROBE includes KRETPROBE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Hook:
     kind: str
     """RAW_TP, FENTRY, FEXIT, KPROBE, KRETPROBE, or TEST_RUN: attached to nothing, run by user space."""
     target: str
-    """Tracepoint or function, as this kernel calls it; for TEST_RUN the name of the program."""
+    """Tracepoint or function, as this kernel names it; for TEST_RUN the name of the program."""
     gfp_at: int | None = None
     """Of an allocator: index of the argument that has the flags."""
     return_at: int | None = None
@@ -37,11 +37,11 @@ class Hook:
     twice: bool = False
     """There is a second program, `program` + ``_missed``: it counts events that the first misses (bpf/alloc.bpf.c)."""
     timed: bool = False
-    """The program takes the time (bpf/latency.bpf.c) and counts no calls."""
+    """The program measures time (bpf/latency.bpf.c) and counts nothing."""
 
     @property
     def name(self) -> str:
-        """What bpf/ calls the target: without ``_noprof``, which functions got in v6.10."""
+        """The target as bpf/ names it: without ``_noprof``, which functions got in v6.10."""
         return self.target.removesuffix("_noprof")
 
     @property
@@ -56,12 +56,12 @@ class Hook:
 
     @property
     def counts_runs(self) -> bool:
-        """The program counts its runs (map ``runs``). What is timed is a sample anyway."""
+        """The program counts its runs (map ``runs``). Timed calls are only a sample, so their programs do not."""
         return self.kind in (KPROBE, KRETPROBE) and not self.timed
 
     @property
     def macros(self) -> dict[str, int]:
-        """What bpf/ is compiled with for this hook, see bpf/hooks.h."""
+        """Macros that compile this hook's programs, see bpf/hooks.h."""
         places = {f"GFP_AT_{self.name}": self.gfp_at, f"RETURN_AT_{self.name}": self.return_at}
         return {f"USE_{self.program}": 1} | {name: at for name, at in places.items() if at is not None}
 
@@ -70,7 +70,7 @@ class Hook:
 class Candidate:
     hooks: tuple[Hook, ...]
     limits: str | None = None
-    """What this way cannot see; one line."""
+    """What this candidate cannot see, in one line."""
 
     @property
     def name(self) -> str:
@@ -89,11 +89,11 @@ class Signal:
     candidates: tuple[Candidate, ...]
     """Best first; empty when this kernel cannot give the signal."""
     skipped: tuple[str, ...]
-    """Why other ways were left out, one line each."""
+    """Why candidates were left out, one line each."""
     refused: tuple[str, ...] = ()
-    """Candidates that this kernel did not take, best first, with its reason; filled while loading."""
+    """Reasons of candidates that the kernel rejected, best first; filled while loading."""
     applies: bool = True
-    """False: there is nothing on this kernel that the signal could tell of; `skipped` says what."""
+    """False: this kernel has nothing that the signal could count; `skipped` says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +103,12 @@ class Plan:
 
     @property
     def hooks(self) -> tuple[Hook, ...]:
-        """Those of all candidates."""
+        """Hooks of all candidates."""
         return tuple(hook for signal in self.signals for option in signal.candidates for hook in option.hooks)
 
     @property
     def macros(self) -> dict[str, int]:
-        """Everything that bpf/ is compiled with. ``RUN_*``: index of a program in the map ``runs``."""
+        """All macros of a compilation. ``RUN_*``: index of a program in the map ``runs``."""
         values = dict(self.defines.values)
         for hook in self.hooks:
             values |= hook.macros
@@ -118,13 +118,15 @@ class Plan:
 
     def cflags(self) -> list[str]:
         """For the compiler."""
-        # A number that fits no signed one would be a warning.
+        # Without ULL, clang warns about numbers that need all 64 bits.
         return [f"-D{name}={value}{'ULL' if value >> 63 > 0 else ''}" for name, value in sorted(self.macros.items())]
 
 
 def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Plan:
-    """Decide. `without` names KINDS not to use, `latency` adds the signal of that name. Raises UnsupportedError when
-    nothing at all could work."""
+    """Decide what to attach, without the KINDS in `without`; `latency` adds the signal of that name.
+
+    Raises UnsupportedError when nothing can work on this host.
+    """
     unknown = [kind for kind in without if kind not in KINDS]
     if unknown:
         raise UsageError(
@@ -143,7 +145,8 @@ def plan(facts: Facts, without: Sequence[str] = (), latency: bool = False) -> Pl
             chooser.signal("free-bulk", "alloc.bpf.c", chooser.free_bulk()),
             chooser.signal("charge", "charge.bpf.c", chooser.charge()),
             chooser.signal("lifecycle", "lifecycle.bpf.c", chooser.lifecycle()),
-            # Before `recharge`: the latest comes first at an entry, so its program is not in the time of a check.
+            # Before `recharge`: the program that is attached last runs first at an entry, so the time of a check does
+            # not include that of the recharge program.
             *([chooser.signal("latency", "latency.bpf.c", chooser.latency())] if latency else []),
             chooser.child_signal("caches", "caches.bpf.c", chooser.caches()),
             chooser.child_signal("ids", "caches.bpf.c", chooser.ids()),
@@ -210,7 +213,7 @@ class _Reason(Exception):
 
 
 class _Chooser:
-    """Candidates of each signal as generators: yield a Candidate, or a str that says why one was left out."""
+    """One generator per signal: it yields Candidates, and a str with the reason for each that is left out."""
 
     def __init__(self, facts: Facts, found: Defines, without: tuple[str, ...]) -> None:
         self._facts = facts
@@ -225,13 +228,13 @@ class _Chooser:
             return Signal(name, source, (), (f"{_NOKMEM}: nothing is charged",), applies=False)
         found = list(options)
         candidates = [option for option in found if isinstance(option, Candidate)]
-        if self._facts.nokmem and name in _UNTOLD_WITH_NOKMEM:
-            limit = f"{_NOKMEM}: {_UNTOLD_WITH_NOKMEM[name]}"
+        if self._facts.nokmem and name in _LIMITS_WITH_NOKMEM:
+            limit = f"{_NOKMEM}: {_LIMITS_WITH_NOKMEM[name]}"
             candidates = [replace(one, limits="; ".join(filter(None, (one.limits, limit)))) for one in candidates]
         return Signal(name, source, tuple(candidates), tuple(option for option in found if isinstance(option, str)))
 
     def child_signal(self, name: str, source: str, options: Iterator[Candidate | str]) -> Signal:
-        """A signal of kernels where memcgs have child caches."""
+        """A signal that exists only where memcgs have child caches."""
         needed = RECHARGE_FUNCTION if name == "recharge" else "memcg_create_kmem_cache"
         if needed not in self._known:
             return Signal(name, source, (), (_WITHOUT_CHILD_CACHES[name],), applies=False)
@@ -258,7 +261,7 @@ class _Chooser:
         yield self._try(RAW_TP, self._free_tracepoints)
         both = ("kmem_cache_free", "kfree")
         yield self._try(FENTRY, partial(self._functions, FENTRY, *both, twice=True))
-        limits = "frees in an interrupt that hits while a probe is being handled are missed, and counted as lost"
+        limits = "misses frees in an interrupt that hits while a kprobe is handled, and counts them as lost"
         yield self._try(KPROBE, partial(self._functions, KPROBE, *both, limits=limits))
 
     def free_bulk(self) -> Iterator[Candidate | str]:
@@ -283,7 +286,7 @@ class _Chooser:
         for kind in (FENTRY, KPROBE):
             yield self._try(kind, partial(self._functions, kind, *functions))
         tracepoints = ("cgroup_mkdir", "cgroup_rmdir", "cgroup_release")
-        limits = "tells rmdir, which is shortly before a memcg goes offline; enabling the controller later is not seen"
+        limits = "reports rmdir, shortly before a memcg goes offline; misses controllers that are enabled after mkdir"
         yield self._try(RAW_TP, partial(self._tracepoints, *tracepoints, limits=limits))
 
     def caches(self) -> Iterator[Candidate | str]:
@@ -301,7 +304,7 @@ class _Chooser:
             hooks = (
                 (entry, "memcg_charge_kmem"),
                 (entry, "memcg_uncharge_kmem"),
-                # Last what begins, so that it is followed to its end from the first one on.
+                # The entry last: every check that is seen to begin is then followed to its end.
                 (at_return, RECHARGE_FUNCTION),
                 (entry, RECHARGE_FUNCTION),
             )
@@ -312,7 +315,7 @@ class _Chooser:
             yield self._try(pair[0], partial(self._timed, *pair))
 
     def slabs(self) -> Iterator[Candidate | str]:
-        unread = "/proc/kcore cannot be read: where in the kernel's addresses the memory is, is not known"
+        unread = "/proc/kcore cannot be read: it says which kernel addresses are memory"
         yield unread if self._facts.kcore is False else Candidate((Hook(TEST_RUN, "scan"),))
 
     # Their parts
@@ -343,10 +346,11 @@ class _Chooser:
                 args = self._facts.function_args.get(name, ())
                 hooks.append(Hook(FEXIT, name, _gfp_at(args), len(args), twice=True))
             return Candidate(tuple(hooks))
-        return Candidate(tuple(hooks), "kmalloc of a size that is not known at compile time is not seen")
+        return Candidate(tuple(hooks), "misses kmalloc() of sizes that are not known at compile time")
 
     def _by_cache(self, kind: str, function: str) -> Hook:
-        """A hook on a function whose first argument is the cache; at return where that can still see the arguments."""
+        """A hook on a function whose first argument is the cache: at return (FEXIT), where the arguments are still
+        known."""
         args = self._facts.function_args.get(function, ("kmem_cache *", "gfp_t"))
         if kind == FENTRY:
             return Hook(FEXIT, function, _gfp_at(args), len(args), twice=True)
@@ -355,7 +359,7 @@ class _Chooser:
     def _free_tracepoints(self) -> Candidate:
         if self._facts.tracepoint_args.get("kmem_cache_free", ())[2:3] != ("kmem_cache *",):
             # Until Linux kernel commit 3544de8ee6e4 ("mm, tracing: record slab name for kmem_cache_free()") and what
-            # followed it in v6.1, the event came after the free, when the owner of the object is already gone.
+            # followed it in v6.1, the event came after the free, when the object no longer has its owner.
             raise _Reason("tracepoint kmem_cache_free comes after the object has lost its owner")
         return self._tracepoints("kmem_cache_free", "kfree", twice=True)
 
@@ -363,20 +367,20 @@ class _Chooser:
         bulk = "kmem_cache_free_bulk"
         if not self._has_sheaves:
             return self._functions(kind, bulk)
-        # A sheaf of what kfree_rcu() is given is emptied by this function and no other, by v7.2 for nearly all caches.
+        # Objects of kfree_rcu() wait in sheaves, by v7.2 for nearly all caches; only this function empties them.
         if _SHEAF_FUNCTION in self._known:
             return self._functions(kind, bulk, _SHEAF_FUNCTION)
-        return self._functions(kind, bulk, limits=f"no function {_SHEAF_FUNCTION}: {_UNSEEN_SHEAVES}")
+        return self._functions(kind, bulk, limits=f"no function {_SHEAF_FUNCTION}: {_MISSES_SHEAVES}")
 
     def _free_bulk_tracepoint(self) -> Candidate:
-        limits = "only kfree_rcu(); other users of kmem_cache_free_bulk() are not seen"
+        limits = "sees kfree_rcu(), no other users of kmem_cache_free_bulk()"
         if self._has_sheaves:
-            limits = f"{limits}; {_UNSEEN_SHEAVES}"
+            limits = f"{limits}; {_MISSES_SHEAVES}"
         return self._tracepoints("rcu_invoke_kfree_bulk_callback", limits=limits)
 
     @property
     def _has_sheaves(self) -> bool:
-        """Whether the kernel frees in sheaves what kfree_rcu() is given."""
+        """Whether the kernel keeps objects of kfree_rcu() in sheaves."""
         return {"slab_sheaf__size", "slab_sheaf__objects"} <= self._facts.offsets.keys()
 
     def _kmem_charge(self, charge_kind: str, uncharge_kind: str) -> Candidate:
@@ -385,7 +389,7 @@ class _Chooser:
                 self._hook(charge_kind, "__memcg_kmem_charge"),
                 self._hook(uncharge_kind, "__memcg_kmem_uncharge"),
             ),
-            None if charge_kind == FEXIT else "charges that the kernel refuses are counted as well",
+            None if charge_kind == FEXIT else "also counts charges that the kernel refuses",
         )
 
     def _timed(self, entry: str, at_return: str) -> Candidate:
@@ -393,7 +397,7 @@ class _Chooser:
         if not functions:
             raise _Reason("no function kmem_cache_alloc, or /proc/kallsyms cannot be read")
         functions += [RECHARGE_FUNCTION] if RECHARGE_FUNCTION in self._known else []
-        # The return first, so that none is missed of those that have been noted at their entry.
+        # The return first, so that the return of every call that an entry program times is seen.
         return Candidate(tuple(Hook(kind, name, timed=True) for name in functions for kind in (at_return, entry)))
 
     def _mixed(self, *hooks: tuple[str, str]) -> Candidate:
@@ -435,7 +439,7 @@ class _Chooser:
         return Hook(kind, names[0], return_at=arguments if kind == FEXIT else None, twice=twice)
 
     def _existing(self, functions: Sequence[str]) -> list[str]:
-        """Those that this kernel has under this name or, since v6.10, with ``_noprof``."""
+        """Those that this kernel has, under this name or, since v6.10, with ``_noprof``."""
         known = self._known
         found = []
         for name in functions:
@@ -444,28 +448,28 @@ class _Chooser:
 
     @property
     def _known(self) -> Mapping[str, object]:
-        """Functions of this kernel, of those that the facts ask for."""
+        """`facts.FUNCTIONS` that this kernel has."""
         return self._facts.function_args if self._facts.symbols is None else self._facts.symbols
 
 
 def _gfp_at(args: Sequence[str]) -> int:
-    """Index of the argument of an allocator that has the flags."""
+    """Index of an allocator's argument with the flags."""
     return 2 if args[2:3] == ("gfp_t",) else 1
 
 
 _SHEAF_FUNCTION = "__rcu_free_sheaf_prepare"
-_UNSEEN_SHEAVES = "what kfree_rcu() frees by way of a sheaf is not seen"
+_MISSES_SHEAVES = "misses objects that kfree_rcu() frees through a sheaf"
 
 _NOKMEM = "the kernel was started with cgroup.memory=nokmem"
-_UNTOLD_WITH_NOKMEM = {
+_LIMITS_WITH_NOKMEM = {
     "pins": "kernel and slab memory of cgroups is not known",
-    "free": "no object has an owner, so frees by cgroup and live bytes are not known",
+    "free": "objects have no owner, so frees by cgroup and live bytes are not known",
 }
 _WITHOUT_CHILD_CACHES = {
-    "caches": "memcgs have no child caches on this kernel; which caches there are is read from the list of caches",
+    "caches": "memcgs have no child caches on this kernel; caches are read from the kernel's list of them",
     "ids": "no cache belongs to a kmemcg_id on this kernel",
     "recharge": f"no function {RECHARGE_FUNCTION}: this kernel does not have the patch set, and no slab ever moves",
-    "slabs": "a slab has objects of any memcg on this kernel, and is charged to none as a whole",
+    "slabs": "on this kernel a slab has objects of any memcg, and is charged to none as a whole",
 }
 
 _CACHE_FUNCTIONS = ("kmem_cache_alloc", "kmem_cache_alloc_lru", "kmem_cache_alloc_node")

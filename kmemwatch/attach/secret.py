@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The secret behind the ids of caches, see `kmemwatch.cacheids`: one for each boot, beside the images of a start.
+"""The secret behind the ids of caches, see `kmemwatch.cacheids`: one for each boot, beside the kept starts.
 
-It stays in the process that reads the kernel. Its file is closed to everybody but root, as the whole directory is; the
-process that serves HTTP is another user's.
+Only the process that reads the kernel has it. Only root can read its file and the directory; the process that serves
+HTTP has another user.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _LOCK_S = 1.0
 
 
 def of_boot(boot_id: str | None, directory: Path = warm_start.DIRECTORY) -> bytes:
-    """The secret of this boot, made if there is none; where it cannot be kept safely, one for this process.
+    """The secret of this boot. The first call makes it; where it cannot be kept safely, it lasts as long as this
+    process.
 
-    Raises OSError when it could not be looked up for want of descriptors or memory.
+    Raises OSError when it could not be read because descriptors or memory ran out.
     """
     if boot_id:
         try:
@@ -45,7 +46,7 @@ def _kept(boot_id: bytes, directory: Path) -> bytes:
         pass
     top = warm_start.open_directory(directory)
     try:
-        _lock(top)  # of several that start at once, one makes it
+        _lock(top)  # one of several processes that start at once makes it
         return _read(top, directory, boot_id) or _make(top, boot_id)
     finally:
         os.close(top)
@@ -64,7 +65,8 @@ def _lock(fd: int) -> None:
 
 
 def _read(top: int, directory: Path, boot_id: bytes) -> bytes | None:
-    """None: there is none, it is of another boot, or damaged. Raises OSError for what we did not leave there."""
+    """None: no file, or one of another boot, or a damaged one. Raises OSError for a file that kmemwatch did not
+    write."""
     try:
         fd = os.open(NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=top)
     except FileNotFoundError:
@@ -72,7 +74,7 @@ def _read(top: int, directory: Path, boot_id: bytes) -> bytes | None:
     with open(fd, "rb") as file:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
-            raise PermissionError(f"{directory}: the file is not what we left there")
+            raise PermissionError(f"{directory}: the file is not one that kmemwatch wrote")
         warm_start.check_ours(directory, status, 0o600)
         parts = file.read(_MAX_BYTES).split(b"\n")
     if parts[:2] != [_MAGIC, boot_id] or len(parts) != 4:
@@ -87,12 +89,12 @@ def _read(top: int, directory: Path, boot_id: bytes) -> bytes | None:
 def _make(top: int, boot_id: bytes) -> bytes:
     secret = os.urandom(SECRET_BYTES)
     try:
-        os.unlink(_NEW, dir_fd=top)  # somebody was ended while writing
+        os.unlink(_NEW, dir_fd=top)  # of a process that ended while it was writing
     except FileNotFoundError:
         pass
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with open(os.open(_NEW, flags, 0o600, dir_fd=top), "wb") as file:
-        os.fchmod(file.fileno(), 0o600)  # whatever the umask takes away
+        os.fchmod(file.fileno(), 0o600)  # whatever the umask is
         file.write(b"%s\n%s\n%s\n" % (_MAGIC, boot_id, secret.hex().encode()))
     os.rename(_NEW, NAME, src_dir_fd=top, dst_dir_fd=top)
     return secret

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What this kernel is and can do: BTF, symbols, facts, the probe plan, cgroup files. Loads nothing."""
+"""What this kernel is and can do: facts, BTF, cgroup file systems; and the system calls of BPF."""

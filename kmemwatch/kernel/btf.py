@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Offsets, sizes and enum values of the running kernel, from its BTF (BPF Type Format).
 
-The kernel's own description of its types replaces headers: nothing here, and nothing in the BPF programs, carries a
-copy of a kernel struct.
+The kernel's own description of its types replaces headers: neither this module nor the BPF programs have a copy of a
+kernel struct.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class _Enum64(ctypes.Structure):
 
 
 class NoBtfError(UnsupportedError):
-    """The kernel was built without; or it is older than BTF."""
+    """The kernel was built without BTF, or is older than BTF."""
 
 
 def _unreadable(path: Path, error: OSError) -> UnsupportedError:
-    """Raises ShortageError for what says nothing about the file."""
+    """The error for a file that cannot be read. Raises ShortageError when that is only a shortage."""
     raise_if_shortage(error, str(path))
     return UnsupportedError(f"{path}: {error.strerror}: BTF cannot be read")
 
@@ -87,7 +87,7 @@ class Field:
 
 
 class Btf:
-    """Type information of one kernel. Use as a context manager: it holds some 6 MB of C memory."""
+    """Type information of one kernel. Use it as a context manager: it holds some 6 MB of C memory."""
 
     def __init__(self, path: Path = VMLINUX) -> None:
         """Read BTF from `path`. Raises NoBtfError when the kernel has none, UnsupportedError when it cannot be read."""
@@ -137,7 +137,7 @@ class Btf:
     def field(self, struct: str, path: str) -> Field | None:
         """Member `path` ("a.b.c", anonymous structs left out) of ``struct``; None when there is none.
 
-        A path that goes on behind an array means its first element.
+        A path that continues behind an array goes through its first element.
         """
         type_id = self._find(struct, _KIND_STRUCT)
         offset_bits = 0
@@ -167,7 +167,7 @@ class Btf:
         return self._args(self._type(found)[0].size_or_type)
 
     def tracepoint_args(self, name: str) -> tuple[str, ...] | None:
-        """Types of what a raw tracepoint program finds in ``ctx->args``; None when there is no such tracepoint."""
+        """Types of ``ctx->args`` of a raw tracepoint program; None when there is no such tracepoint."""
         # Every tracepoint has a typedef of the prototype of its probe, whose first argument is the probe's own data.
         found = self._find(f"btf_trace_{name}", _KIND_TYPEDEF)
         if found is None:
@@ -183,7 +183,7 @@ class Btf:
         return tuple(self._spell(param.type) for param in params)
 
     def _spell(self, type_id: int) -> str:
-        """A type as C spells it, without struct, const and volatile."""
+        """A type as C writes it, without struct, const and volatile."""
         if type_id == 0:
             return "void"
         head, _ = self._type(type_id)
@@ -234,7 +234,7 @@ class Btf:
             type_id = head.size_or_type
 
     def _element(self, type_id: int) -> int:
-        """The type itself, without qualifiers; of an array, that of its elements."""
+        """The type without qualifiers; for an array, the type of its elements."""
         stripped = self._strip(type_id)
         kind, address = self._type_of(stripped)
         if kind != _KIND_ARRAY:
@@ -265,8 +265,8 @@ class Btf:
 def find_anonymous_constant(constant: str, family: str, path: Path = VMLINUX) -> int | None:
     """Value of `constant` in an enum without a name whose constants all begin with `family`; None when absent.
 
-    libbpf finds types by name only, and walking 100,000 types through ctypes takes longer than start-up may: so look
-    for the entry's own bytes, and believe it only beside an entry of the same family with the value before it.
+    libbpf finds types by name only, and walking 100,000 types through ctypes would take too long for a start. So this
+    looks for the entry's own bytes, and accepts them only behind an entry of the same family with the value before it.
     """
     try:
         raw = path.read_bytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cgroup file systems: where the memory controller is, and what its files say."""
+"""The cgroup file systems: where the memory controller is mounted."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ class Hierarchy:
     hierarchy_id: int
     """First column of /proc/cgroups; 0 is the default (v2) hierarchy."""
     mount: str | None
-    """Where its root is mounted; None when it is not, or only a part of it is."""
+    """Where its root is mounted; None when only a part of it is, or nothing."""
     part_at: str | None = None
-    """Where a part of it is mounted and its root is not: in a container, or where something else lies over the root."""
+    """Where a part of it is mounted and its root is not: in a container, or where another mount hides the root."""
 
 
 class _Mount(NamedTuple):
     device: str
     """``major:minor`` of its file system."""
     root: str
-    """What of the file system is mounted there."""
+    """Directory of the file system that is mounted there."""
     point: str
     kind: str
     options: list[str]
 
 
 def is_root_of(device: str, point: str) -> bool:
-    """The root of the hierarchy `device` is what is to be seen at `point`.
+    """Whether the root of the hierarchy `device` is visible at `point`.
 
-    mountinfo does not tell: in a cgroup namespace every root is ``/``, and a mount may lie under another one.
+    mountinfo does not say: in a cgroup namespace every root is ``/``, and another mount may hide this one.
     """
     try:
         status = os.stat(point)  # noqa: PTH116
@@ -60,7 +60,7 @@ def is_root_of(device: str, point: str) -> bool:
 def find_memory(
     mountinfo: Path = MOUNTINFO, proc_cgroups: Path = PROC_CGROUPS, is_root: Callable[[str, str], bool] = is_root_of
 ) -> Hierarchy | None:
-    """The memory controller's hierarchy; None when none was found, see `why_not_found`. Raises ShortageError."""
+    """The memory controller's hierarchy; None when there is none, see `why_not_found`. Raises ShortageError."""
     hierarchy_id = _hierarchy_id(proc_cgroups)
     mounts = list(_cgroup_mounts(mountinfo))
     version, found = 1, [mount for mount in mounts if mount.kind == "cgroup" and "memory" in mount.options]
@@ -76,7 +76,7 @@ def find_memory(
 
 
 def why_not_found(mountinfo: Path = MOUNTINFO, proc_cgroups: Path = PROC_CGROUPS) -> str:
-    """One line for a `find_memory` that found nothing. Raises ShortageError."""
+    """Why `find_memory` found nothing, in one line. Raises ShortageError."""
     try:
         named = any(line.split()[0] == "memory" for line in proc_cgroups.read_text().splitlines())
     except OSError as error:
@@ -97,7 +97,7 @@ def why_not_found(mountinfo: Path = MOUNTINFO, proc_cgroups: Path = PROC_CGROUPS
 
 
 def own_path(hierarchy: Hierarchy, file: Path = OWN_CGROUPS) -> str | None:
-    """The cgroup of this process in the memory hierarchy, as its cgroup namespace calls it. Raises ShortageError."""
+    """Path of this process in the memory hierarchy, as its cgroup namespace shows it. Raises ShortageError."""
     try:
         lines = os.fsdecode(file.read_bytes()).splitlines()
     except OSError as error:
@@ -132,7 +132,6 @@ def _has_memory(mount: Path) -> bool:
 
 
 def _cgroup_mounts(mountinfo: Path) -> Iterator[_Mount]:
-    """Each cgroup mount."""
     try:
         lines = os.fsdecode(mountinfo.read_bytes()).splitlines()
     except OSError as error:
@@ -151,7 +150,7 @@ def _unescape(text: str) -> str:
 
 
 def join_root(hierarchy: Hierarchy) -> bool:
-    """Move this process to the root memcg, so that what it makes is charged to nobody; False when refused."""
+    """Move this process to the root memcg, where the kernel charges nothing for what it makes; False when refused."""
     if hierarchy.mount is None:
         return False
     try:

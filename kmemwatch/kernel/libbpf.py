@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""libbpf through ctypes: loaded once, with argument types, errors as errno numbers."""
+"""libbpf through ctypes: loaded once, with argument types, and with errors as errno numbers."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ def library() -> ctypes.CDLL:
         for name, (restype, argtypes) in _PROTOTYPES.items():
             try:
                 function = getattr(lib, name)
-            except AttributeError:  # an older libbpf; its users test with hasattr
+            except AttributeError:  # an older libbpf; callers ask `has`
                 continue
             function.restype = restype
             function.argtypes = argtypes
-        # Without this, libbpf 0.x answers with -errno in pointers and 1.x with NULL.
+        # Without this, libbpf 0.x answers with -errno in pointers, where 1.x answers NULL.
         if soname.endswith(".0") and hasattr(lib, "libbpf_set_strict_mode"):
             lib.libbpf_set_strict_mode(0xFFFFFFFF)
-        lib.libbpf_set_print(None)  # our errors carry the reason; libbpf would write to stderr itself
+        lib.libbpf_set_print(None)  # our errors have the reason; libbpf would also write it to stderr
         return lib
     raise UnsupportedError(
         f"libbpf: none of {', '.join(_SONAMES)} can be loaded", hint="install it: apt-get install libbpf1"
@@ -117,7 +117,7 @@ def library() -> ctypes.CDLL:
 
 
 def has(function: str) -> bool:
-    """This libbpf has `function`, and with the prototype of libbpf 1.0: 0.x had another one for some."""
+    """This libbpf has `function` with the prototype of libbpf 1.0; some functions of 0.x had another one."""
     lib = library()
     return hasattr(lib, function) and hasattr(lib, "libbpf_major_version")
 

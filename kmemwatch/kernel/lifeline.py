@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Processes that we start, and that the kernel kills as soon as this one ends. See docs/adr/0018-lifelines.md.
+"""Child processes that the kernel kills as soon as this process ends. See docs/adr/0018-lifelines.md.
 
-The child has the read end of a pipe that the kernel watches for it (O_ASYNC): when the last write end is closed, which
-is ours, it sends SIGKILL. That works when the child is stopped or spins, when it has another user id that this process
-may not signal, and however this process ended, as the kernel closes its descriptors in any case.
+The child has the read end of a pipe with O_ASYNC; this process has the only write end. When that is closed, the kernel
+sends SIGKILL to the child. This works when the child is stopped or spins, when it has another user id that this process
+may not signal, and however this process ends, as the kernel closes its descriptors in any case.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from pathlib import Path
 from typing import Any
 
 _F_SETSIG = 10
-"""Not in Python's `fcntl`; the same number on all architectures that we know."""
+"""Python's `fcntl` lacks it; it is the same number on x86, Arm, POWER, RISC-V and s390."""
 LOOK_S = 0.9
 SILENT_LOOKS = 8
-"""Looks, at least LOOK_S apart, without a sign of life in between, after which a process counts as hung. They are
-counted, and not the time: when the whole host slept, or both processes were stopped, nobody hangs."""
+"""A process counts as hung after so many looks, at least LOOK_S apart, without a sign of life. Looks are counted and
+not seconds: a host that slept, or a stop of both processes, does not mean that one hangs."""
 _REAP_S = 5.0
-"""What the kernel may take to free the memory and the BPF programs of a process that was killed."""
+"""The kernel may take this long to free the memory and the BPF programs of a process that was killed."""
 
 
 def tie(fd: int, pid: int) -> None:
     """Have the kernel kill `pid` when the other end of the pipe at `fd` is closed.
 
-    The kernel asks whether whoever calls this may signal `pid` when it comes to that. So a process that changes its
-    user calls it again afterwards, for itself. Raises OSError.
+    When the pipe is closed, the kernel checks whether the caller of this function may signal `pid`. So a process that
+    changes its user calls it again afterwards, for itself. Raises OSError.
     """
     fcntl.fcntl(fd, _F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
@@ -43,7 +43,7 @@ def tie(fd: int, pid: int) -> None:
 
 
 def tie_myself(fd: int) -> None:
-    """In the child, after it has changed its user: as `tie`. Ends this process if the other one has ended before."""
+    """As `tie`, in the child after it has changed its user. Ends this process if its parent has ended before."""
     tie(fd, os.getpid())
     poll = select.poll()
     poll.register(fd, 0)
@@ -80,8 +80,8 @@ class TiedProcess:
         return self._process.poll()
 
     def speaks(self, channel: socket.socket, event: int = select.POLLIN, limit_s: float = math.inf) -> bool:
-        """Wait for that event of `select.poll` on a channel to it; False when it was stopped meanwhile for SILENT_LOOKS
-        looks in a row, or `limit_s` is over."""
+        """Wait for that event of `select.poll` on a channel to it. False when it has been stopped for SILENT_LOOKS
+        looks in a row, or when `limit_s` is over."""
         poll, stopped, deadline_s = select.poll(), 0, time.monotonic() + limit_s
         poll.register(channel, event)
         while not poll.poll(LOOK_S * 1000):
@@ -91,7 +91,7 @@ class TiedProcess:
         return True
 
     def _is_stopped(self) -> bool:
-        """By SIGSTOP or the like."""
+        """Stopped by a signal such as SIGSTOP."""
         try:
             status = Path(f"/proc/{self.pid}/stat").read_text(errors="replace")
         except OSError:  # it has ended
@@ -99,15 +99,15 @@ class TiedProcess:
         return status.rpartition(")")[2].split()[:1] == ["T"]
 
     def wait(self, timeout_s: float) -> int | None:
-        """The same, when it has ended or `timeout_s` is over."""
+        """Its status, when it has ended or `timeout_s` is over."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(timeout_s)
         return self._process.returncode
 
     def end(self) -> int | None:
-        """Kill it if it runs, whoever it is by now, and reap it; its status. Harmless when called twice.
+        """Kill it if it runs, whatever its user, and reap it. Returns its status; may be called twice.
 
-        None: the kernel does not let it go yet, and will without us.
+        None: the kernel has not finished ending it, and will do so later.
         """
         if self._is_tied:
             self._is_tied = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which kernel members the BPF programs read, under which macro, and where they were on older kernels.
+"""Members of kernel structs that kmemwatch reads, their macros, and where they were on older kernels.
 
 ``OFF_<name>`` in bpf/ is the offset of the first alternative that this kernel has. Later alternatives are older
 layouts; the commit that moved the member stands beside them.
@@ -63,7 +63,7 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "page__flags": (("page", "flags"),),
     "page__page_type": (("page", "page_type"),),
     # The order of a compound page is in its second struct page. That became a part of struct folio, and then the order
-    # moved to the low byte of `_flags_1` (by v6.12), which is older than that: the first one that is there counts.
+    # moved to the low byte of `_flags_1` (by v6.12). `_flags_1` is older than that: the first one that exists counts.
     "page__compound_order": (("page", "compound_order"),),
     "folio__folio_order": (("folio", "_folio_order"),),
     "folio__flags_1": (("folio", "_flags_1"),),
@@ -80,7 +80,7 @@ MEMBERS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "slab__objects": (("slab", "objects"), ("page", "objects")),
     # Only where a vector may lie in unused space of the slab itself, with this many bytes between entries (by v7.2).
     "slab__stride": (("slab", "stride"),),
-    # What kfree_rcu() is given waits in one of these, of the object's cache, for a grace period (by v6.18).
+    # kfree_rcu() puts objects into a sheaf of their cache, where they wait for a grace period (by v6.18).
     "slab_sheaf__size": (("slab_sheaf", "size"),),
     "slab_sheaf__objects": (("slab_sheaf", "objects"),),
     "obj_cgroup__memcg": (("obj_cgroup", "memcg"),),
@@ -114,7 +114,7 @@ ENUMS = (
     "_slab_flag_bits",
     "lru_list",
 )
-"""Enums whose constants the facts keep; absent ones are kept as empty."""
+"""Enums whose constants are facts; one that the kernel lacks is empty."""
 
 
 def read_offsets(btf: Btf) -> dict[str, int]:
@@ -150,8 +150,8 @@ def read_sizes(btf: Btf) -> dict[str, int]:
     for member in ("per_node", "node"):
         nodes = btf.field("kmem_cache", member)
         if nodes is not None and nodes.elements is not None:
-            # An array that ends the struct may be declared longer or shorter than it is: only its stride is used. Of
-            # an array of no elements BTF tells no size, and it is an array of pointers.
+            # An array that ends the struct may be declared longer or shorter than it is, so only its stride is used.
+            # BTF has no size for an array of no elements; it is an array of pointers.
             found["kmem_cache_node_stride"] = nodes.size_bytes // nodes.elements if nodes.elements else 8
             break
     return found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the BPF programs write, as bytes -> Python. Layouts and numbers are those of the C files, see `layouts`."""
+"""Bytes that the BPF programs write -> Python. Layouts and numbers are those of the C files, see `structs`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MISSED_SIGNALS = names("missed_signal", "MISSED_", "MISSED_SIGNALS")
 RECHARGE_COUNTS = names("recharge_count", "RECHARGE_", "RECHARGE_COUNTS")
 """Index of the map ``recharge_counts``."""
 RECHARGE_FROM = names("recharge_from", "FROM_")
-"""In `model.RechargePair.from_state`'s words."""
+"""Values of `model.RechargePair.from_state`."""
 LATENCY_KINDS = names("latency_kind", "LATENCY_", "LATENCY_KINDS")
 """Index of the map ``latency``."""
 TIMED, TIMED_CHECK = constant("TIMED"), constant("TIMED_CHECK")
@@ -50,11 +50,11 @@ LATENCY_BUCKETS, LATENCY_ONE_IN = constant("LATENCY_BUCKETS"), constant("LATENCY
 """Buckets of the map ``latency``, and calls of which one is timed."""
 MAX_CHILD_SLABS = constant("MAX_CHILD_SLABS")
 CACHE_NAME_BYTES = constant("CACHE_NAME_BYTES")
-"""Of the names of caches, at most: that of a child cache has the name of its cgroup in it."""
+"""Longest name of a cache: that of a child cache contains the name of its cgroup."""
 REFERENCES_COUNTED = 1 << 62
-"""A percpu_ref has PERCPU_COUNT_BIAS, 2^63, in its count from its start until an RCU grace period after it was killed,
-when the counts of all CPUs have been added and the bias is taken off; so has a memcg that is just being removed. Before
-that the count may lie on either side of the bias; after it, it is far below this."""
+"""The count of a percpu_ref includes PERCPU_COUNT_BIAS, 2^63, until an RCU grace period after the ref was killed; then
+the kernel has added the counts of all CPUs and removes the bias. This includes memcgs that are just being removed.
+Until then the count may be on either side of the bias; afterwards it is far below this number."""
 
 _EVENT_KINDS = {value: name for name, value in numbers("event_kind", "EVENT_").items()}
 LIFECYCLE_KINDS = {value: name for value, name in _EVENT_KINDS.items() if name in ("online", "offline", "released")}
@@ -62,7 +62,7 @@ SLAB_KINDS = {value: name for value, name in _EVENT_KINDS.items() if value not i
 
 
 def check_sizes(leaf_bytes: Mapping[str, int]) -> None:
-    """Compare with ``sizeof`` of each map's value as compiled. Raises KmemwatchError when one differs."""
+    """Compare with ``sizeof`` of each map's value, as the compiler has it. Raises KmemwatchError when one differs."""
     ours = value_bytes()
     for name, size in leaf_bytes.items():
         expected = ours.get(name, size)
@@ -89,7 +89,7 @@ class SlabEvent:
     kind: str
     at_monotonic_ns: int
     cgroup_id: int | None
-    """The memcg that got the id, the cache or the slab; None when the hook is not told."""
+    """The memcg that got the id, the cache or the slab; None when the hook does not have it."""
     pid: int
     comm: str
     kmemcg_id: int
@@ -107,7 +107,7 @@ class SlabEvent:
 class LruPages(NamedTuple):
     """Lengths of the LRU lists of one memcg itself, children not included, in pages.
 
-    Exact, apart from pages that a CPU has not put on a list yet: reclaim works by them.
+    Exact, apart from pages that a CPU has not put on a list yet, as reclaim depends on them.
     """
 
     anon: int
@@ -118,7 +118,7 @@ class LruPages(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Of all lists."""
+        """Pages on all lists."""
         return self.anon + self.file + self.unevictable
 
 
@@ -133,25 +133,25 @@ class MemcgRecord(NamedTuple):
     serial_nr: int
     cgroup_id: int
     references: int | None
-    """None: the kernel counts them on each CPU still, see `REFERENCES_COUNTED`."""
+    """None: the kernel still counts them on each CPU, see `REFERENCES_COUNTED`."""
     memory_pages: int
     swap_pages: int
     kmem_pages: int
     tcpmem_pages: int
     online: bool
     kmemcg_id: int
-    """Of this moment: from its death on that of its parent, on most kernels."""
+    """The current one: on most kernels a dying memcg has that of its parent."""
     stats: tuple[int, ...]
     """``memcg_vmstats.state``, signed."""
     name: str
     kmem_cache_id: int = -1
-    """The kmemcg_id that it was given when it went online; -1 where the kernel does not keep that."""
+    """The kmemcg_id that it got when it went online; -1 where the kernel does not keep that."""
     kmem_cache_id_held: bool = False
-    """It has not given that back."""
+    """It still has that id."""
     memcg_id: int = 0
-    """``mem_cgroup.id.id``; 0 from its death on, unless swap still speaks of it."""
+    """``mem_cgroup.id.id``; 0 once it is dying, unless swap still refers to it."""
     lru: LruPages | None = None
-    """None while online, and where the lists cannot be read."""
+    """None while the memcg is online, and where the lists cannot be read."""
 
 
 def text(raw: bytes) -> str:
@@ -160,12 +160,12 @@ def text(raw: bytes) -> str:
 
 
 def event(raw: bytes) -> LifecycleEvent | SlabEvent:
-    """Decode one record of the ring buffer. Raises ValueError when it has another size or kind than ours."""
+    """Decode one record of the ring buffer. Raises ValueError for an unknown size or kind."""
     return slab_event(raw) if len(raw) == SLAB_EVENT.size else lifecycle_event(raw)
 
 
 def slab_event(raw: bytes) -> SlabEvent:
-    """Decode a ``struct slab_event``. Raises ValueError for a kind that is not ours."""
+    """Decode a ``struct slab_event``. Raises ValueError for an unknown kind."""
     at_ns, cgroup_id, _, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw, SLAB_EVENT.offset("event.at_ns"))
     if kind not in SLAB_KINDS:
         raise ValueError(f"slab event of kind {kind}")
@@ -186,7 +186,7 @@ def slab_event(raw: bytes) -> SlabEvent:
 
 
 def lifecycle_event(raw: bytes) -> LifecycleEvent:
-    """Decode one about a memcg. Raises ValueError when it has another size or kind than ours."""
+    """Decode an event about a memcg. Raises ValueError for an unknown size or kind."""
     if len(raw) not in (LIFECYCLE_EVENT.size, ONLINE_EVENT.size):
         raise ValueError(f"lifecycle event of {len(raw)} bytes")
     is_online = len(raw) == ONLINE_EVENT.size

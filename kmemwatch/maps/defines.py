@@ -14,12 +14,12 @@ from kmemwatch.kernel.facts import Facts
 from kmemwatch.maps.structs import constant, layout
 
 SLOT_BITS = 12
-"""4,096 pairs can have a slot of their own on each CPU, others are counted in the hash; fewer on many CPUs."""
+"""4,096 pairs can have a slot on each CPU, fewer where there are many CPUs; others are counted in the hash."""
 SLOTS_BYTES = 16 << 20
-"""Of the slots of all CPUs at most: 4,096 each for up to 64 CPUs, 1,024 each for 256."""
+"""All slots together, at most: 4,096 per CPU for up to 64 CPUs, 1,024 per CPU for 256."""
 RING_BYTES = 2 << 20
-"""Lifecycle events: the whole lives of 4,900 memcgs, which is a second of 5,000 that come and go per second. The kernel
-lets it be mapped twice, and both mappings count as memory of the process."""
+"""Room for the whole lives of 4,900 memcgs: about one second when 5,000 come and go per second. It is mapped twice, and
+both mappings count as memory of the process."""
 
 _CURRENT = ("task_struct__cgroups", "task_struct__active_memcg", "css_set__subsys", "MEMORY_CGRP_ID")
 _CSS_ID = ("cgroup_subsys_state__cgroup", "cgroup__kn", "kernfs_node__id")
@@ -74,7 +74,7 @@ class Defines:
     """Macro -> value."""
 
     def lacking(self, source: str) -> str | None:
-        """Why `source` cannot be compiled for this kernel; None when it can."""
+        """Why `source` cannot be compiled for this kernel; None when it can be."""
         for name in _REQUIRED[source]:
             if name == "SLAB_MARK":
                 if not {"PG_SLAB", "PGTY_SLAB"} & self.values.keys():
@@ -85,7 +85,7 @@ class Defines:
 
 
 def defines(facts: Facts) -> Defines:
-    """All macros that the facts give; what the kernel lacks is absent."""
+    """All macros that follow from the facts; those of members that the kernel lacks are absent."""
     values = {f"OFF_{name}": offset for name, offset in facts.offsets.items()}
     values |= {"RING_PAGES": RING_BYTES // facts.page_bytes, "KMW_PAGE_BYTES": facts.page_bytes}
     statistics = facts.sizes.get("vmstats_elements")
@@ -94,7 +94,7 @@ def defines(facts: Facts) -> Defines:
         "MEMCG_KMEM": facts.enums.get("memcg_stat_item", {}).get("MEMCG_KMEM"),
         "GFP_ACCOUNT": facts.gfp_account,
         "PAGE_STRUCT_BYTES": facts.sizes.get("page"),
-        # Before struct slabobj_ext, the vector had plain pointers.
+        # Before struct slabobj_ext, the vector had pointers.
         "OBJ_EXT_BYTES": facts.sizes.get("slabobj_ext", 8),
         "STATS_COUNT": statistics and min(statistics, constant("STATS_MAX")),
         "MEMORY_HIERARCHY_ID": facts.hierarchy["hierarchy_id"] if facts.hierarchy else None,
@@ -121,7 +121,7 @@ def defines(facts: Facts) -> Defines:
 
 
 def _near(offsets: Mapping[str, int], first: str, last: str) -> bool:
-    """Whether one read of a few words has both members."""
+    """Whether one read of a few words gets both members."""
     return first in offsets and last in offsets and 0 <= offsets[last] - offsets[first] < 32
 
 
@@ -132,7 +132,7 @@ def _per_cpu(cpus: int) -> dict[str, int]:
 
 
 def _compound_order(facts: Facts) -> int | None:
-    """Where the byte is that has the order of a compound page, from its first struct page on."""
+    """Offset of the byte with the order of a compound page, from its first struct page on."""
     if "page__compound_order" in facts.offsets and "page" in facts.sizes:
         return facts.sizes["page"] + facts.offsets["page__compound_order"]
     if "folio__folio_order" in facts.offsets:

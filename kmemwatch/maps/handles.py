@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""BPF maps, programs and the ring buffer by file descriptor, through libbpf: no compiler in this process."""
+"""BPF maps, test runs and the ring buffer by file descriptor, through libbpf: no compiler in this process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from kmemwatch.kernel.facts import POSSIBLE_CPUS
 from kmemwatch.maps.structs import StructLayout
 
 _BATCH = 2048
-"""Entries per system call. More than any hash bucket has, else the kernel answers ENOSPC; few enough that the buffer
-for the values of 64 CPUs is 3 MB."""
+"""Entries per system call. It must be more than any hash bucket has, or the kernel answers ENOSPC; and few enough that
+the buffer for the values of 64 CPUs is 3 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def test_run(program_fd: int, *args: int) -> int:
 
 
 class MapReader:
-    """Reads whole maps. Values of per-CPU maps are given as the bytes of all CPUs, each padded to 8 bytes."""
+    """Reads whole maps. A value of a per-CPU map is the bytes of all CPUs, each padded to 8 bytes."""
 
     def __init__(self, handle: MapHandle) -> None:
         self.handle = handle
@@ -110,9 +110,9 @@ class MapReader:
         self._lib.bpf_map_delete_elem(self.handle.fd, key)
 
     def items(self) -> tuple[bytes, bytes, int]:
-        """(all keys, all values, number): read in batches, or one by one where the kernel has no batches.
+        """(all keys, all values, number), read in batches, or one by one where the kernel has no batches.
 
-        The map may change meanwhile: an entry that is there all the time is given once.
+        The map may change meanwhile: an entry that is there all the time appears once.
         """
         try:
             return self._items_by_batch()
@@ -123,7 +123,8 @@ class MapReader:
         return b"".join(key for key, _ in pairs), b"".join(value for _, value in pairs), len(pairs)
 
     def sums(self, value: StructLayout | None = None) -> tuple[bytes, list[tuple[int, ...]]]:
-        """(all keys, one row of sums over CPUs for each). `value`: of 64-bit counters; None: it is one counter."""
+        """(all keys, one row of sums over CPUs for each). `value`: layout of 64-bit counters; None: a single
+        counter."""
         keys, values, number = self.items()
         counters = memoryview(values).cast("Q")
         words = 1 if value is None else value.size // 8
@@ -173,7 +174,7 @@ class MapReader:
 
 
 def map_memory(handle: MapHandle) -> mmap.mmap:
-    """The values of an array that was made with BPF_F_MMAPABLE, as memory that the kernel writes to."""
+    """The values of an array with BPF_F_MMAPABLE, as memory that the kernel writes to."""
     stride = (handle.value_bytes + 7) // 8 * 8
     return mmap.mmap(handle.fd, -(-stride * handle.max_entries // mmap.PAGESIZE) * mmap.PAGESIZE)
 
@@ -182,13 +183,13 @@ class Ring:
     """The consumer's side of a ring buffer."""
 
     def __init__(self, fd: int, sink: Callable[[bytes], None]) -> None:
-        """Every record goes to `sink`. Raises KmemwatchError when the buffer cannot be mapped."""
+        """Pass every record to `sink`. Raises KmemwatchError when the buffer cannot be mapped."""
         self._lib = libbpf.library()
         self._sink = sink
         self._ready = select.poll()
         self._ready.register(fd, select.POLLIN)
         self.decode_errors = 0
-        # ctypes prints an exception of a callback and returns garbage to C; so none may leave it, see `_sample`.
+        # ctypes prints an exception of a callback and returns garbage to C; so `_sample` lets none out.
         self._callback = libbpf.RING_SAMPLE_FN(self._sample)
         self._ring = self._lib.ring_buffer__new(fd, self._callback, None, None)
         if not self._ring:
@@ -204,16 +205,16 @@ class Ring:
         return 0  # a negative value would end the poll
 
     def poll(self, timeout_ms: int) -> None:
-        """Hand over what is there, waiting up to `timeout_ms` for the first record."""
+        """Pass on all records, waiting up to `timeout_ms` for the first one."""
         if self._ring and self._ready.poll(timeout_ms):
             self.consume()
 
     def consume(self) -> None:
-        """Hand over what is there, without waiting."""
+        """Pass on all records, without waiting."""
         if not self._ring:
             return
-        # Python runs the handler of a signal wherever it is; an exception of one (Ctrl-C, SIGTERM) that is raised in
-        # our callback, even before its first line, would be printed and forgotten.
+        # Python may run a signal handler (Ctrl-C, SIGTERM) inside our callback, even before its first line. ctypes
+        # would print the exception that the handler raises, and drop it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._lib.ring_buffer__consume(self._ring)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel memory on demand: the programs of bpf/peek.bpf.c, run by BPF_PROG_TEST_RUN, answer through mapped maps."""
+"""Reads kernel memory on demand: runs the programs of bpf/peek.bpf.c, which answer through maps in our memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Peek:
         return b"".join(parts)
 
     def read_many(self, addresses: Sequence[int], size: int) -> Iterator[bytes | None]:
-        """As `read` for each address, far faster; None for what cannot be read. `size`: at most PEEK_PART_BYTES."""
+        """As `read` for each address, but far faster; None where it cannot be read. `size`: at most PEEK_PART_BYTES."""
         for first in range(0, len(addresses), PEEK_PARTS):
             some = addresses[first : first + PEEK_PARTS]
             self._in[: 8 * len(some)] = struct.pack(f"={len(some)}Q", *some)
@@ -61,7 +61,7 @@ class Peek:
 
     def string(self, address: int, size: int = 64) -> str:
         """A NUL-terminated string of up to `size` bytes. Raises OSError."""
-        # It may end shortly before a page that is not there: never read over the end of a page in one go.
+        # The next page may be unreadable: never read over the end of a page in one go.
         room = PEEK_BYTES - address % PEEK_BYTES
         raw = self.read(address, min(size, room))
         if b"\0" not in raw and room < size:
@@ -71,8 +71,8 @@ class Peek:
     def memcgs(self) -> list[MemcgRecord]:
         """Every memcg that the kernel has not released, parents before children, from one walk.
 
-        Consistent in batches only: a memcg born or released meanwhile may be in it or not. Raises KmemwatchError when
-        the tree changes too fast to be walked.
+        Only a batch is consistent: a memcg that is made or released meanwhile may be in the result or not. Raises
+        KmemwatchError when the tree changes too fast to be walked.
         """
         for _ in range(_WALK_TRIES):
             records = self._walk_once()

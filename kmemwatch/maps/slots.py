@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The map ``slots``, where programs count most pairs: reading it, and giving back what belonged to released memcgs.
+"""The map ``slots``, where programs count most pairs: reads it, and frees the slots of released memcgs.
 
-Programs take a free slot and from then on only add to it; they never give one back. User space does so in three steps,
-a reading apart, so that a program which is late is still counted, and that none finds a slot half empty (ADR 13).
+Programs take a free slot and from then on only add to it; they never free one. User space frees a slot in three steps,
+each at another reading: so late additions are still counted, and no program finds a slot that is half empty (ADR 13).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from kmemwatch.maps.handles import MapHandle
 from kmemwatch.maps.structs import constant, layout
 
 Pair = tuple[int, int]
-"""(cache address, cgroup id); 0: nobody."""
+"""(cache address, cgroup id); cgroup id 0: no memcg is charged."""
 Counts = tuple[int, ...]
 """As in ``struct pair_value``."""
 Windows = Callable[[], Iterator[AbstractContextManager[memoryview]]]
-"""Parts of the map, always the same ones, as words that programs are writing to."""
+"""Gives the parts of the map, always the same ones, as words that programs write to."""
 _Place = tuple[int, int]
 """(number of the window, index of the first word of a slot)."""
 
@@ -31,7 +31,7 @@ CACHE, OWNER, CGROUP = (_SLOT.offset(member) // 8 for member in ("cache", "owner
 """Words of a ``struct slot``."""
 COUNTS = slice(_SLOT.words[0], _SLOT.words[-1] + 1)
 NOBODY = constant("NOBODY")
-"""Cgroup id of what nobody is charged for."""
+"""Cgroup id in slots for objects that no memcg is charged for."""
 _WINDOW_BYTES = 256 << 10
 
 
@@ -66,7 +66,7 @@ class Slots:
         return totals
 
     def _empty(self, words: memoryview, place: _Place) -> None:
-        """All but the cache, which keeps programs away until the next reading: all see the others to be 0 then."""
+        """Clear all members but the cache, which keeps programs away until the next reading; then all see zeros."""
         first = place[1]
         cleared = [0] * WORDS
         cleared[CACHE] = words[first + CACHE]
@@ -80,7 +80,7 @@ class Slots:
 
 
 def slot_windows(handle: MapHandle) -> Windows:
-    """Windows into the map: one at a time, as what is mapped counts as memory of this process."""
+    """Windows into the map. One is mapped at a time, as mapped pages count as memory of this process."""
 
     @contextmanager
     def window(start: int, size: int) -> Iterator[memoryview]:
@@ -101,12 +101,12 @@ def slot_windows(handle: MapHandle) -> Windows:
 
 
 def _rows(words: memoryview) -> Iterator[tuple[int, Pair, Counts]]:
-    """(index, pair, counts) of every slot that is taken. The cache is read first, as programs write it last."""
+    """(index, pair, counts) of every taken slot. The cache is read first, as programs write it last."""
     for number, cache in enumerate(words[CACHE::WORDS].tolist()):
         if cache:
             index = number * WORDS
             row = words[index:][:WORDS].tolist()
-            if row[OWNER] and row[CGROUP]:  # else on its way to be taken, or to be free
+            if row[OWNER] and row[CGROUP]:  # else a program is taking it, or it is being freed
                 yield index, (cache, 0 if row[CGROUP] == NOBODY else row[CGROUP]), tuple(row[COUNTS])
 
 

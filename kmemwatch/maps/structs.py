@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Structs, enums and maps of bpf/, as declared there: layouts and numbers that both sides need are written in C alone.
+"""Reads structs, enums, numbers and maps from the files of bpf/: what both sides need is declared in C only.
 
-Every member is at its natural alignment without padding, so that a struct packed member by member is the compiler's;
-`decode.check_sizes` compares with the sizes that the compiler saw.
+Every member is at its natural alignment without padding, so members that are packed one after the other have the
+compiler's layout; `decode.check_sizes` compares the sizes with the compiler's.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _MAP_ARGUMENTS = {  # kind -> places of the map's name and of the type of its va
 @dataclass(frozen=True, slots=True)
 class Member:
     name: str
-    """Of a struct inside the struct: ``event.kind``."""
+    """For a member of an inner struct: ``event.kind``."""
     code: str
-    """Of `struct`, with the number of elements before it."""
+    """Format of Python's `struct`, with the number of elements before it."""
     element_bytes: int
 
 
 class StructLayout:
-    """Some members of a struct of bpf/, by name, in the order in which Python wants them: whatever theirs is in C."""
+    """Some members of a struct of bpf/, by name, in the order that Python asks for, whatever their order in C."""
 
     def __init__(self, name: str, members: Sequence[Member], wanted: Sequence[str]) -> None:
-        """An array gives as many values as it has elements, but one of characters bytes."""
+        """An array gives one value per element; an array of characters gives bytes."""
         self._offsets, at, codes = {}, 0, ["="]
         numbers: dict[str, int] = {}
         for member in members:
@@ -67,13 +67,13 @@ class StructLayout:
         """Bytes."""
         first = dict(zip(numbers, accumulate(numbers.values(), initial=0), strict=False))
         self._order = [first[one] + n for one in wanted for n in range(numbers[one])]
-        # Nearly always they are wanted as they are, which costs nothing.
+        # Nearly always they are wanted in the order of C: then nothing has to be reordered.
         self._is_as_wanted = self._order == sorted(self._order)
         self.words = [self._offsets[one] // 8 + n for one in wanted for n in range(numbers[one])]
-        """Where each value is, if all members are of 8 bytes."""
+        """Index of each value, in words of 8 bytes."""
 
     def offset(self, member: str) -> int:
-        """Bytes in front of a member."""
+        """Offset of a member in bytes."""
         return self._offsets[member]
 
     def unpack_from(self, raw: Any, offset: int = 0) -> tuple[Any, ...]:
@@ -81,7 +81,7 @@ class StructLayout:
         return self._pick(self._struct.unpack_from(raw, offset))
 
     def iter_unpack(self, raw: Any) -> Iterator[tuple[Any, ...]]:
-        """The members of each of the structs in `raw`."""
+        """The members of each struct in `raw`."""
         rows = self._struct.iter_unpack(raw)
         return rows if self._is_as_wanted else map(self._pick, rows)
 
@@ -89,7 +89,7 @@ class StructLayout:
         return row if self._is_as_wanted else tuple(row[place] for place in self._order)
 
     def pack(self, *values: Any) -> bytes:
-        """The struct with these values of the members that are wanted, and 0 in the others."""
+        """The struct with these values of the wanted members, and 0 in the others."""
         row = [0] * len(self._order)
         for place, value in zip(self._order, values, strict=True):
             row[place] = value
@@ -104,7 +104,7 @@ def layout(name: str, *wanted: str) -> StructLayout:
 def numbers(enum: str, prefix: str, but: str | None = None) -> dict[str, int]:
     """Enumerator of ``enum ENUM``, without its prefix and in small letters -> its number.
 
-    `but`: the last one, which says how many there are. Raises KmemwatchError for an enumerator of another kind.
+    `but`: the last enumerator, which is the number of the others. Raises KmemwatchError for another prefix.
     """
     found = dict(_enums().get(enum, {}))
     if not found or (but is not None and list(found)[-1] != but):
@@ -117,7 +117,7 @@ def numbers(enum: str, prefix: str, but: str | None = None) -> dict[str, int]:
 
 
 def names(enum: str, prefix: str, but: str | None = None) -> tuple[str, ...]:
-    """The same, as a list whose indices are the numbers. Raises KmemwatchError for an enum with gaps."""
+    """As `numbers`, but a tuple whose indices are the numbers. Raises KmemwatchError for an enum with gaps."""
     found = numbers(enum, prefix, but)
     if list(found.values()) != list(range(len(found))):
         raise KmemwatchError(f"bpf/: enum {enum} is no index")
@@ -125,19 +125,19 @@ def names(enum: str, prefix: str, but: str | None = None) -> tuple[str, ...]:
 
 
 def constant(name: str) -> int:
-    """A macro or an enumerator that is the same on every kernel. Raises KmemwatchError."""
+    """Value of a macro or an enumerator that is the same on every kernel. Raises KmemwatchError."""
     if name not in _numbers():
         raise KmemwatchError(f"bpf/: {name} is not declared")
     return _numbers()[name]
 
 
 def value_bytes() -> dict[str, int]:
-    """Map -> bytes of one of its values, for all maps whose values have the same size on every kernel."""
+    """Map -> bytes of one value, for all maps whose values have the same size on every kernel."""
     found = {}
     for name, kind in _maps().items():
         try:
             found[name] = layout(kind.removeprefix("struct ")).size if kind.startswith("struct ") else _size(kind)
-        except KeyError:  # one of its macros is another on each kernel
+        except KeyError:  # its size depends on the kernel
             continue
     return found
 
@@ -195,7 +195,7 @@ def _maps() -> Mapping[str, str]:
 
 
 def _members(name: str) -> list[Member]:
-    """Raises KmemwatchError for a struct that is not there, KeyError for a size that differs between kernels."""
+    """Raises KmemwatchError for an unknown struct, KeyError for a size that depends on the kernel."""
     if name not in _structs():
         raise KmemwatchError(f"bpf/: there is no struct {name}")
     members: list[Member] = []

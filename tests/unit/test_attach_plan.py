@@ -153,7 +153,7 @@ def test_sheaves_of_kfree_rcu_are_followed_where_there_are_any() -> None:
 def test_sheaves_that_cannot_be_followed_are_said() -> None:
     facts = recorded_facts("debian-7.2")
     inlined = replace(facts, symbols={name: at for name, at in (facts.symbols or {}).items() if name != SHEAF})
-    unseen = "what kfree_rcu() frees by way of a sheaf is not seen"
+    unseen = "misses objects that kfree_rcu() frees through a sheaf"
     for option in signal(plan(inlined), "free-bulk").candidates:
         assert option.name in FREE_BULK
         assert option.limits == f"no function {SHEAF}: {unseen}"
@@ -180,7 +180,7 @@ def test_debian_5_10_has_no_cache_in_its_tracepoints() -> None:
     )
     assert [option.limits for option in charge.candidates] == [
         None,
-        "charges that the kernel refuses are counted as well",
+        "also counts charges that the kernel refuses",
     ]
     assert names(chosen)["lifecycle"] == LIFE
 
