@@ -230,8 +230,8 @@ class _Attempt:
             raise_if_shortage(sign, _CANNOT, bpf=True)
 
     def _map_handles(self) -> dict[str, MapHandle]:
-        """All maps, also those that only programs use (`counted`, `recharging`, `scan_chunk` and the like): a warm start
-        has to make them."""
+        """All maps, also those that only programs use (`counted`, `recharging`, `scan_chunk` and the like): a warm
+        start has to make them."""
         handles = {}
         names = ["lost", "events"]
         sources = {signal.source for signal in self._plan.signals if signal.candidates}
