@@ -67,12 +67,12 @@ def command(**given: Any) -> None:
 
     keep_memory_low()
     with until_stopped(), ExitStack() as stack:
-        Daemon(Options.of(given), stack).run()
+        Daemon(ServeOptions.of(given), stack).run()
 
 
 @dataclass(frozen=True)
-class Options:
-    """The command line, checked."""
+class ServeOptions:
+    """The options, checked."""
 
     addresses: tuple[str, ...]
     config_file: str | None
@@ -85,7 +85,7 @@ class Options:
     latency: bool
 
     @staticmethod
-    def of(given: dict[str, Any]) -> Options:
+    def of(given: dict[str, Any]) -> ServeOptions:
         """Raises UsageError."""
         from kmemwatch.exporter.selection import SelectionOptions
         from kmemwatch.serve.paths import check_telemetry_path
@@ -101,7 +101,7 @@ class Options:
         )
         selection.selection()
         addresses = (*given["addresses"], *(["fd://"] if given["systemd_socket"] else []))
-        return Options(
+        return ServeOptions(
             addresses=addresses or (DEFAULT_ADDRESS,),
             config_file=given["config_file"],
             telemetry_path=given["telemetry_path"],
@@ -115,19 +115,19 @@ class Options:
 
 
 class Daemon:
-    """One process reads the kernel, another one serves; see docs/adr/0014-two-processes.md. This is the first."""
+    """The process that reads the kernel. It starts another one to serve HTTP, see docs/adr/0014-two-processes.md."""
 
-    def __init__(self, options: Options, stack: ExitStack) -> None:
-        """Everything that has to be undone at the end goes to `stack`."""
+    def __init__(self, options: ServeOptions, stack: ExitStack) -> None:
+        """`stack` gets everything that must be undone at the end."""
         self._options = options
         self._stack = stack
 
     def run(self) -> None:
-        """Until something ends it. Raises KmemwatchError."""
+        """Run until an exception ends it. Raises KmemwatchError."""
         from kmemwatch.serve.publisher import Publisher
         from kmemwatch.serve.wire import BrokenWeb, NewWeb
 
-        # First what is quick to fail: a port in use must not cost the time to attach.
+        # First what fails fast: a port in use must not cost the time to attach.
         files, web = self._read_web()
         http, urls = self._start_http(web)
         if web is not None:
@@ -143,11 +143,11 @@ class Daemon:
             _log,
             can_go_stale=self._options.replay is None,
             forward=http.forward,
-            reader=self._reader(feed),
+            reader=self._cost(feed),
         )
         if _is_live(feed):
             give_up_privileges(feed)
-        # Threads have the privileges that there are when they begin.
+        # Threads start after that, because they keep the privileges they start with.
         self._stack.callback(publisher.stop)
         self._stack.callback(http.stop)
         http.start()
@@ -160,7 +160,7 @@ class Daemon:
             publisher.wait(_CHECK_S)
             http.check()
             if files is not None:
-                files.reload(lambda now: http.tell(NewWeb(now)), lambda why: http.tell(BrokenWeb(why)))
+                files.reload(lambda now: http.send(NewWeb(now)), lambda why: http.send(BrokenWeb(why)))
 
     def _read_web(self) -> tuple[WebConfigFiles, LoadedConfig] | tuple[None, None]:
         if self._options.config_file is None:
@@ -169,12 +169,12 @@ class Daemon:
         from kmemwatch.web.configfiles import WebConfigFiles
 
         files = WebConfigFiles(self._options.config_file)
-        # As it will have to be read when it changes: a certificate must not be found unreadable when it is renewed.
+        # Without capabilities, as after each later change: an unreadable certificate must be an error now.
         with privileges.using_only(()):
             return files, files.load()
 
     def _start_http(self, web: LoadedConfig | None) -> tuple[HttpProcess, list[str]]:
-        """The process, and where it can be reached."""
+        """(the process that serves, its URLs)."""
         from kmemwatch.exporter.published import reader_cost
         from kmemwatch.serve.http_process import HttpProcess
         from kmemwatch.serve.wire import Settings
@@ -206,20 +206,20 @@ class Daemon:
 
     @staticmethod
     def _wait_first(publisher: Publisher, http: HttpProcess) -> None:
-        """Who reads that it serves wants to see something; a feed that is slow to begin is told of without it."""
+        """Wait a moment for the first snapshot, so that the pages show something when the log names their URLs."""
         deadline = time.monotonic() + _FIRST_S
-        while not http.has_frame(_FIRST_S / 100) and time.monotonic() < deadline:
+        while not http.has_snapshot(_FIRST_S / 100) and time.monotonic() < deadline:
             publisher.wait(0)
             http.check()
 
     def _stale_s(self) -> float:
         from kmemwatch.exporter.published import STALE_INTERVALS
 
-        # A recording ends, and what it showed last stays valid.
+        # A recording ends, and its last snapshot stays current.
         return STALE_INTERVALS * self._options.interval_s if self._options.replay is None else float("inf")
 
-    def _reader(self, feed: Feed) -> Callable[[], ReaderCost]:
-        """What this process, and the programs that it reads, cost."""
+    def _cost(self, feed: Feed) -> Callable[[], ReaderCost]:
+        """Returns what this process and its BPF programs cost."""
         from kmemwatch.exporter.published import ProgramRuns, reader_cost
 
         runs = getattr(feed, "program_runs", dict)
@@ -233,10 +233,10 @@ def _is_live(feed: Feed) -> bool:
 
 
 def give_up_privileges(feed: Feed) -> None:
-    """Keep what reading needs, for good: nothing on most kernels, CAP_BPF on some. Raises KmemwatchError."""
+    """Keep only the capabilities that reading needs: none on most kernels, CAP_BPF on some. Raises KmemwatchError."""
     from kmemwatch.web import privileges
 
-    # A whole snapshot: every way in which the kernel is read is tried.
+    # A whole snapshot tries every way in which the feed reads the kernel.
     _, enough = privileges.least_needed(lambda: feed.next_snapshot(0))
     try:
         privileges.give_up(enough)

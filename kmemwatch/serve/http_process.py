@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The parent's end of the process that serves HTTP, see `worker`: start it, feed it, notice its end."""
+"""The parent's end of the process that serves HTTP (`http_service`): start it, send it snapshots, notice its end."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.kernel.lifeline import LOOK_S, SILENT_LOOKS, TiedProcess
 from kmemwatch.serve import wire
 
-_MODULE = "kmemwatch.serve.worker"
+_MODULE = "kmemwatch.serve.http_service"
 _STOP_S = 3.0
 _START_S = 60.0
-"""For an answer of it. In an emulated machine Python needs half a minute to begin."""
+"""Until its answer. In an emulated machine Python takes half a minute to start."""
 _PIPE_BYTES = 1 << 16
-"""All that may wait in a pipe."""
+"""Capacity of a pipe."""
 KEPT_VARIABLES = (
     "LANG", "LANGUAGE", "LD_LIBRARY_PATH", "OPENSSL_CONF", "PYTHONHOME", "PYTHONPATH", "SSL_CERT_DIR", "SSL_CERT_FILE",
     "TZ", "TZDIR",
 )  # fmt: skip
-"""What Python and OpenSSL need to start as they do here. All others may be secrets, and stay with the reader."""
+"""What Python and OpenSSL need to start as they do here. All other variables may be secrets, and are not passed on."""
 
 
 class HttpProcess:
-    """A process that listens, and answers from the frames that it is given."""
+    """A process that listens, and answers from the snapshots that it gets."""
 
     def __init__(self, listeners: Sequence[socket.socket]) -> None:
-        """`listeners` are its from now on: close them."""
+        """The process inherits `listeners`; the caller closes its own ones."""
         self._channel, theirs = socket.socketpair()
         with theirs:
             self._beats, beats = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -52,75 +52,76 @@ class HttpProcess:
                 )  # fmt: skip
             finally:
                 os.close(beats)
-        # Of receiving alone: a frame may wait for as long as it likes.
+        # For receiving only: sending a snapshot may take any time.
         self._channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(_START_S), 0))
         self._checked_s = time.monotonic()
         self._silent = 0
-        self._is_hung = False
+        self._hangs = False
         self._wake = threading.Condition()
-        self._frame: PublishedSnapshot | None = None
+        self._next: PublishedSnapshot | None = None
         self._control: deque[object] = deque()
         self._stopping = False
         self._sender = threading.Thread(target=self._send_all, name="to http", daemon=True)
 
     @property
     def pid(self) -> int:
-        """Its process id."""
         return self._process.pid
 
     def configure(self, settings: object) -> None:
-        """The first message: `worker.Settings`. Raises KmemwatchError when it ended, or is stopped."""
-        # Settings with certificates may be more than the channel takes before the other end has begun to read.
+        """Send the first message, a `wire.Settings`. Raises KmemwatchError when the process has ended or is stopped."""
+        # Settings with certificates may be larger than what the channel holds until the process begins to read.
         rest = memoryview(wire.framed(settings))
         try:
             while rest:
-                self._wait_while_it_begins(select.POLLOUT)
+                self._wait_during_start(select.POLLOUT)
                 rest = rest[self._channel.send(rest, socket.MSG_DONTWAIT) :]
         except OSError as error:
             raise self._ended() from error
 
-    def _wait_while_it_begins(self, event: int) -> None:
-        """Until there is that event on the channel. Raises KmemwatchError if it does nothing; it gives no signs of life
-        yet, and may take long to give the first one, but not while it is stopped."""
+    def _wait_during_start(self, event: int) -> None:
+        """Wait for the event on the channel. Raises KmemwatchError when the process hangs.
+
+        A process that is starting sends no signs of life yet, so this one watches whether it is stopped.
+        """
         if not self._process.speaks(self._channel, event, _START_S):
-            self._is_hung = True
+            self._hangs = True
             raise self._silence()
 
     def wait_ready(self) -> None:
-        """Return when it serves. Raises its KmemwatchError when it cannot."""
-        self._wait_while_it_begins(select.POLLIN)
+        """Return when the process serves. Raises the KmemwatchError that it sends when it cannot."""
+        self._wait_during_start(select.POLLIN)
         try:
             answered = wire.receive_answer(self._channel)
         except BlockingIOError as error:
-            self._is_hung = True
+            self._hangs = True
             raise self._silence() from error
         if not answered:
             raise self._ended()
 
     def start(self) -> None:
-        """Begin to send; a thread does, which starts with the privileges that there are now."""
+        """Start the thread that sends; it has the privileges that this process has now."""
         self._sender.start()
 
-    def has_frame(self, timeout_s: float) -> bool:
-        """Whether it has its first frame, and pages have something to show; waits for it up to `timeout_s`."""
+    def has_snapshot(self, timeout_s: float) -> bool:
+        """Whether the process has its first snapshot, so that pages show something. Waits up to `timeout_s`."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
         return bool(poll.poll(timeout_s * 1000)) and wire.receive_answer(self._channel)
 
-    def forward(self, frame: PublishedSnapshot) -> None:
-        """Send `frame` soon, unless a newer one comes first; never blocks."""
+    def forward(self, published: PublishedSnapshot) -> None:
+        """Send `published` soon, unless a newer one replaces it; never blocks."""
         with self._wake:
-            self._frame = frame
+            self._next = published
             self._wake.notify()
 
-    def tell(self, message: object) -> None:
-        """Send a `worker.NewWeb` or `worker.BrokenWeb` soon; never blocks."""
+    def send(self, message: object) -> None:
+        """Send a `wire.NewWeb` or `wire.BrokenWeb` soon; never blocks."""
         with self._wake:
             self._control.append(message)
             self._wake.notify()
 
     def check(self) -> None:
-        """Raise KmemwatchError when it has ended, or does nothing any more. To be called about once a second."""
+        """Raise KmemwatchError when the process has ended or hangs. To be called about once a second."""
         if self._process.status() is not None:
             raise self._ended()
         if time.monotonic() < self._checked_s + LOOK_S:
@@ -128,18 +129,18 @@ class HttpProcess:
         self._checked_s = time.monotonic()
         self._silent = 0 if self._has_beaten() else self._silent + 1
         if self._silent >= SILENT_LOOKS:
-            self._is_hung = True
+            self._hangs = True
             raise self._silence()
 
     def _has_beaten(self) -> bool:
-        """Whether its server went round since the last time, see `server.Server`."""
-        # Once: who writes without an end must not keep us here.
+        """Whether its server has sent a sign of life since the last call, see `server.Server`."""
+        # One read: a process that writes without end must not keep this one here.
         with contextlib.suppress(BlockingIOError):
             return bool(os.read(self._beats, _PIPE_BYTES))
         return False
 
     def stop(self) -> None:
-        """Let it finish its answers, and end it, whatever it does; harmless when called twice."""
+        """Let the process finish its answers, then end it in any case; harmless when called twice."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -148,7 +149,7 @@ class HttpProcess:
         except OSError:
             pass
         self._channel.close()
-        if not self._is_hung:
+        if not self._hangs:
             self._process.wait(_STOP_S)
         self._process.end()
         if self._beats >= 0:
@@ -158,19 +159,19 @@ class HttpProcess:
     def _send_all(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._frame is not None or self._control)
+                self._wake.wait_for(lambda: self._stopping or self._next is not None or self._control)
                 if self._stopping:
                     return
-                messages, frame = [*self._control], self._frame
+                messages, published = [*self._control], self._next
                 self._control.clear()
-                self._frame = None
-            if frame is not None:
-                messages.append(wire.pack(frame))
+                self._next = None
+            if published is not None:
+                messages.append(wire.pack(published))
             try:
                 for message in messages:
                     wire.send(self._channel, message)
             except OSError:
-                return  # it has ended, which `check` tells
+                return  # the process has ended, which `check` reports
 
     def _ended(self) -> KmemwatchError:
         status = self._process.wait(_STOP_S)

@@ -120,7 +120,7 @@ subsets = st.sets(st.integers(0, CGROUPS - 1)), st.sets(st.integers(0, ROOTS - 1
 
 def answers(site: object, snapshot: Snapshot) -> str:
     """Everything that is served."""
-    site.worker._take(wire.pack(PublishedSnapshot(snapshot, time.monotonic())))  # type: ignore[attr-defined]
+    site.service.handle(wire.pack(PublishedSnapshot(snapshot, time.monotonic())))  # type: ignore[attr-defined]
     ask = site.ask  # type: ignore[attr-defined]
     texts = [ask(page)[2].decode() for page in PAGES]
     return "\n".join([*texts, *(ask("/metrics", headers={"Accept": kind})[2].decode() for kind in FORMATS)])
@@ -147,7 +147,7 @@ def test_no_answer_names_what_is_excluded(
     try:
         text = answers(site, host)
     finally:
-        site.worker.stop()
+        site.service.stop()
         site.listener.close()
     for number in cgroups:
         assert PATHS[number][1:] not in text

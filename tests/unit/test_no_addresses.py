@@ -118,7 +118,7 @@ def test_everything_that_is_served(start: Sites, seen: tuple[list[Snapshot], lis
         message = wire.pack(PublishedSnapshot(snapshot, time.monotonic()))
         for pointer in POINTERS + CSS:
             assert struct.pack("<Q", pointer) not in message.packed, "the process that serves is not given any"
-        site.worker._take(message)
+        site.service.handle(message)
         for page in PAGES:
             for accept in ("*/*", "application/openmetrics-text;version=1.0.0"):
                 assert_clean(site.ask(page, headers={"Accept": accept})[2].decode())
@@ -287,7 +287,7 @@ def test_an_older_recording_plays_and_its_addresses_go_no_further(tmp_path: Path
     for one in (first, second):
         assert_clean(snapshot_to_json(one))
         site = start()
-        site.worker._take(wire.pack(PublishedSnapshot(one, time.monotonic())))
+        site.service.handle(wire.pack(PublishedSnapshot(one, time.monotonic())))
         assert_clean(site.ask("/api/v1/snapshot")[2].decode())
     with RecordingWriter(str(path)) as writer:
         writer.begin(second)

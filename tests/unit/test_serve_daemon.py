@@ -242,7 +242,7 @@ def test_an_http_process_that_is_stopped_while_it_begins_ends_the_service(tmp_pa
         child = 0
         while not child:
             with suppress(ValueError, OSError):  # it is not there yet
-                child = daemon.http if b"worker" in Path(f"/proc/{daemon.http}/cmdline").read_bytes() else 0
+                child = daemon.http if b"http_service" in Path(f"/proc/{daemon.http}/cmdline").read_bytes() else 0
         os.kill(child, signal.SIGSTOP)
         began = time.monotonic()
         assert daemon.rest()[:1] == ["kmemwatch: the process that serves HTTP does not answer"]
@@ -321,7 +321,7 @@ def test_modules_in_the_current_directory_are_not_run(tmp_path: Path) -> None:
 
 _NO_MORE_IMPORTS = """
 import sys, time
-import kmemwatch.serve.worker, kmemwatch.web.tls, bcrypt
+import kmemwatch.serve.http_service, kmemwatch.web.tls, bcrypt
 before = set(sys.modules)
 import base64, encodings.idna, http.client, os, ssl, pathlib, tempfile, subprocess  # of the test itself, from here on
 from tests.unit.certificates import Authority
@@ -425,7 +425,7 @@ class Scraped:
         self.exposition = Exposition(self.latest.current, 20_000, reader=lambda: self.latest.reader)
 
     def take(self, frame: PublishedSnapshot) -> None:
-        """As the worker does."""
+        """As the HTTP service does."""
         self.exposition.prepare(frame, self.latest.last())
         self.latest.publish(frame)
 

@@ -296,7 +296,9 @@ def test_what_only_looks_like_it() -> None:
 
 
 def test_it_is_loaded_with_the_first_expression_only() -> None:
-    script = "import sys; import kmemwatch.views.select, kmemwatch.serve.worker; from kmemwatch.views import patterns"
+    script = (
+        "import sys; import kmemwatch.views.select, kmemwatch.serve.http_service; from kmemwatch.views import patterns"
+    )
     script += "; print('re2' in sys.modules); patterns.compiled('x', 'a'); print('re2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.split() == ["False", "True"]

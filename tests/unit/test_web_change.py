@@ -240,20 +240,20 @@ def test_nobody_gets_in_by_any_half_of_a_file(start: Sites) -> None:
     assert site.metric("kmemwatch_web_config_last_reload_successful", user=ME) == "1.0"
     assert len(site.logged) < 30, "not a line for each"
     for _ in range(10):
-        site.worker._told._tokens = 1
-        site.worker._tell_waiting()
+        site.service._config_line_limit._tokens = 1
+        site.service._log_config_lines()
     assert "in use as it is now (" in site.logged[-1], "the last one is told as soon as there may be one more"
-    assert site.worker._untold == []
+    assert site.service._config_lines == []
 
 
 def test_nobody_gets_in_by_half_of_a_file_with_tls(start: Sites, pki: Pki) -> None:
     site = start(BLOCKS)
     assert gets_in(site, client(pki, pki.client), ME)
-    before = site.worker._access.rules
+    before = site.service._access.rules
     for size in range(len(BLOCKS)):
         site.write(BLOCKS[:size])
         site.reload()
-        rules = site.worker._access.rules
+        rules = site.service._access.rules
         assert rules.passwords is not None
         assert rules.bucket is not None
         assert rules.requirements is not None
@@ -317,11 +317,11 @@ def test_nobody_gets_in_while_the_file_is_rewritten(start: Sites) -> None:
 def test_a_refused_file_changes_nothing_and_says_what_would_be_less(start: Sites, pki: Pki, tmp_path: Path) -> None:
     site = start(tls() + users(alice=ALICE) + LIMIT)
     known = client(pki)
-    rules = site.worker._access.rules
+    rules = site.service._access.rules
     put(tmp_path, pki.renewed, pki.ours)
     site.write(tls() + "http_server_config: {headers: {X-Frame-Options: deny}}\n")
     site.reload()
-    assert site.worker._access.rules is rules, "not even the certificate"
+    assert site.service._access.rules is rules, "not even the certificate"
     (told,) = site.logged
     less = "basic_auth_users: nobody would need a password; rate_limit: there would be none"
     assert told.startswith(f"{site.path}: protects less than what is in use, which takes a restart: {less} (")
@@ -335,14 +335,14 @@ def test_a_refused_file_changes_nothing_and_says_what_would_be_less(start: Sites
     site.reload()
     assert site.logged[-1].endswith("in use as it is now")
     assert gets_in(site, known, ("alice", "later"))
-    assert site.worker._access.rules.context is not rules.context
+    assert site.service._access.rules.context is not rules.context
 
 
 @pytest.mark.parametrize("how", ["gone", "unreadable", "half a key", "half a certificate", "no authority"])
 def test_files_that_are_broken_change_nothing(start: Sites, pki: Pki, tmp_path: Path, how: str) -> None:
     text = tls(MUTUAL)
     site = start(text)
-    rules = site.worker._access.rules
+    rules = site.service._access.rules
     if how == "gone":
         site.path.unlink()
     elif how == "unreadable":
@@ -355,7 +355,7 @@ def test_files_that_are_broken_change_nothing(start: Sites, pki: Pki, tmp_path: 
         data = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(data[: len(data) // 2])
     site.reload()
-    assert site.worker._access.rules is rules
+    assert site.service._access.rules is rules
     assert len(site.logged) == 1
     assert not gets_in(site, client(pki))
     assert gets_in(site, client(pki, pki.client))
@@ -368,7 +368,7 @@ def test_every_half_of_an_authority(start: Sites, pki: Pki, tmp_path: Path) -> N
     for size in range(0, len(both), 7):
         (tmp_path / "ca.pem").write_bytes(both[:size])
         site.reload()
-        admission = site.worker._access.rules.requirements
+        admission = site.service._access.rules.requirements
         assert admission is not None
         assert admission.client_ca is not None
         assert admission.client_ca.startswith(pki.ours.cert.read_bytes().rstrip())
@@ -428,9 +428,9 @@ def test_an_old_connection_gets_no_answer_even_before_it_is_closed(
     site = start(tls(MUTUAL))
     with open_to(site, client(pki, pki.client)) as connection:
         assert ask(connection) == 200
-        while not site.worker._connections._waiting:  # the server is not done with the answer yet
+        while not site.service._connections._waiting:  # the server is not done with the answer yet
             threading.Event().wait(0.01)
-        monkeypatch.setattr(site.worker._connections, "close_outdated", lambda: None)
+        monkeypatch.setattr(site.service._connections, "close_outdated", lambda: None)
         site.write(tls(MUTUAL + ", client_allowed_sans: [nobody.example]"))
         site.reload()
         assert ask(connection) == 503

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A worker in the test's own process, with its privileges, on a web configuration that the test writes."""
+"""The HTTP service in the test's own process, with its privileges, on a web configuration that the test writes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 from kmemwatch.exporter.published import PublishedSnapshot, reader_cost
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.serve import wire
+from kmemwatch.serve.http_service import HttpService
 from kmemwatch.serve.wire import BrokenWeb, NewWeb, Settings
-from kmemwatch.serve.worker import Worker
 from kmemwatch.web.configfiles import WebConfigFiles
 from kmemwatch.web.listening import listen
 from tests.unit import fakes
@@ -45,9 +45,9 @@ class Site:
             reader=reader_cost({}),
             web=self.files.load(),
         )
-        self.worker = Worker(settings, self.logged.append)
-        self.worker.start()
-        self.worker._take(wire.pack(PublishedSnapshot(fakes.sample(), time.monotonic())))
+        self.service = HttpService(settings, self.logged.append)
+        self.service.start()
+        self.service.handle(wire.pack(PublishedSnapshot(fakes.sample(), time.monotonic())))
 
     def ask(
         self,
@@ -81,7 +81,7 @@ class Site:
 
     def reload(self) -> None:
         """What `serve` does every second."""
-        self.files.reload(lambda web: self.worker._take(NewWeb(web)), lambda why: self.worker._take(BrokenWeb(why)))
+        self.files.reload(lambda web: self.service.handle(NewWeb(web)), lambda why: self.service.handle(BrokenWeb(why)))
 
     def metric(self, name: str, **how: ssl.SSLContext | tuple[str, str]) -> str | None:
         """Value of a metric without labels."""
@@ -100,7 +100,7 @@ def sites(directory: Path) -> Iterator[Sites]:
         def start(text: str = "{}", selection: SelectionOptions = EVERYTHING) -> Site:
             site = Site(directory, text, selection)
             stack.callback(site.listener.close)
-            stack.callback(site.worker.stop)
+            stack.callback(site.service.stop)
             return site
 
         yield start

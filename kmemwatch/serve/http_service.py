@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The process that serves HTTP: it has no privileges, no BPF descriptors, and no way to get either.
+"""The process that serves HTTP. It has no privileges, no BPF descriptors, and no way to get either.
 
-Run as ``python -m kmemwatch.serve.worker FD BEATS LIFELINE`` with a Unix socket at descriptor FD, see `wire`, a pipe
-for signs of life and one that is its `lifeline`. It imports everything before it gives its privileges up, as it may not
-be able to read Python's files afterwards. It ends when the other end of the socket is closed, however that came about;
-when it does nothing any more, the lifeline ends it.
+The process that reads the kernel starts it as ``python -m kmemwatch.serve.http_service FD BEATS LIFELINE``: three
+descriptors, of a Unix socket for messages (see `wire`), a pipe for signs of life, and its `lifeline`. It imports all
+modules before it gives up its privileges, because it may be unable to read Python's files afterwards. It ends when the
+other end of the socket is closed; if it hangs, the lifeline ends it.
 """
 
 from __future__ import annotations
 
-import concurrent.futures.thread  # noqa: F401 - asyncio would import it with the first request
+import concurrent.futures.thread  # noqa: F401 - asyncio would import it at the first request
 import contextlib
 import os
 import select
@@ -38,41 +38,42 @@ from kmemwatch.web.config import LoadedConfig, RateLimit, WebConfig, weaker
 from kmemwatch.web.server import Connections, Server
 
 _CHECK_MS = 1000
-_TOLD = RateLimit(10.0, 20)
-"""Lines about the web configuration."""
+_CONFIG_LINES = RateLimit(10.0, 20)
+"""Log lines about the web configuration."""
 _SWITCH_S = 0.0005
-"""How long answers wait for Python's lock, each time they need it, while metrics of a large snapshot are written. By
-Python's own 5 ms, each of the many steps of an answer waits that long: the slowest scrapes then take twice as long."""
+"""Python's switch interval. While one thread writes the metrics of a large snapshot, each step of another answer waits
+this long for Python's lock. With the default of 5 ms the slowest scrapes take twice as long."""
 
 
-class Worker:
-    """Everything that serves, in this process."""
+class HttpService:
+    """Everything that serves, without the process around it."""
 
     def __init__(self, settings: Settings, log: Callable[[str], None], beat: Callable[[], None] = lambda: None) -> None:
-        """`beat`: of `server.Server`. Raises UsageError for a web configuration that cannot be used."""
+        """`beat`: see `server.Server`. Raises UsageError for a web configuration that cannot be used."""
         self._log = log
-        self._clients = ClientLog(log)
+        self._client_log = ClientLog(log)
         self._latest = LatestSnapshot(settings.stale_s)
         self._latest.reader = settings.reader
         web = settings.web
-        self._web = None if web is None else WebConfigStatus(True, web.loaded_at_s)
+        self._config_status = None if web is None else WebConfigStatus(True, web.loaded_at_s)
         self._exposition = Exposition(
             self._latest.current,
             settings.max_series,
             settings.selection.selection(),
             reader=lambda: self._latest.reader,
-            web=self._web,
+            web=self._config_status,
         )
         shown = SnapshotFilter(settings.selection)
         self._access = AccessControl(
-            App(self._latest, self._exposition, settings.telemetry_path, self._clients.say, shown)
+            App(self._latest, self._exposition, settings.telemetry_path, self._client_log.say, shown)
         )
-        self._told = TokenBucket(_TOLD)
-        self._untold: list[str] = []
+        self._config_line_limit = TokenBucket(_CONFIG_LINES)
+        self._config_lines: list[str] = []
+        """Not logged yet."""
         self._config = WebConfig()
         context = None
         if web is not None:
-            self._exchange(web)
+            self._apply(web)
             if web.config.tls is not None:
                 from kmemwatch.web import tls
 
@@ -80,20 +81,20 @@ class Worker:
         listeners = [socket.socket(fileno=fd) for fd in settings.listeners]
         self._connections = Connections(lambda: self._access.rules.requirements)
         self._server = Server(
-            self._access, listeners, tls=context, connections=self._connections, log=self._clients.say, beat=beat
+            self._access, listeners, tls=context, connections=self._connections, log=self._client_log.say, beat=beat
         )
 
     def start(self) -> None:
-        """Answer. Raises KmemwatchError."""
+        """Begin to answer requests. Raises KmemwatchError."""
         self._server.start()
 
     def follow(self, channel: socket.socket) -> None:
-        """Take what the other process tells, until it ends. Raises KmemwatchError when the server stops."""
+        """Handle messages of the other process until it ends. Raises KmemwatchError when the server stops."""
         poll = select.poll()
         poll.register(channel, select.POLLIN)
         while True:
-            self._tell_waiting()
-            self._clients.catch_up()
+            self._log_config_lines()
+            self._client_log.catch_up()
             if not poll.poll(_CHECK_MS):
                 self._server.check()
                 continue
@@ -101,78 +102,79 @@ class Worker:
             if message is None:
                 return
             is_first = self._latest.last() is None
-            self._take(message)
+            self.handle(message)
             if is_first and self._latest.last() is not None:
                 wire.answer(channel, None)
 
-    def _take(self, message: object) -> None:
+    def handle(self, message: object) -> None:
+        """A message of the other process."""
         if isinstance(message, FrameMessage):
-            frame = message.frame
-            self._exposition.prepare(frame, self._latest.last())
-            self._latest.publish(frame)
+            published = message.frame
+            self._exposition.prepare(published, self._latest.last())
+            self._latest.publish(published)
         elif isinstance(message, NewWeb):
             try:
-                self._use(message.web)
+                self._replace(message.web)
             except UsageError as error:
-                self._keep_last(str(error))
+                self._keep_current(str(error))
             else:
-                self._tell(f"{message.web.name}: in use as it is now")
+                self._log_config(f"{message.web.name}: in use as it is now")
         elif isinstance(message, BrokenWeb):
-            self._keep_last(message.why)
+            self._keep_current(message.why)
 
-    def _use(self, web: LoadedConfig) -> None:
-        """In place of the one before. Raises UsageError, and changes nothing then."""
+    def _replace(self, web: LoadedConfig) -> None:
+        """Use `web` in place of the current configuration. Raises UsageError, and then changes nothing."""
         less = "; ".join(weaker(self._config, web.config))
         if (web.config.tls is None) != (self._config.tls is None):
             less += f"{'; ' if less else 'tls_server_config: '}turning TLS on or off takes a restart"
             raise UsageError(f"{web.name}: {less}")
         if less:
             raise UsageError(f"{web.name}: protects less than what is in use, which takes a restart: {less}")
-        self._exchange(web)
+        self._apply(web)
         self._server.call_soon(self._connections.close_outdated)
 
-    def _exchange(self, web: LoadedConfig) -> None:
-        """Raises UsageError, and changes nothing then."""
-        assert self._web is not None
+    def _apply(self, web: LoadedConfig) -> None:
+        """Raises UsageError, and then changes nothing."""
+        assert self._config_status is not None
         context = None
         if web.config.tls is not None:
             from kmemwatch.web import tls
 
             context = tls.context_of(web)
-        # At once: whoever looks sees the one or the other, and nobody a mixture.
+        # One assignment: a request sees the old rules or the new ones, never a mixture.
         self._access.rules = AccessRules.of(web.config, self._access.rules, context, web.requirements)
         self._config = web.config
-        self._web.loaded_at_s, self._web.successful = web.loaded_at_s, True
+        self._config_status.loaded_at_s, self._config_status.successful = web.loaded_at_s, True
 
-    def _keep_last(self, why: str) -> None:
-        assert self._web is not None
-        self._web.successful = False
-        self._tell(f"{why} (the last good configuration stays in use)")
+    def _keep_current(self, why: str) -> None:
+        assert self._config_status is not None
+        self._config_status.successful = False
+        self._log_config(f"{why} (the last good configuration stays in use)")
 
-    def _tell(self, message: str) -> None:
-        """In one line; not more of them than somebody can read, when a file is written again and again."""
-        self._untold.append(message)
-        self._tell_waiting()
+    def _log_config(self, message: str) -> None:
+        """Log a line, but not one for each of many changes in a short time."""
+        self._config_lines.append(message)
+        self._log_config_lines()
 
-    def _tell_waiting(self) -> None:
-        """The last message of those that wait, which says how it is now."""
-        if self._untold and self._told.take():
-            *before, last = self._untold
-            self._untold.clear()
-            self._log(last + (f" ({len(before)} changes before are not told)" if before else ""))
+    def _log_config_lines(self) -> None:
+        """Log the last line that waits, which is about the current state."""
+        if self._config_lines and self._config_line_limit.take():
+            *before, last = self._config_lines
+            self._config_lines.clear()
+            self._log(last + (f" ({len(before)} earlier changes are not shown)" if before else ""))
 
     def stop(self) -> None:
-        """Let answers finish for a moment."""
+        """Give answers a moment to finish, then close everything."""
         self._server.stop()
 
 
 def confine(log: Callable[[str], None], lifeline_fd: int) -> None:
-    """Give up everything. Raises OSError."""
+    """Give up all privileges. Raises OSError."""
     privileges.drop_from_bounding_set()
     if not privileges.become_nobody() and os.geteuid() == 0:
-        log("http: stays root, without capabilities: becoming nobody takes CAP_SETUID and CAP_SETGID, and a user 65534")
+        log("http: stays root, without capabilities: becoming nobody needs CAP_SETUID, CAP_SETGID and a user 65534")
     privileges.give_up()
-    # Before, it was as the user that this process is no more.
+    # Again, because the change of the user has undone it.
     lifeline.tie_myself(lifeline_fd)
     if missing := privileges.filter_http_calls():
         log(f"http: system calls are not filtered: {missing}")
@@ -183,16 +185,16 @@ def _log(message: str) -> None:
     try:
         os.write(2, text.encode("utf-8", "backslashreplace"))
     except OSError:
-        pass  # nobody reads it
+        pass  # nothing reads it
 
 
 def _beat(fd: int) -> None:
-    with contextlib.suppress(OSError):  # full, as the other process is stopped; or that has ended
+    with contextlib.suppress(OSError):  # the pipe is full, as the other process is stopped; or that has ended
         os.write(fd, b".")
 
 
-def _say_in_lines(log: Callable[[str], None]) -> None:
-    """What nobody has caught, in a line of the log in place of Python's traceback."""
+def _log_uncaught(log: Callable[[str], None]) -> None:
+    """Log uncaught exceptions in one line each, instead of Python's traceback."""
     lines = ClientLog(log)
 
     def say(where: object, kind: type[BaseException], error: BaseException | None) -> None:
@@ -204,11 +206,11 @@ def _say_in_lines(log: Callable[[str], None]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Entry point; the exit status is 0 when the other process has ended it, or was told why it does not serve."""
-    # The other process ends us, after it has ended what it does; Ctrl-C, Ctrl-Z and systemd tell both.
+    """Entry point. The exit status is 0 when the other process ended it, or got the reason why it cannot serve."""
+    # Ctrl-C, Ctrl-Z and systemd signal both processes. The other one ends this one when it has finished.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
-    _say_in_lines(_log)
+    _log_uncaught(_log)
     keep_memory_low()
     sys.setswitchinterval(_SWITCH_S)
     channel, beats, lifeline_fd = socket.socket(fileno=int(argv[1])), int(argv[2]), int(argv[3])
@@ -216,36 +218,36 @@ def main(argv: Sequence[str]) -> int:
     if settings is None:
         return 0
     try:
-        worker = _serve(settings, beats, lifeline_fd)
+        service = _serve(settings, beats, lifeline_fd)
     except KmemwatchError as error:
         wire.answer(channel, error)
         return 0
     wire.answer(channel, None)
     try:
-        worker.follow(channel)
+        service.follow(channel)
     except KmemwatchError as error:
         _log(str(error))
         return 1
-    worker.stop()
+    service.stop()
     return 0
 
 
-def _serve(settings: Settings, beats: int, lifeline_fd: int) -> Worker:
+def _serve(settings: Settings, beats: int, lifeline_fd: int) -> HttpService:
     if settings.selection.has_expressions:
         patterns.load()
     if settings.web is not None:
-        import bcrypt  # noqa: F401 - a later configuration may have passwords
+        import bcrypt  # noqa: F401 - the next configuration may have passwords
 
     try:
         confine(_log, lifeline_fd)
     except OSError as error:
         raise KmemwatchError(f"http: privileges cannot be given up: {error}") from error
-    worker = Worker(settings, _log, beat=lambda: _beat(beats))
-    worker.start()
-    return worker
+    service = HttpService(settings, _log, beat=lambda: _beat(beats))
+    service.start()
+    return service
 
 
 if __name__ == "__main__":
     status = main(sys.argv)
-    # Threads may still wait for clients.
+    # Without waiting for threads that still wait for clients.
     os._exit(status)
