@@ -126,12 +126,23 @@ class Story:
         for place, (root, size) in enumerate(ROOTS):
             allocated = (9000 - 2000 * place) * second
             cache_id = fakes.IDS[_address(place)]
-            yield Cache(root, cache_id, size, None, None, allocated, allocated * size, allocated * 9 // 10, 900 * PAGE)
+            yield fakes.row(
+                Cache,
+                name=root,
+                id=cache_id,
+                object_bytes=size,
+                allocations_total=allocated,
+                allocated_bytes_total=allocated * size,
+                frees_total=allocated * 9 // 10,
+                slab_bytes=900 * PAGE,
+            )
             for id_ in range(ids - place * 3):
                 child = f"{root}({id_})"
                 pages = 20 + id_ * SPREAD % 13
                 cache_id = fakes.IDS[_address(place, id_)]
-                yield Cache(child, cache_id, size, root, id_, None, None, None, pages * PAGE)
+                yield fakes.row(
+                    Cache, name=child, id=cache_id, object_bytes=size, root=root, kmemcg_id=id_, slab_bytes=pages * PAGE
+                )
 
     def _cgroups(self, second: int, online: list[Job], dying: list[Job]) -> Iterator[Cgroup]:
         total = (180 + len(online) * 2 + len(dying)) << 20
@@ -183,21 +194,16 @@ def _key(total: RechargeTotal) -> tuple[str, str]:
 
 def _cgroup(cgroup_id: int, path: str, state: str, kernel_bytes: int, second: int) -> Cgroup:
     charged = kernel_bytes // 40 * second
-    return Cgroup(
-        cgroup_id,
-        path,
-        state,
-        None,
-        None,
-        None,
-        None,
-        4 * kernel_bytes,
-        kernel_bytes,
-        kernel_bytes * 3 // 4,
-        charged,
-        charged * 9 // 10,
-        None,
-        None,
+    return fakes.row(
+        Cgroup,
+        id=cgroup_id,
+        path=path,
+        state=state,
+        memory_bytes=4 * kernel_bytes,
+        kernel_bytes=kernel_bytes,
+        slab_bytes=kernel_bytes * 3 // 4,
+        charged_bytes_total=charged,
+        uncharged_bytes_total=charged * 9 // 10,
     )
 
 

@@ -93,7 +93,18 @@ def snapshot(second: float, label: str = "A", *, dead_s: Mapping[int, float] | N
     """A host with child caches; `dead_s`: cgroup id -> second of its removal, of those that are dying."""
     removed = int(2 * second)
     dying = tuple(
-        Cgroup(one, f"/job-{one}", DYING, None, None, fakes.START_NS + int(at * S), None, 0, 0, 0, 0, 0)
+        fakes.row(
+            Cgroup,
+            id=one,
+            path=f"/job-{one}",
+            state=DYING,
+            offline_at_ns=fakes.START_NS + int(at * S),
+            memory_bytes=0,
+            kernel_bytes=0,
+            slab_bytes=0,
+            charged_bytes_total=0,
+            uncharged_bytes_total=0,
+        )
         for one, at in sorted((dead_s or {}).items())
     )
     found = replace(

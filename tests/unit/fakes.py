@@ -6,8 +6,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
+from typing import Any, TypeVar, get_args
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from kmemwatch.cacheids import CacheIds
@@ -39,6 +41,7 @@ from kmemwatch.model import (
     Snapshot,
     Totals,
 )
+from kmemwatch.shape import shape_of
 
 MB = 1 << 20
 IDS = CacheIds(b"secret of the invented host")
@@ -141,42 +144,69 @@ def sample(seconds: int = 0) -> Snapshot:
     )
 
 
+R = TypeVar("R", bound=Struct)
+
+
+def row(model: type[R], **known: Any) -> R:
+    """An instance of a class of the model; what is not given is unknown."""
+    optional = (name for name, field in shape_of(model).items() if NoneType in get_args(field.type))
+    return model(**{**dict.fromkeys(optional), **known})
+
+
+def pair(
+    cache: str, cache_id: str | None, cgroup_id: int, allocations: int | None, allocated_bytes: int | None,
+    frees: int | None, live_bytes: int | None,
+) -> Pair:  # fmt: skip
+    """As in a table."""
+    return row(
+        Pair, cache=cache, cache_id=cache_id, cgroup_id=cgroup_id, allocations_total=allocations,
+        allocated_bytes_total=allocated_bytes, frees_total=frees, live_bytes=live_bytes,
+    )  # fmt: skip
+
+
 def _cache(number: int, duration: int) -> Cache:
     name, size, allocs, frees = CACHES[number]
     address = 0xFFFF_8880_0100_0000 + number * 0x200
     slab_bytes = ((number + 1) * 3 * MB + max(0, (allocs - frees) * size * duration)) // 4096 * 4096
-    return Cache(
-        name, IDS[address], size, None, None, allocs * duration, allocs * size * duration, frees * duration, slab_bytes
+    return row(
+        Cache,
+        name=name,
+        id=IDS[address],
+        object_bytes=size,
+        allocations_total=allocs * duration,
+        allocated_bytes_total=allocs * size * duration,
+        frees_total=frees * duration,
+        slab_bytes=slab_bytes,
     )
 
 
-def _cgroup(row: tuple[int, str, str, int | None, int | None, int | None, float], duration: int) -> Cgroup:
-    id_, path, state, kernel, slab, memory, charged = row
+def _cgroup(listed: tuple[int, str, str, int | None, int | None, int | None, float], duration: int) -> Cgroup:
+    id_, path, state, kernel, slab, memory, charged = listed
     removed = START_NS + (id_ - 4000) * 100 * 10**9 if state != ONLINE and id_ != DIED_BEFORE else None
     charged_bytes = int(charged * MB) * duration
-    return Cgroup(
-        id_,
-        path,
-        state,
-        id_ % 97,
-        None if id_ < 3000 else START_NS + 7 * 10**9,
-        removed,
-        removed + 10**9 if state == RELEASED and removed else None,
-        _mb(memory),
-        _mb(kernel),
-        _mb(slab),
-        charged_bytes,
-        charged_bytes * 9 // 10,
-        MappingProxyType(PINS[id_]) if id_ in PINS else None,
-        17 + id_ % 5 if state == DYING else None,
-        None,
-        _parent(path),
-        None if state == RELEASED else sum(_parent(p) == id_ for _, p, s, *_ in CGROUPS if s == DYING),
-        _own(id_, 3, kernel) if state == ONLINE else None,
-        _own(id_, 4, slab) if state == ONLINE else None,
-        _subtree(path, duration),
-        _subtree(path, duration) * 9 // 10,
-        duration * 1000 * sum(_is_below(p, path) for _, p, *_ in CGROUPS),
+    return row(
+        Cgroup,
+        id=id_,
+        path=path,
+        state=state,
+        kmemcg_id=id_ % 97,
+        online_at_ns=None if id_ < 3000 else START_NS + 7 * 10**9,
+        offline_at_ns=removed,
+        released_at_ns=removed + 10**9 if state == RELEASED and removed else None,
+        memory_bytes=_mb(memory),
+        kernel_bytes=_mb(kernel),
+        slab_bytes=_mb(slab),
+        charged_bytes_total=charged_bytes,
+        uncharged_bytes_total=charged_bytes * 9 // 10,
+        pins=MappingProxyType(PINS[id_]) if id_ in PINS else None,
+        references=17 + id_ % 5 if state == DYING else None,
+        parent_id=_parent(path),
+        dying_children=None if state == RELEASED else sum(_parent(p) == id_ for _, p, s, *_ in CGROUPS if s == DYING),
+        own_kernel_bytes=_own(id_, 3, kernel) if state == ONLINE else None,
+        own_slab_bytes=_own(id_, 4, slab) if state == ONLINE else None,
+        subtree_charged_bytes_total=_subtree(path, duration),
+        subtree_uncharged_bytes_total=_subtree(path, duration) * 9 // 10,
+        subtree_allocations_total=duration * 1000 * sum(_is_below(p, path) for _, p, *_ in CGROUPS),
     )
 
 
@@ -215,7 +245,7 @@ def _pairs(duration: int) -> list[Pair]:
                 live = (allocs - frees) * size * duration if id_ >= 3000 else None
                 address = 0xFFFF_8880_0100_0000 + number * 0x200
                 found.append(
-                    Pair(name, IDS[address], id_, allocs * duration, allocs * size * duration, frees * duration, live)
+                    pair(name, IDS[address], id_, allocs * duration, allocs * size * duration, frees * duration, live)
                 )
     return sorted(found, key=lambda p: (p.cgroup_id, p.cache))
 
@@ -229,10 +259,24 @@ def unknown(seconds: int = 0) -> Snapshot:
         probes=tuple(
             replace(p, attachment=None, status=MISSING, why="needs kprobes, which lockdown forbids") for p in PROBES
         ),
-        caches=(Cache("dentry", None, None, None, None, None, None, None),),
+        caches=(
+            row(
+                Cache,
+                name="dentry",
+            ),
+        ),
         cgroups=(
-            Cgroup(7, None, ONLINE, None, None, None, None, None, None, None, None, None),
-            Cgroup(9, "/gone", DYING, None, None, None, None, None, None, None, None, None),
+            row(
+                Cgroup,
+                id=7,
+                state=ONLINE,
+            ),
+            row(
+                Cgroup,
+                id=9,
+                path="/gone",
+                state=DYING,
+            ),
         ),
         pairs=(),
         lost=Lost(None, None, None),
@@ -274,7 +318,15 @@ CHILD_PROBES = (
 def _child_caches() -> tuple[Cache, ...]:
     sizes = {name: size for name, size, *_ in CACHES}
     return tuple(
-        Cache(name, IDS[CHILD_ADDRESS + place * 0x200], sizes[root], root, id_, None, None, None, pages * 4096)
+        row(
+            Cache,
+            name=name,
+            id=IDS[CHILD_ADDRESS + place * 0x200],
+            object_bytes=sizes[root],
+            root=root,
+            kmemcg_id=id_,
+            slab_bytes=pages * 4096,
+        )
         for place, (name, id_, root, pages) in enumerate(CHILDREN)
     )
 
@@ -359,7 +411,7 @@ def big(seconds: int = 0, cgroups: int = 5000, caches_each: int = 12) -> Snapsho
         for place in range(caches_each):
             name, size, allocs, frees = CACHES[place % len(CACHES)]
             cache = name if place < len(CACHES) else f"{name}-{place}"
-            pairs.append(Pair(cache, None, id_, allocs * busy, allocs * size * busy, frees * busy, size * number))
+            pairs.append(pair(cache, None, id_, allocs * busy, allocs * size * busy, frees * busy, size * number))
     return replace(base, cgroups=tuple(rows), pairs=tuple(sorted(pairs, key=lambda p: (p.cgroup_id, p.cache))))
 
 

@@ -228,7 +228,19 @@ def test_the_same_recording_twice_is_recognised(tmp_path: Path) -> None:
 def test_caches_that_go_take_no_allocations_with_them() -> None:
     def at(t: int, *totals: tuple[str, int]) -> Snapshot:
         return replace(
-            snapshot(t), caches=tuple(Cache(n, IDS[ord(n)], 8, None, None, count, 0, 0) for n, count in totals)
+            snapshot(t),
+            caches=tuple(
+                fakes.row(
+                    Cache,
+                    name=n,
+                    id=IDS[ord(n)],
+                    object_bytes=8,
+                    allocations_total=count,
+                    allocated_bytes_total=0,
+                    frees_total=0,
+                )
+                for n, count in totals
+            ),
         )
 
     side = watched(

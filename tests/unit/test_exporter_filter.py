@@ -26,7 +26,6 @@ from kmemwatch.model import (
     ChildSlabs,
     Ids,
     KmemcgId,
-    Pair,
     RechargePair,
     Recharges,
     RechargeTotal,
@@ -58,10 +57,20 @@ def child_name(root: int, owner: int, named: bool) -> str:
 
 
 def _cgroup(number: int, state: str, slabs: tuple[ChildSlabs, ...] | None, parent: int | None) -> Cgroup:
-    return Cgroup(
-        CGROUP_IDS[number], PATHS[number], state, KMEMCG_IDS[number], None, None, None, 1, 1, 1, 1, 1,
-        child_slabs=slabs, parent_id=None if parent is None else CGROUP_IDS[parent],
-    )  # fmt: skip
+    return fakes.row(
+        Cgroup,
+        id=CGROUP_IDS[number],
+        path=PATHS[number],
+        state=state,
+        kmemcg_id=KMEMCG_IDS[number],
+        memory_bytes=1,
+        kernel_bytes=1,
+        slab_bytes=1,
+        charged_bytes_total=1,
+        uncharged_bytes_total=1,
+        child_slabs=slabs,
+        parent_id=None if parent is None else CGROUP_IDS[parent],
+    )
 
 
 @st.composite
@@ -83,9 +92,28 @@ def hosts(draw: st.DrawFn) -> Snapshot:
     moved = draw(st.lists(st.tuples(some, st.none() | numbers, numbers), max_size=5))
     owners = st.lists(numbers, max_size=3).map(lambda found: tuple(CGROUP_IDS[number] for number in found))
     present = draw(st.lists(st.tuples(st.none() | numbers, owners), max_size=CGROUPS)) if draw(st.booleans()) else None
-    caches = [Cache(name, IDS[number], 8, None, None, 1, 8, 1) for number, name in enumerate(CACHES)]
+    caches = [
+        fakes.row(
+            Cache,
+            name=name,
+            id=IDS[number],
+            object_bytes=8,
+            allocations_total=1,
+            allocated_bytes_total=8,
+            frees_total=1,
+        )
+        for number, name in enumerate(CACHES)
+    ]
     caches += [
-        Cache(child_name(r, o, named), copies[r, o], 8, CACHES[r], KMEMCG_IDS[o], None, None, None) for r, o in children
+        fakes.row(
+            Cache,
+            name=child_name(r, o, named),
+            id=copies[r, o],
+            object_bytes=8,
+            root=CACHES[r],
+            kmemcg_id=KMEMCG_IDS[o],
+        )
+        for r, o in children
     ]
     return replace(
         fakes.patched(),
@@ -94,7 +122,7 @@ def hosts(draw: st.DrawFn) -> Snapshot:
             _cgroup(place, draw(states), draw(st.none() | slabs), draw(st.none() | numbers)) for place in range(CGROUPS)
         ),
         pairs=tuple(
-            Pair(CACHES[root], IDS[root], CGROUP_IDS[number], 1, 8, 1, 8)
+            fakes.pair(CACHES[root], IDS[root], CGROUP_IDS[number], 1, 8, 1, 8)
             for number, root in sorted(draw(st.sets(st.tuples(numbers, roots))))
         ),
         recharges=Recharges(

@@ -296,11 +296,21 @@ def snapshot_of(seconds: int, cgroups: list[Cgroup], pairs: list[Pair]) -> Snaps
 
 
 def cgroup(id_: int, path: str, kernel_bytes: int, charged: int, state: str = ONLINE) -> Cgroup:
-    return Cgroup(id_, path, state, None, None, None, None, kernel_bytes, kernel_bytes, kernel_bytes, charged, 0)
+    return fakes.row(
+        Cgroup,
+        id=id_,
+        path=path,
+        state=state,
+        memory_bytes=kernel_bytes,
+        kernel_bytes=kernel_bytes,
+        slab_bytes=kernel_bytes,
+        charged_bytes_total=charged,
+        uncharged_bytes_total=0,
+    )
 
 
 def pair(cgroup_id: int, allocations: int, cache: str = "dentry") -> Pair:
-    return Pair(cache, None, cgroup_id, allocations, allocations * 192, 0, 0)
+    return fakes.pair(cache, None, cgroup_id, allocations, allocations * 192, 0, 0)
 
 
 def test_a_path_that_is_used_again_is_one_series_and_never_falls() -> None:
@@ -412,10 +422,25 @@ def test_child_caches_have_no_series_of_their_own() -> None:
 
 def test_a_cache_of_a_pair_is_exported_under_its_root() -> None:
     caches = (
-        Cache("dentry", "a", 192, None, None, 10, 1920, 1),
-        Cache("dentry(3)", "b", 192, "dentry", 3, None, None, None),
+        fakes.row(
+            Cache,
+            name="dentry",
+            id="a",
+            object_bytes=192,
+            allocations_total=10,
+            allocated_bytes_total=1920,
+            frees_total=1,
+        ),
+        fakes.row(
+            Cache,
+            name="dentry(3)",
+            id="b",
+            object_bytes=192,
+            root="dentry",
+            kmemcg_id=3,
+        ),
     )
-    pairs = (Pair("dentry", "a", 7, 1, 192, 0, 0), Pair("dentry(3)", "b", 7, 4, 768, 0, 0))
+    pairs = (fakes.pair("dentry", "a", 7, 1, 192, 0, 0), fakes.pair("dentry(3)", "b", 7, 4, 768, 0, 0))
     snapshot = replace(snapshot_of(0, [cgroup(7, "/a", 1, 1)], []), caches=caches, pairs=pairs)
     series = Scraper().scrape(snapshot)
     assert pick(series, "cache_allocations_total") == {("dentry",): 10}

@@ -172,9 +172,9 @@ def test_the_cache_that_holds_most_is_not_the_one_that_is_allocated_from_most() 
     def pairs(seconds: int, live: int | None = 192) -> tuple[Pair, ...]:
         number = 1000 * seconds
         return (
-            Pair("dentry", "d", 2101, number, number * 192, 0, None if live is None else number * live),
-            Pair("names_cache", "n", 2101, number, number * 4096, None, None),  # charged to nobody
-            Pair("filp", "f", 2101, number, number * 256, number, 0),
+            fakes.pair("dentry", "d", 2101, number, number * 192, 0, None if live is None else number * live),
+            fakes.pair("names_cache", "n", 2101, number, number * 4096, None, None),  # charged to nobody
+            fakes.pair("filp", "f", 2101, number, number * 256, number, 0),
         )  # fmt: skip
 
     def row(live: int | None = 192, **changes: Any) -> rows.CgroupRow:
@@ -203,8 +203,8 @@ def test_the_cache_that_holds_most_is_not_the_one_that_is_allocated_from_most() 
 def test_what_is_charged_to_nobody_does_not_prove_that_nothing_is_held() -> None:
     """The root allocates buffers that nobody is charged for, and has inherited what the dead below it left."""
     shown = fakes.sample()
-    uncharged = Pair("names_cache", "n", 1, 100, 100 * 4096, None, None)
-    live = Pair("dentry", "d", 1, 100, 100 * 192, 0, 0)
+    uncharged = fakes.pair("names_cache", "n", 1, 100, 100 * 4096, None, None)
+    live = fakes.pair("dentry", "d", 1, 100, 100 * 192, 0, 0)
     fields = {f.title: f for f in VIEWS[0].columns}
 
     def told(*pairs: Pair) -> str:

@@ -13,6 +13,7 @@ from kmemwatch.model import Pair
 from kmemwatch.source.reading import MapCounts
 from kmemwatch.source.reading import PairKey as Key
 from kmemwatch.state.counts import NOBODY, CacheOfPairs, PairRows, Reparented
+from tests.unit import fakes
 
 IDS = CacheIds(b"test")
 DENTRY, FILP, KMALLOC, UNKNOWN = 0x1000, 0x2000, 0x3000, 0x4000
@@ -47,13 +48,13 @@ def test_rows() -> None:
         (FILP, ROOT): counted(4, 0, 1),
     }
     assert fresh(counts, COLUMNS, OWN) == (
-        Pair("filp", IDS[FILP], ROOT, 4, 4 * 256, 1, None),
-        Pair("an unnamed one", IDS[UNKNOWN], 7, 9, None, None, None),
-        Pair("dentry", IDS[DENTRY], 7, 2, 2 * 192, 0, 2 * 192),
-        Pair("filp", IDS[FILP], 7, 5, 5 * 256, 2, 3 * 256),
-        Pair("kmalloc-64", IDS[KMALLOC], 7, 10, 640, 1, 3 * 64),
-        Pair("dentry", IDS[DENTRY], 8, 3, 3 * 192, 5, None),
-        Pair("kmalloc-64", IDS[KMALLOC], 9, 6, 6 * 64, None, None),
+        fakes.pair("filp", IDS[FILP], ROOT, 4, 4 * 256, 1, None),
+        fakes.pair("an unnamed one", IDS[UNKNOWN], 7, 9, None, None, None),
+        fakes.pair("dentry", IDS[DENTRY], 7, 2, 2 * 192, 0, 2 * 192),
+        fakes.pair("filp", IDS[FILP], 7, 5, 5 * 256, 2, 3 * 256),
+        fakes.pair("kmalloc-64", IDS[KMALLOC], 7, 10, 640, 1, 3 * 64),
+        fakes.pair("dentry", IDS[DENTRY], 8, 3, 3 * 192, 5, None),
+        fakes.pair("kmalloc-64", IDS[KMALLOC], 9, 6, 6 * 64, None, None),
     )
 
 
@@ -105,4 +106,6 @@ def test_what_has_not_changed_is_not_made_anew() -> None:
 def test_signals_that_are_missing_are_unknown() -> None:
     pairs = PairRows(allocs=False, frees=False, knows_live=False)
     counts = {(DENTRY, 7): counted(1, 0, 1)}
-    assert pairs.rows(counts, set(counts), COLUMNS, OWN) == (Pair("dentry", IDS[DENTRY], 7, None, None, None, None),)
+    assert pairs.rows(counts, set(counts), COLUMNS, OWN) == (
+        fakes.pair("dentry", IDS[DENTRY], 7, None, None, None, None),
+    )

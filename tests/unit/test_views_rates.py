@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
-from kmemwatch.model import Cache, Cgroup, Pair, Snapshot
+from kmemwatch.model import Cache, Cgroup, Snapshot
 from kmemwatch.views.rates import NO_RATES, AllocRates, per_second, rates, same_run
 from tests.unit import fakes
 from tests.unit.fakes import IDS
@@ -60,14 +60,30 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     cgroup_ids = st.integers(1, 4)
     names = st.sampled_from(["dentry", "filp", "odd name"])
     cgroups = {
-        id_: Cgroup(
-            id_, f"/{id_}", "online", None, None, None, None, None, draw(counts), None, draw(counts), draw(counts)
+        id_: fakes.row(
+            Cgroup,
+            id=id_,
+            path=f"/{id_}",
+            state="online",
+            kernel_bytes=draw(counts),
+            charged_bytes_total=draw(counts),
+            uncharged_bytes_total=draw(counts),
         )
         for id_ in draw(st.sets(cgroup_ids))
     }
-    caches = {n: Cache(n, None, 8, None, None, draw(counts), draw(counts), draw(counts)) for n in draw(st.sets(names))}
+    caches = {
+        n: fakes.row(
+            Cache,
+            name=n,
+            object_bytes=8,
+            allocations_total=draw(counts),
+            allocated_bytes_total=draw(counts),
+            frees_total=draw(counts),
+        )
+        for n in draw(st.sets(names))
+    }
     pairs = {
-        key: Pair(key[1], None, key[0], draw(counts), draw(counts), draw(counts), None)
+        key: fakes.pair(key[1], None, key[0], draw(counts), draw(counts), draw(counts), None)
         for key in draw(st.sets(st.tuples(cgroup_ids, names)))
     }
     return replace(
