@@ -75,10 +75,10 @@ class BpfSource:
         return events
 
     def read(self) -> Reading:
-        """Totals of now. Raises KmemwatchError when the kernel refuses what it allowed before."""
+        """Present totals. Raises KmemwatchError when the kernel refuses what it allowed before."""
         started = time.monotonic_ns()
         try:
-            # First the walk: who is missing there has final counts in the maps that are read afterwards.
+            # Walk first: a memcg that is missing there has its final counts in the maps, which are read afterwards.
             memcgs = self._read_memcgs()
             return Reading(
                 at_monotonic_ns=started,
@@ -168,8 +168,8 @@ class BpfSource:
         return lost
 
     def program_runs(self) -> dict[str, tuple[int, int]]:
-        """Program -> (runs, nanoseconds), of those that the kernel has counted runs of: it does so only while
-        kernel.bpf_stats_enabled is set, or somebody asks it to."""
+        """Program -> (runs, nanoseconds), for programs whose runs the kernel has counted. It counts only while
+        kernel.bpf_stats_enabled is set, or while a process asks for it."""
         found = {}
         for name, fd in self._handed.programs.items():
             stats = program_info(fd)
@@ -212,7 +212,7 @@ class BpfSource:
 
 
 def _slab_scan(handed: Handed) -> SlabScan | None:
-    """None where there are no child caches, and where slabs could not be found."""
+    """None if there are no child caches, or if slabs cannot be found."""
     told = handed.manifest
     if "scan" not in handed.programs or not told.page_base or not told.first_cache:
         return None
@@ -228,7 +228,7 @@ def _probe(result: ProbeResult, learn_error: str | None) -> Probe:
 
 
 def _with_misses(probe: Probe, unknown: str | None) -> Probe:
-    """`unknown`: why it cannot be told what kprobes miss; None when that is counted."""
+    """`unknown`: why the number of calls that kprobes miss is unknown; None if it is counted."""
     if unknown is None or "kprobe:" not in (probe.attachment or ""):
         return probe
     return structs.replace(

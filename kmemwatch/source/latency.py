@@ -17,7 +17,7 @@ class Calls(NamedTuple):
     calls: int
     dropped: int
     noted: bool
-    """One that is to be timed has not returned yet."""
+    """A call that is being timed has not returned yet."""
 
 
 def calls(raw: bytes) -> list[list[Calls]]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Calls that a kprobe did not see: where the kernel counts them, which it tells nobody about.
+"""Calls that kprobes did not count, read from the kernel's own counters, for which it has no interface.
 
-A kprobe that is hit while another one is being handled on the same CPU, in an interrupt for example, is left out, and
-so is a return for which no instance was free. Both are counted in the kernel's own record of the probe, which the perf
-event that we hold leads to. Everything on the way is verified: misses that cannot be told stay unknown.
+The kernel skips a kprobe that is hit while another one is handled on the same CPU, for example in an interrupt, and a
+return for which no instance was free. It counts both in its record of the probe, which the perf event that we hold
+leads to. Everything on the way is verified; misses that cannot be verified stay unknown.
 
-Not counted there is what comes later: `KprobeMisses.hits` has the calls that were handed to the program, which does not
-run while another one, or a system call on a map, is at work on that CPU. That is `MissedCalls`.
+A later miss is not in that record: the kernel passes a hit to the program, but does not run the program while another
+one, or a system call on a map, runs on that CPU. `KprobeMisses.hits` has the hits, and `MissedCalls` computes the rest.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _KINDS = ("kprobe", _RETURN)
 _ENTRY_BYTES = 16
 """A probe sits behind what the compiler puts first: on x86 ``endbr64``, 4 bytes."""
 _TOO_MANY = 1 << 48
-"""No counter comes this far, and the pointers around it are higher on most machines."""
+"""No counter gets this large, and the pointers around it are larger on most machines."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """Where the kernel counts for one of our kprobes."""
+    """Addresses of the kernel's counters for one of our kprobes."""
 
     missed_at: int
     without_instance_at: int | None
-    """Returns only."""
+    """For returns only."""
     hits_at: int | None
-    """Pointer to a counter of each CPU."""
+    """Per-CPU pointer to the counters of hits."""
 
 
 class _NotTheProbeError(Exception):
-    """What was found is not the probe that was looked for."""
+    """What lies at the address is not the expected probe."""
 
 
 class KprobeMisses:
@@ -53,7 +53,7 @@ class KprobeMisses:
     def __init__(self, peek: Peek, facts: Facts, links: Mapping[str, int]) -> None:
         """`links`: ``signal/kind:function`` -> descriptor that keeps it attached; those of other kinds are ignored.
 
-        Raises ShortageError only: `why` has the reason when this kernel does not tell.
+        Raises ShortageError only; `why` has the reason if misses are unknown on this kernel.
         """
         self.why: str | None = None
         """Why misses are unknown; None when they are known."""
@@ -102,7 +102,7 @@ class KprobeMisses:
         return dict(zip(addresses, self._numbers(list(addresses.values()), size), strict=True))
 
     def _numbers(self, addresses: Sequence[int], size: int) -> list[int]:
-        """What lies at these addresses, with one run of a program for many. Raises OSError."""
+        """Memory at these addresses; one run of a program reads many. Raises OSError."""
         numbers = []
         for raw in self._peek.read_many(addresses, size):
             if raw is None:
@@ -116,7 +116,7 @@ class KprobeMisses:
         call = self._pointer(event, "perf_event__tp_event")
         head = call - self._offsets["trace_probe_event__call"] + self._offsets["trace_probe_event__probes"]
         node = self._peek.u64(head)
-        # Probes of several events can be joined, but those that come with a perf event are alone.
+        # Several events can share a probe, but one that comes with a perf event is alone.
         if self._peek.u64(node) != head or self._peek.u64(node + 8) != head:
             raise _NotTheProbeError("the list of probes is not a list of one")
         address = node - self._offsets["trace_probe__list"] - self._offsets["trace_kprobe__tp"]
@@ -129,7 +129,7 @@ class KprobeMisses:
         )
 
     def _file(self, fd: int) -> int:
-        """Address of the ``struct file`` that a descriptor of ours stands for."""
+        """Address of the ``struct file`` of one of our descriptors."""
         table = self._pointer(self._pointer(self._peek.u64(0), "task_struct__files"), "files_struct__fdt")
         return self._peek.u64(self._pointer(table, "fdtable__fd") + 8 * fd)
 
@@ -157,15 +157,15 @@ _START_TRIES = 5
 
 
 class MissedCalls:
-    """Counts since this object was made: while hooks were attached one after the other, nothing is exact."""
+    """Counts from its creation on, because nothing is exact while hooks are attached one after the other."""
 
     def __init__(self, handed: Handed, peek: Peek | None, readers: Mapping[str, MapReader]) -> None:
         self.why: str | None = None
-        """Why it is unknown what kprobes did not see; None when that is counted, and when there are none."""
+        """Why the number of calls that kprobes missed is unknown; None if it is counted, or if there are no kprobes."""
         self._programs = {
             name: fd for name, fd in handed.programs.items() if "/" in name and _signal(name) != "latency"
         }
-        """What is timed is a sample: a call that it misses is missing from no figure."""
+        """Timing is a sample, so a missed call is missing from no figure."""
         self._readers = readers
         kprobes = {name: fd for name, fd in handed.link_of.items() if _is_kprobe(name)}
         self._numbers = run_numbers(kprobes)
@@ -181,10 +181,10 @@ class MissedCalls:
         self._told_not_run = dict.fromkeys(self._start_not_run, 0)
 
     def read(self) -> dict[str, int | None]:
-        """Signal -> calls that were not counted; None: not known. Raises OSError.
+        """Signal -> calls that were not counted; None: unknown. Raises OSError.
 
-        Runs that the kernel skipped because an interrupt hit while the program ran, less those that the second program
-        of the hook made up for; what kprobes missed, and what they saw without their programs being run.
+        The sum of three: runs that the kernel skipped because an interrupt hit while the program ran, less those that
+        the hook's second program counted; calls that kprobes missed; and kprobe hits whose program did not run.
         """
         for signal, count in self._totals().items():
             self._told[signal] = max(self._told.get(signal, 0), count - self._start.get(signal, 0))
@@ -196,29 +196,30 @@ class MissedCalls:
         return skipped
 
     def not_run(self) -> dict[str, int] | None:
-        """Kprobe (``signal/kind:target``) -> hits that its program was not run for. None: not known. Raises OSError."""
+        """Kprobe (``signal/kind:target``) -> hits for which its program did not run. None: unknown. Raises OSError."""
         if self.why is not None or self._misses is None:
             return None
-        # Hits first: what comes in between has run more often, not less. So under load each look tells too little, and
-        # the most that any of them has told is closest.
+        # Read hits first. What comes in between then adds runs and no hits, so under load each reading is too low, and
+        # the
+        # highest one so far is closest.
         for name, count in self._hits_less_runs(hits_first=True).items():
             self._told_not_run[name] = max(self._told_not_run[name], count - self._start_not_run[name])
         return dict(self._told_not_run)
 
     def _most_skipped(self) -> dict[str, int]:
-        """What was skipped before the start: as in `_totals`, the most of several looks is closest."""
+        """Skipped runs before the start. As in `_totals`, the highest of several readings is closest."""
         looks = [self._totals() for _ in range(_START_TRIES)]
         return {signal: max(look.get(signal, 0) for look in looks) for signal in looks[0]}
 
     def _totals(self) -> dict[str, int]:
-        """All but what `not_run` has.
+        """All losses except those of `not_run`.
 
-        What is recovered is read last: with what came in between, so that each look may tell too little, and a later
-        one less than an earlier one. A counter must not fall, as what reads it takes that for a new start.
+        It reads the counts of second programs last. They include what came in between, so a reading may be too low,
+        and a later one lower than an earlier one. A counter must not fall, because its readers take that for a restart.
         """
         skipped: dict[str, int] = {}
         for name, fd in self._programs.items():
-            # Kprobes say so since v6.7 only, and `not_run` says the same.
+            # For kprobes the kernel has this only since v6.7, and `not_run` counts the same.
             told = not _is_kprobe(name) and "/missed:" not in name
             misses = program_info(fd).recursion_misses if told else None
             if misses is not None:
@@ -240,7 +241,7 @@ class MissedCalls:
         return None
 
     def _hits_less_runs(self, hits_first: bool) -> dict[str, int]:
-        """Kprobe -> hits, less the runs of its program."""
+        """Kprobe -> hits less the runs of its program."""
         assert self._misses is not None
         hits = self._misses.hits() if hits_first else None
         _, sums = self._readers["runs"].sums()
@@ -248,8 +249,8 @@ class MissedCalls:
         return {name: count - sums[self._numbers[name]][0] for name, count in (hits or {}).items()}
 
     def _least_not_run(self) -> dict[str, int]:
-        """What was not run before the start. Each try tells too much, by the calls that came meanwhile: the least of
-        several is closest, and nothing is said to be lost that was not."""
+        """Missed runs before the start. Calls that come meanwhile make each reading too high, so the lowest of several
+        is closest, and no loss is reported that did not happen."""
         if self.why is not None or self._misses is None:
             return {}
         tries = [self._hits_less_runs(hits_first=False) for _ in range(_START_TRIES)]
@@ -257,7 +258,7 @@ class MissedCalls:
 
 
 def run_numbers(names: Iterable[str]) -> dict[str, int]:
-    """Program of a kprobe (``signal/kind:target``) -> its ``enum runs``, as the loader has numbered them."""
+    """Program of a kprobe (``signal/kind:target``) -> its number in ``enum runs``."""
     names = [name for name in names if _is_kprobe(name)]
     order: Sequence[str] = list(dict.fromkeys(name.partition("/")[2] for name in names))
     return {name: order.index(name.partition("/")[2]) for name in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Lengths of the LRU lists of memcgs: what each of them has itself, whatever became of its statistics."""
+"""Lengths of the LRU lists of memcgs: what each memcg has itself, also if the kernel stopped its statistics."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _LISTS = {
     "unevictable": ("LRU_UNEVICTABLE",),
 }
 _TYPES = 2
-"""ANON_AND_FILE: what the generations of a multi-generational LRU are of, in this order."""
+"""ANON_AND_FILE: the two types in a generation of the multi-generational LRU, in this order."""
 
 
 class LruLists:
-    """Reads them through `Peek`, of all nodes and zones of the machine."""
+    """Reads the lengths through `Peek`, for all nodes and zones of the machine."""
 
     def __init__(self, peek: Peek, facts: Facts) -> None:
-        """For facts that `are_known`."""
+        """Use it only if `are_known`."""
         self._peek = peek
         self._offsets = facts.offsets
         self._enum = facts.enums["lru_list"]
@@ -36,13 +36,13 @@ class LruLists:
 
     @staticmethod
     def are_known(facts: Facts) -> bool:
-        """Whether this kernel's types tell where the lists are."""
+        """Whether this kernel's BTF has the members of the lists."""
         sizes = facts.sizes.get("lru_zone_size", 0), facts.sizes.get("lru_generations", 0)
         known = facts.offsets.keys() >= set(_MEMBERS) and "NR_LRU_LISTS" in facts.enums.get("lru_list", {})
         return known and 0 < sizes[0] <= PEEK_PART_BYTES and sizes[1] <= PEEK_PART_BYTES
 
     def read(self, addresses: Sequence[int]) -> list[LruPages | None]:
-        """Of the memcg at each address; None where there is none any more."""
+        """Lengths for the memcg at each address; None if it is gone."""
         first = self._offsets["mem_cgroup__nodeinfo"]
         pointers = [memcg + first + 8 * node for memcg in addresses for node in range(self._nodes)]
         nodes = [0 if raw is None else int(_U64.unpack(raw)[0]) for raw in self._peek.read_many(pointers, 8)]
@@ -54,7 +54,7 @@ class LruLists:
             node, owner, sizes, more = parts
             place = index // self._nodes
             before = sums[place]
-            if not node or before is None:  # the kernel has none for a node that cannot be there
+            if not node or before is None:  # the kernel has no lists for a node that cannot exist
                 continue
             if owner is None or sizes is None or _U64.unpack(owner)[0] != addresses[place]:
                 sums[place] = None
@@ -78,7 +78,7 @@ class LruLists:
 
     def _in_generations(self, raw: bytes | None) -> tuple[int, int]:
         """Linux kernel commit ec1c86b25f4b ("mm: multi-gen LRU: groundwork") (in v6.1): ``nr_pages[gen][type][zone]``
-        has what is on its lists instead; the others have what cannot be reclaimed."""
+        has the lengths of its lists instead; the others have only unevictable pages."""
         if raw is None:
             return 0, 0
         lengths = struct.unpack(f"={len(raw) // 8}q", raw)

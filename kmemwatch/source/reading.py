@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a source of the running kernel gives: readings that are totals, and events. State makes snapshots of them."""
+"""What a source of the running kernel returns: readings, which are totals, and events. The state makes snapshots of
+them."""
 
 from __future__ import annotations
 
@@ -17,20 +18,20 @@ PairKey = tuple[int, int]
 MapCounts = tuple[int, ...]
 """What a map counts for one key since the start: a row of counters, summed over CPUs."""
 OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS = map(PAIR_COUNTS.index, ("objects", "account_objects", "freed_objects"))
-"""Places of what is counted for a pair: objects allocated without __GFP_ACCOUNT, with it, and freed."""
+"""Indices of the counters of a pair: objects allocated without __GFP_ACCOUNT, with it, and freed."""
 
 
 @dataclass(frozen=True, slots=True)
 class RechargeKey:
-    """Whose slabs went to whom."""
+    """From which memcg to which one slabs moved."""
 
     cache: int
     """Address of the child cache."""
     from_id: int
-    """cgroup id; 0: they were charged to nobody."""
+    """cgroup id of the former owner; 0: nobody."""
     to_id: int
     from_state: str
-    """When they moved, as in `model.RechargePair`."""
+    """State of the former owner when they moved, as in `model.RechargePair`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ class FinalCounts:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything that is read at one time. None: this kernel cannot give it."""
+    """Everything that is read at one time. None: this kernel does not have it."""
 
     at_monotonic_ns: int
-    """When the walk of memcgs began: what it does not show and is older was released before."""
+    """When the walk of memcgs began. An older memcg that it does not show was released before."""
     memcgs: Sequence[MemcgRecord] | None
     caches: Sequence[CacheRecord] | None
     pairs: Mapping[PairKey, MapCounts] | None
@@ -68,18 +69,18 @@ class Reading:
     recharges: RechargeCounts | None = None
     child_slabs: Mapping[int, Mapping[int, int]] | None = None
     """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that
-    was dying when the last complete scan began, see `scan.SlabScan`. None: not known, or not yet."""
+    was dying when the last complete scan began, see `scan.SlabScan`. None: unknown, or not yet known."""
     latency: Latency | None = None
     host_bytes: int | None = None
     """Memory that the host has now."""
     lost: Mapping[str, int | None] = field(default_factory=dict)
-    """Reason -> events; None: such losses are possible, and not counted."""
+    """Reason -> events; None: such losses are possible but not counted."""
     maps: tuple[MapFill, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SourceInfo:
-    """What stays the same while a source is attached."""
+    """What does not change while a source is attached."""
 
     facts: Facts
     probes: tuple[Probe, ...]
@@ -93,7 +94,7 @@ class SourceInfo:
 
 
 class KernelSource(Protocol):
-    """Used from one thread at a time."""
+    """Only one thread at a time may use it."""
 
     info: SourceInfo
 
@@ -101,7 +102,7 @@ class KernelSource(Protocol):
         """Events since the last call; waits up to `timeout_s` for the first."""
 
     def read(self) -> Reading:
-        """Totals of now."""
+        """Present totals."""
 
     def drop(self, final: FinalCounts) -> None:
         """Drop these counters, so that the maps do not fill with those of released memcgs."""

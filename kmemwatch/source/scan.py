@@ -15,9 +15,9 @@ from kmemwatch.maps.handles import MapHandle, MapReader, map_memory, test_run
 KCORE = Path("/proc/kcore")
 ZONEINFO = Path("/proc/zoneinfo")
 FIRST_BUDGET_S = 0.25
-"""For the first slice: somebody waits for it, or asks only once."""
+"""For the first reading: a user waits for it, or it is the only one."""
 BUDGET_S = 0.025
-"""For each reading after it."""
+"""For each later reading."""
 
 _ELF_HEADER = struct.Struct("=16sHHIQQQIHHH")
 _ELF_SEGMENT = struct.Struct("=IIQQQQQQ")
@@ -25,10 +25,10 @@ _PT_LOAD = 1
 
 
 class SlabScan:
-    """Looks for slabs, a slice a reading, for as long as some memcg is dying.
+    """Looks for slabs while some memcg is dying; each reading scans a slice.
 
-    A slice is as long as its budget, enough for 10 GB of memory where a struct page takes 9 ns. Where one slice is not
-    enough, what a scan has found is given from its end to the end of the next: no figure is older than two scans take.
+    A slice ends with its budget, which is enough for 10 GB of memory at 9 ns per struct page. If a scan takes several
+    slices, its result is used until the next scan ends, so no figure is older than two scans take.
     """
 
     def __init__(
@@ -44,23 +44,23 @@ class SlabScan:
         self._known = known
         self._head: bytes | None = None
         self._present: list[bytes] | None = None
-        """Pages that there were when the head was read."""
+        """Pages of each zone when the head of /proc/kcore was read."""
         self._read_head()
         self._number = 0
         self._left: list[tuple[int, int]] = []
-        """(address of the first struct page, address behind the last) of what this scan has not seen yet."""
+        """(address of the first struct page, address behind the last) of the ranges that this scan has not seen yet."""
         self._wanted: tuple[int, ...] = ()
         self._found: dict[int, dict[int, int]] | None = None
         self._budget_s = FIRST_BUDGET_S
         self._full = False
         self.entries = 0
-        """In the map, at the end of the last scan."""
+        """Entries in the map at the end of the last scan."""
 
     def read(self, dying: Collection[int]) -> Mapping[int, Mapping[int, int]] | None:
         """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg.
 
-        For all ids that were `dying` when the last complete scan began, also for those without any slab; None before
-        the first one is complete, or when the map was too small. Raises KmemwatchError, OSError.
+        It has all ids that were `dying` when the last complete scan began, also those without any slab. None before the
+        first scan is complete, or if the map was too small. Raises KmemwatchError, OSError.
         """
         if not dying:
             self._left, self._found = [], None
@@ -74,8 +74,8 @@ class SlabScan:
         return self._found
 
     def _begin(self, dying: Collection[int]) -> bool:
-        """False when it is not known where memory is."""
-        # Anew every time: memory may be plugged and unplugged.
+        """False if it is unknown where memory is."""
+        # Read it each time, because memory may be plugged and unplugged.
         head = self._read_head()
         if head is None:
             return False
@@ -88,7 +88,7 @@ class SlabScan:
 
     def _read_head(self) -> bytes | None:
         """Opening /proc/kcore takes CAP_SYS_RAWIO, which a daemon gives up (docs/adr/0014-two-processes.md). It then
-        goes on with what it has read, as long as no memory came or went."""
+        uses what it read before, as long as no memory was plugged or unplugged."""
         try:
             self._head, self._present = _kcore(), _present_pages()
         except PermissionError:
@@ -104,7 +104,7 @@ class SlabScan:
         self._state[: decode.SCAN_STATE.size] = decode.SCAN_STATE.pack(page, end, self._number, 0)
 
     def _go_on(self, deadline_s: float) -> bool:
-        """True when the scan is complete."""
+        """Returns whether the scan is complete."""
         while time.monotonic() < deadline_s:
             test_run(self._program_fd)
             page, end, _, full = decode.SCAN_STATE.unpack_from(self._state)
@@ -118,7 +118,7 @@ class SlabScan:
         return False
 
     def _entries(self) -> dict[tuple[int, int], int]:
-        """What this scan has counted; what only older ones did is removed from the map."""
+        """What this scan counted. Removes entries from the map that only older scans met."""
         keys, values, number = self._slabs.items()
         found = {}
         for key, value in zip(
@@ -147,9 +147,9 @@ class SlabScan:
 def memory_ranges(header: bytes, known: int) -> list[tuple[int, int]]:
     """(start, end) of all memory, by its addresses in the kernel's direct map, from the head of /proc/kcore.
 
-    There are other segments: the kernel's own image is mapped a second time, and what vmalloc() gives has no place of
-    its own. Those of the direct map are all as far from their physical addresses as the one with `known`, an object in
-    a slab. Raises KmemwatchError when that is in none.
+    There are other segments: the kernel's image is mapped a second time, and vmalloc() maps pages elsewhere. In the
+    direct map, the distance between address and physical address is that of the segment with `known`, an object in a
+    slab. Raises KmemwatchError if no segment has it.
     """
     segments = list(_segments(header))
     distance = next((start - physical for start, size, physical in segments if start <= known < start + size), None)
@@ -178,5 +178,5 @@ def _kcore() -> bytes:
 
 
 def _present_pages() -> list[bytes]:
-    """Of each zone, in /proc/zoneinfo: changes when memory is plugged or unplugged, and not with balloons."""
+    """Pages of each zone in /proc/zoneinfo. It changes when memory is plugged or unplugged, but not with balloons."""
     return [line for line in ZONEINFO.read_bytes().splitlines() if line.lstrip().startswith(b"present ")]

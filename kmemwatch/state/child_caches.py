@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Child caches of memcgs, the kmemcg_ids that they belong to, the slabs that move: what shared caches do not have."""
+"""Child caches of memcgs, their kmemcg_ids, and recharges; kernels with shared caches have none of these."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kmemwatch.state.recharges import RechargeHistory
 from kmemwatch.units import NS_PER_S
 
 LATE_NS = 60 * NS_PER_S
-"""A cache leaves the list before it is released, with SLAB_TYPESAFE_BY_RCU a grace period before."""
+"""A cache leaves the list before it is released; with SLAB_TYPESAFE_BY_RCU, a grace period before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +30,24 @@ class CacheChange:
 
 
 class CacheChanges:
-    """Knows which caches there are."""
+    """Finds caches that came or went, from events and from the list of caches."""
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[str, int | None]] | None = None
         """address -> name, kmemcg_id; None before the first reading."""
         self._told: dict[int, int] = {}
-        """address -> CLOCK_MONOTONIC of its latest event: a list that was read before knows less."""
+        """address -> CLOCK_MONOTONIC of its latest event; a list that was read before is older news."""
         self._early: list[SlabEvent] = []
         """Before the first reading."""
         self._ahead: dict[tuple[int, str], int] = {}
-        """(address, kind) -> CLOCK_MONOTONIC of what a list has shown before any event."""
+        """(address, kind) -> CLOCK_MONOTONIC of a change that the list showed before its event came."""
 
         self._untold: list[CacheChange] = []
-        """What an event has shown that none had told."""
+        """Changes that follow from an event of another kind, whose own event was lost."""
 
     def tell(self, event: SlabEvent) -> bool:
-        """An event of kind ``cache_created`` or ``cache_destroyed``; False when `compare` was first to tell that."""
+        """An event of kind ``cache_created`` or ``cache_destroyed``; False if `compare` has reported that change
+        already."""
         if event.cache is None:
             return True
         self._told[event.cache] = event.at_monotonic_ns
@@ -57,7 +58,7 @@ class CacheChanges:
             return False
         if event.kind == "cache_created":
             before = self._known.get(event.cache)
-            if before is not None:  # the event of its end was lost
+            if before is not None:  # its cache_destroyed event was lost
                 self._untold.append(CacheChange("cache_destroyed", *before))
             self._known[event.cache] = event.cache_name or "", event.kmemcg_id if event.kmemcg_id >= 0 else None
         else:
@@ -65,7 +66,7 @@ class CacheChanges:
         return True
 
     def compare(self, caches: Iterable[CacheRecord], began_monotonic_ns: int) -> Iterator[CacheChange]:
-        """What changed since the last list and was not told; nothing for the first one."""
+        """Changes since the last list that no event reported; nothing for the first list."""
         now = {cache.address: (cache.name, cache.kmemcg_id) for cache in caches}
         if self._known is None:
             self._known = now
@@ -91,7 +92,7 @@ class CacheChanges:
 
 
 class ChildCaches:
-    """A part of `state.KernelState`, mutable like it."""
+    """The part of `KernelState` that is about child caches; mutable."""
 
     def __init__(self, info: SourceInfo, patchset: bool | None, cache_ids: CacheIds) -> None:
         self._cache_ids = cache_ids
@@ -106,7 +107,8 @@ class ChildCaches:
         """Of the latest reading, by address."""
 
     def apply(self, event: SlabEvent, newest: int | None) -> Event | None:
-        """Fold in an event; what to tell of it, with CLOCK_MONOTONIC for its time and no path. None: it is known.
+        """Fold in an event, and return it for users, with CLOCK_MONOTONIC as its time and no path. None: it is known
+        already.
 
         `newest`: cgroup id of the memcg that went online last.
         """
@@ -120,8 +122,9 @@ class ChildCaches:
             kmemcg_id=event.kmemcg_id if event.kmemcg_id >= 0 else None,
         )
         if event.kind == "id_given":
-            # A kretprobe is not told whose it is; but the memcg has just said that it goes online, and only one at a
-            # time does (cgroup_mutex).
+            # A kretprobe does not see the memcg. It is the one that went online last: cgroup_mutex lets only one do so
+            # at
+            # a time.
             owner = event.cgroup_id or newest
             reused, previous = self._ids.give(event.kmemcg_id, owner, event.at_monotonic_ns)
             return replace(told, kind="id_reused" if reused else told.kind, cgroup_id=owner, other_cgroup_id=previous)
@@ -141,18 +144,18 @@ class ChildCaches:
             self._ids.update(reading.memcgs, self._caches.values(), reading.at_monotonic_ns)
 
     def finish(self, reading: Reading, ended: Collection[int], forgotten: Collection[int]) -> list[RechargeKey]:
-        """Take in its recharges, see `RechargeHistory.update`; what can be forgotten."""
+        """Add the recharges of a reading; return the keys that the source can drop, see `RechargeHistory.update`."""
         return self._recharges.update(reading.recharges, self._caches, ended, forgotten)
 
     def untold(self, reading: Reading) -> Iterator[Event]:
-        """Caches that came or went and no event told, with CLOCK_MONOTONIC for their time."""
+        """Events for caches that came or went without an event, with CLOCK_MONOTONIC as their time."""
         if reading.caches is not None:
             for change in self._watch.compare(reading.caches, reading.at_monotonic_ns):
                 yield Event(reading.at_monotonic_ns, change.kind, cache=change.name, kmemcg_id=change.kmemcg_id)
 
     def slabs(self, reading: Reading) -> dict[int, tuple[ChildSlabs, ...]] | None:
-        """cgroup id of a dying memcg -> what child caches hold of it, largest first; absent, and None, when that is not
-        known."""
+        """cgroup id of a dying memcg -> what child caches hold of it, largest first. Absent, or None, if that is
+        unknown."""
         if reading.child_slabs is None:
             return None
         return {cgroup_id: tuple(self._child_slabs(pages)) for cgroup_id, pages in reading.child_slabs.items()}

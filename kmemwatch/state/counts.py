@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What was counted, as rows of `Snapshot.caches` and `Snapshot.pairs`, and the totals of each memcg.
 
-Memcgs end, and nothing that was counted may be lost then. A memcg that is released takes its rows out of the kernel's
-maps; its allocations stay in the totals of each cache and of all memcgs above it. The objects that it left alive were
-reparented when it went offline (objcg): they belong to its nearest living ancestor.
+No count may be lost when a memcg ends. The rows of a released memcg leave the kernel's maps, but its allocations stay
+in the totals of each cache and of all memcgs above it. The kernel reparents the objects that are left when a memcg goes
+offline (objcg), so they count for its nearest online ancestor.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from kmemwatch.source.reading import (
 )
 
 NOBODY = 0
-"""cgroup id of objects that nobody is charged for."""
+"""The owner in the maps of objects that nobody is charged for."""
 
 
 _MAX_CHANGED = 1 << 17
@@ -38,24 +38,25 @@ _MAX_CHANGED = 1 << 17
 
 
 class Subtrees:
-    """What memcgs did together with all that are, or were, below them; mutable."""
+    """Totals of memcgs including all memcgs that are, or were, below them; mutable."""
 
     def __init__(self, width: int) -> None:
         self._totals: Totals[int, int] = Totals(width)
         self._unplaced: Totals[int, int] = Totals(width)
-        """Of ids whose place in the tree is not known yet, or not any more."""
+        """Totals of ids whose place in the tree is not yet, or no longer, known."""
 
     def add(self, cgroup_ids: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
-        """What these memcgs themselves did, as in `Totals.add`."""
+        """What these memcgs themselves did, as for `Totals.add`."""
         self._unplaced.add(cgroup_ids, columns)
 
     def place(self, parents: Mapping[int, int | None], mapped: Set[int]) -> None:
-        """Add that to the totals of the memcgs and of all above them. `mapped`: ids that may still be placed later."""
+        """Add it to the totals of the memcgs and of all above them. `mapped`: ids whose place may still become
+        known."""
         at: int | None
         for cgroup_id in self._unplaced.keys() & parents.keys():
             above: list[int] = []
             at = cgroup_id
-            while at is not None and len(above) <= len(parents):  # an id may be used again: a circle is possible
+            while at is not None and len(above) <= len(parents):  # ids are reused, so the parents may form a circle
                 above.append(at)
                 at = parents.get(at)
             self._totals.add_to_all(above, self._unplaced.pop(cgroup_id))
@@ -76,12 +77,12 @@ class Counts:
         self._page_bytes = info.facts.page_bytes
         self._knows_allocations, self._knows_frees = info.gives("alloc"), info.gives("free")
         self._knows_charges = info.gives("charge")
-        # With the patch set objects go with their slab from one memcg to another.
+        # With the patch set, objects move to another memcg with their slab.
         knows_live = self._knows_allocations and self._knows_frees and era != RECHARGE
         self._rows = PairRows(self._knows_allocations, self._knows_frees, knows_live)
         self._pairs: Growth[PairKey, int] = Growth(len(PAIR_COUNTS))
         self._changed: dict[PairKey, None] = {}
-        """Pairs whose rows are not up to date, in the order of the reading: making them is twice as fast in it."""
+        """Pairs whose rows are out of date, in the order of the reading, in which making them is twice as fast."""
         self._by_cache: Totals[int, int] = Totals(len(PAIR_COUNTS))
         self._charges: Growth[int, int] = Growth(2)
         self._charged: Totals[int, int] = Totals(2)
@@ -90,9 +91,9 @@ class Counts:
         self._allocated_below: Subtrees = Subtrees(1)
         """Objects allocated by tasks of a memcg, and of those below it, in all caches."""
         self._inherited: dict[PairKey, int] = defaultdict(int)
-        """(cache, living ancestor) -> charged objects that released descendants left alive."""
+        """(cache, online ancestor) -> charged objects that released memcgs below it left alive."""
         self._unseen: set[int] = set()
-        """Ids in the maps that the last walk did not show: born after it, or released before it."""
+        """Ids in the maps that the last walk did not show: they came after it, or were released before it."""
         self._ancestors: Mapping[int, int] = {}
         self._released: Set[int] = set()
         self._root_id: int | None = None
@@ -109,10 +110,10 @@ class Counts:
         parents: Mapping[int, int | None],
         young: frozenset[int],
     ) -> tuple[list[PairKey], list[int]]:
-        """Take in a reading; the (pairs, cgroup ids) whose counters the source can drop.
+        """Add a reading; return the (pairs, cgroup ids) whose counters the source can drop.
 
-        `present`: ids that still count; `released`: ids that certainly do not; `ancestors`: id -> id of the memcg that
-        is charged for what it leaves; `parents`: also of memcgs that this update shows no more; `young`: as in
+        `present`: ids that may still count; `released`: ids that certainly do not; `ancestors`: id -> id of the memcg
+        that is charged for what it leaves; `parents`: also of memcgs that this update no longer shows; `young`: as in
         `Reparented`.
         """
         self._ancestors, self._released, self._young = ancestors, released, young
@@ -137,10 +138,10 @@ class Counts:
         return ended_pairs, sorted(ended)
 
     def _count(self, pairs: Mapping[PairKey, MapCounts], charges: Mapping[int, MapCounts]) -> None:
-        """Add what the maps count more than at the last reading."""
+        """Add the growth of the counters since the last reading."""
         grown = self._pairs.look(pairs)
         self._changed.update(dict.fromkeys(chain(grown.items, grown.gone)))
-        if len(self._changed) > _MAX_CHANGED:  # nobody takes snapshots
+        if len(self._changed) > _MAX_CHANGED:  # nobody reads snapshots
             self._changed.clear()
             self._rows.make_all_anew()
         self._by_cache.add([address for address, _ in grown.items], grown.columns)
@@ -151,7 +152,7 @@ class Counts:
         self._charged_below.add(charged.items, charged.columns)
 
     def _ended(self, mapped: set[int], present: Set[int] | None) -> set[int]:
-        """Those of the ids in the maps whose counters can never change again."""
+        """The ids in the maps whose counters can never change again."""
         ended = mapped & self._released
         if present is not None:
             unseen = mapped - present - ended
@@ -160,12 +161,12 @@ class Counts:
         return ended
 
     def _heir(self, cgroup_id: int) -> int | None:
-        """The memcg that is charged for what this one left; None: not known, or itself."""
+        """The memcg that is charged for what this one left; None if unknown, or if it is this one."""
         heir = self._ancestors.get(cgroup_id, self._root_id)
         return None if heir == cgroup_id else heir
 
     def _pass_on_inheritance(self) -> None:
-        """What memcgs inherited that are released by now themselves goes to their heirs."""
+        """Pass on what memcgs inherited that are released themselves by now."""
         for address, cgroup_id in list(self._inherited):
             if cgroup_id in self._released or cgroup_id not in self._ancestors:
                 heir = self._heir(cgroup_id)
@@ -195,7 +196,7 @@ class Counts:
         return self._allocated_below[cgroup_id][0] if self._knows_allocations else None
 
     def rows(self, reading: Reading) -> tuple[tuple[Cache, ...], tuple[Pair, ...]]:
-        """Rows for `Snapshot.caches` and `Snapshot.pairs`; after `update` with the same reading."""
+        """Rows for `Snapshot.caches` and `Snapshot.pairs`; call it after `update` with the same reading."""
         if reading.pairs is None:
             return (), ()
         caches = {cache.address: cache for cache in reading.caches or ()}
@@ -209,7 +210,7 @@ class Counts:
         return self._cache_rows(caches), pairs
 
     def _cache_rows(self, caches: Mapping[int, CacheRecord]) -> tuple[Cache, ...]:
-        """Also of caches in which nothing happened."""
+        """A row for each cache, also if nothing happened in it."""
         allocs, frees = self._knows_allocations, self._knows_frees
         rows = []
         for address in self._by_cache.keys() | caches.keys():
@@ -224,7 +225,7 @@ class Counts:
                     object_bytes=size,
                     root=self._root_name(cache, caches),
                     kmemcg_id=cache.kmemcg_id if cache else None,
-                    # What happens in a child is counted at its root.
+                    # What happens in a child counts for its root.
                     allocations_total=objects if allocs and not child else None,
                     allocated_bytes_total=objects * size if allocs and size is not None and not child else None,
                     frees_total=counts[FREED_OBJECTS] if frees and not child else None,
@@ -234,7 +235,8 @@ class Counts:
         return tuple(sorted(rows, key=lambda row: (row.name, row.id or "")))
 
     def _reparented(self, caches: Mapping[int, CacheRecord]) -> Reparented:
-        """With objcg, what the dying had is charged to others; what is freed of it may still be counted for them."""
+        """With objcg the parent is charged for what a dying memcg had, but its frees may still count for the dying
+        one."""
         moved = {own: heir for own, heir in self._ancestors.items() if own != heir} if self._era == OBJCG else {}
         given: dict[PairKey, int] = defaultdict(int)
         for (address, cgroup_id), left in self._inherited.items():
@@ -254,7 +256,7 @@ class Counts:
         return CacheOfPairs(cache.name, self._ids[address], cache.size_bytes, self._charges_all(cache))
 
     def _charged_objects(self, counts: MapCounts, cache: CacheRecord | None) -> int | None:
-        """Those that the kernel charged; None where that is not known."""
+        """The objects that the kernel charged; None if unknown."""
         charges_all = self._charges_all(cache)
         if charges_all is None:
             return None
@@ -283,21 +285,21 @@ class CacheOfPairs(NamedTuple):
     id: str
     object_bytes: int | None
     charges_all: bool | None
-    """The kernel charges all objects (SLAB_ACCOUNT), or only those that are allocated with __GFP_ACCOUNT; None where
-    that is not known."""
+    """True: the kernel charges all objects (SLAB_ACCOUNT). False: only those allocated with __GFP_ACCOUNT. None:
+    unknown."""
 
 
 class Reparented(NamedTuple):
-    """Who is charged for objects that others allocated."""
+    """Which memcg is charged for objects that another one allocated."""
 
     given: Mapping[PairKey, int]
-    """(cache, memcg) -> charged objects that others left to it; negative when more than that were freed."""
+    """(cache, memcg) -> charged objects that others left to it, less those freed; may be negative."""
     moved: frozenset[int]
-    """Ids of the dying whose objects are charged to somebody else."""
+    """Ids of dying memcgs whose objects are charged to another memcg."""
     root_id: int | None
-    """The root is charged for nothing of its own, only for what the dead below it have left."""
+    """The root is charged for no objects of its own, only for what removed memcgs below it left."""
     young: frozenset[int]
-    """Ids of memcgs born after the probes were attached: none of their objects, and of those that they left to others,
+    """Ids of memcgs made after the probes were attached. None of their objects, nor of those that they left to others,
     is older than the counts."""
 
 
@@ -305,18 +307,18 @@ _NOTHING: MapCounts = (0,) * len(PAIR_COUNTS)
 
 
 class PairRows:
-    """Rows of `Snapshot.pairs`, kept from one snapshot to the next: there may be 65,536, and few of them change."""
+    """Rows of `Snapshot.pairs`, kept for the next snapshot: there may be 65,536, and few of them change."""
 
     def __init__(self, allocs: bool, frees: bool, knows_live: bool) -> None:
-        """Which columns there are: allocations, frees, bytes that are alive."""
+        """Which columns this kernel has: allocations, frees, live bytes."""
         self._allocs, self._frees, self._knows_live = allocs, frees, knows_live
         self._rows: dict[int, Pair] = {}
-        """By a number that sorts as the snapshot does; a row of which nothing has changed stays the same object."""
+        """Keyed by a number that sorts as the snapshot does. An unchanged row stays the same object."""
         self._caches: Mapping[int, CacheOfPairs] = {}
         self._places: dict[int, int] = {}
         """Cache address -> place among all caches, by (name, id)."""
         self.host_bytes: int | None = None
-        """Memory of the host: what is counted to be more is not alive."""
+        """Memory of the host; a larger count of live bytes is wrong."""
         self._reparented = Reparented({}, frozenset(), None, frozenset())
 
     def make_all_anew(self) -> None:
@@ -330,8 +332,9 @@ class PairRows:
         caches: Mapping[int, CacheOfPairs],
         reparented: Reparented,
     ) -> tuple[Pair, ...]:
-        """One for each pair that was counted or was given something. `changed`: pairs whose counts are not those of the
-        last call; `caches`: of every pair, and better of all that there are: when they change, all rows are made anew.
+        """One row for each pair that was counted or inherited something. `changed`: pairs whose counts changed since
+        the last
+        call. `caches`: those of every pair, and better all caches, because a change of them makes all rows anew.
         """
         then, self._reparented = self._reparented, reparented
         if caches != self._caches or then.root_id != reparented.root_id:
@@ -343,7 +346,7 @@ class PairRows:
         else:
             touched = chain(changed, self._touched(counts, then, reparented))
         if self._make(counts, touched):
-            # Nearly sorted as they are, which is quick.
+            # They are nearly sorted already, which makes this fast.
             rows = self._rows
             in_order = sorted(rows)
             self._rows = dict(zip(in_order, map(rows.__getitem__, in_order), strict=True))
@@ -351,14 +354,14 @@ class PairRows:
 
     @staticmethod
     def _touched(counts: Mapping[PairKey, MapCounts], then: Reparented, now: Reparented) -> Iterator[PairKey]:
-        """Pairs that change with who is charged."""
+        """Pairs whose row changes because another memcg is charged."""
         if then.given != now.given:
             yield from (key for key, _ in then.given.items() ^ now.given.items())
         if changed := (then.moved ^ now.moved) | (then.young ^ now.young):
             yield from (key for key in chain(counts, now.given) if key[1] in changed)
 
     def _make(self, counts: Mapping[PairKey, MapCounts], keys: Iterable[PairKey]) -> bool:
-        """Make the rows of these pairs; True when one is new. As many as 65,536, so every step counts."""
+        """Make the rows of these pairs; return whether one is new. There may be 65,536, so every step counts."""
         allocs, frees, knows_live = self._allocs, self._frees, self._knows_live
         rows, of_pairs, places = self._rows, self._caches, self._places
         given, moved, root_id, young = self._reparented
@@ -385,7 +388,7 @@ class PairRows:
                     left = 0 if cgroup_id in moved else own - freed
             if given and key in given:
                 left = given[key] + (left or 0)
-            # Below 0, more went than was counted: objects that others were charged for by the time they were freed.
+            # Below 0 if objects were charged to another memcg when they were freed.
             live = left if left is not None and left >= 0 and (cgroup_id in young or cgroup_id in moved) else None
             if live is not None and size is not None and most is not None and live * size > most:
                 live = None

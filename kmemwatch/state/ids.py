@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Who has which kmemcg_id, and who had it before; on kernels where child caches belong to ids.
+"""Which memcg has which kmemcg_id, and which had it before; on kernels where child caches belong to ids.
 
-The kernel gives the lowest free id. So when an id is known to have been given, all lower ones have been given before.
+The kernel gives the lowest free id. So if it has given an id, it has given all lower ones before.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ MAX_PREVIOUS = 16
 class _Id:
     owner: int | None = None
     since_monotonic_ns: int | None = None
-    """When the owner got it, or the last one gave it back; None: before we looked."""
+    """When the owner got it, or the last owner gave it back; None: before the start."""
     previous: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_PREVIOUS))
     told_monotonic_ns: int = 0
-    """Of its latest event; a walk that began earlier knows less."""
+    """Time of its latest event; a walk that began earlier is older news."""
 
 
 class IdMap:
@@ -39,11 +39,11 @@ class IdMap:
         self.reuses_total = 0
 
     def give(self, kmemcg_id: int, cgroup_id: int | None, at_monotonic_ns: int) -> tuple[bool, int | None]:
-        """An event; (somebody had it before, who that was if we know)."""
+        """Fold in an event; return (another memcg had it before, the cgroup id of that memcg if known)."""
         reused = kmemcg_id <= self._highest
         entry = self._ids.setdefault(kmemcg_id, _Id())
         if entry.owner is not None and entry.owner != cgroup_id:
-            entry.previous.append(entry.owner)  # the event of its end was lost
+            entry.previous.append(entry.owner)  # its id_freed event was lost
         previous = entry.previous[-1] if entry.previous else None
         entry.owner, entry.since_monotonic_ns = cgroup_id, at_monotonic_ns
         entry.told_monotonic_ns = at_monotonic_ns
@@ -53,7 +53,7 @@ class IdMap:
         return reused, previous
 
     def free(self, kmemcg_id: int, at_monotonic_ns: int) -> int | None:
-        """An event; cgroup id of who had it, None when we do not know."""
+        """Fold in an event; return the cgroup id of the last owner, None if unknown."""
         entry = self._ids.setdefault(kmemcg_id, _Id())
         owner = entry.owner
         self._end(entry, at_monotonic_ns)
@@ -69,7 +69,7 @@ class IdMap:
         entry.owner, entry.since_monotonic_ns = None, at_monotonic_ns
 
     def update(self, records: Iterable[MemcgRecord], caches: Iterable[CacheRecord], began_monotonic_ns: int) -> None:
-        """Take in what a walk has shown: owners from before the start, and whatever no event told."""
+        """Fold in a walk: owners from before the start, and changes without an event."""
         held = {record.kmem_cache_id: record for record in records if record.kmem_cache_id_held}
         for kmemcg_id, record in held.items():
             entry = self._ids.setdefault(kmemcg_id, _Id())
@@ -87,11 +87,11 @@ class IdMap:
 
     @property
     def in_use(self) -> int:
-        """Ids that belong to a memcg now."""
+        """Ids that a memcg has now."""
         return sum(entry.owner is not None for entry in self._ids.values())
 
     def owner(self, kmemcg_id: int) -> int | None:
-        """cgroup id of who has it now."""
+        """cgroup id of the present owner."""
         entry = self._ids.get(kmemcg_id)
         return entry.owner if entry is not None else None
 

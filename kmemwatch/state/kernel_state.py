@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Folds events and readings into snapshots: the only mutable data. Bounded, keeps names after death.
 
-Two sources meet here. The walk of the kernel's tree says who is there now, also those that were dead before we came;
-events say when and by whom. Where they differ the walk is right, and the event's times are kept.
+Two sources meet here. The walk of the kernel's tree shows which memcgs exist now, also those that were dying before the
+start. Events say when and by which process they changed. Where the two differ the walk is right, and the state keeps
+the times of the events.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from kmemwatch.state.counts import Counts
 from kmemwatch.units import NS_PER_S
 
 KEEP_RELEASED_NS = 60 * NS_PER_S
-"""How long a released memcg stays in snapshots, so that views can show where it went."""
+"""How long a released memcg stays in snapshots, so that views can show what became of it."""
 MAX_RELEASED = 1_000
 MAX_DELAYS = 10_000
 MAX_PENDING_EVENTS = 100_000
-"""Events are dropped beyond this, oldest first, and counted as lost if anybody takes events at all."""
+"""Above this number the oldest events are dropped. They count as lost if anybody reads events at all."""
 
 
 class _Figures(NamedTuple):
-    """Of a walk, as in `model.Cgroup`."""
+    """From a walk, as in `model.Cgroup`."""
 
     kmemcg_id: int | None = None
     memory_bytes: int | None = None
@@ -72,17 +73,17 @@ class _Memcg:
     offline_at_ns: int | None = None
     released_at_ns: int | None = None
     offline_monotonic_ns: int | None = None
-    """Of the event; as below, durations are taken from this clock, which nobody sets."""
+    """CLOCK_MONOTONIC of the event, as below. Durations use this clock because nobody can set it."""
     released_monotonic_ns: int = 0
     release_told: bool = False
-    """Its event came; the walk may have shown the end before."""
+    """Its event has come; the walk may have shown the release before."""
     found_dying: bool = False
-    """It was dying when it was first seen, so there is no event of that."""
+    """It was dying when it was first seen, so its offline event is missing."""
     seen_at_monotonic_ns: int = 0
-    """Of its latest event; a walk that began earlier may not show it yet."""
+    """Time of its latest event; a walk that began earlier may not show the change yet."""
     is_root: bool = False
     young: bool = False
-    """Born after the probes were attached: everything that is charged to it has been counted."""
+    """It was made after the probes were attached, so everything that is charged to it was counted."""
     figures: _Figures = _UNKNOWN
 
 
@@ -96,8 +97,8 @@ class KernelState:
         monotonic_to_realtime_ns: Callable[[], int],
         cache_ids: CacheIds | None = None,
     ) -> None:
-        """`monotonic_to_realtime_ns`: what to add to CLOCK_MONOTONIC now, to get CLOCK_REALTIME; `cache_ids`: of this
-        boot, else of this process."""
+        """`monotonic_to_realtime_ns`: add it to CLOCK_MONOTONIC to get CLOCK_REALTIME; `cache_ids`: ids that are valid
+        for this boot, or else for this process."""
         cache_ids = CacheIds() if cache_ids is None else cache_ids
         self._info = info
         self._host = host
@@ -118,14 +119,14 @@ class KernelState:
         self._online = 0
         self._peak_online: int | None = None
         self._newest_serial_nr: int | None = None
-        """Of the first walk: css get ascending numbers, so whoever has a higher one is younger."""
+        """Highest css number in the first walk. Numbers ascend, so a css with a higher one is younger."""
         self._ids_in_use: int | None = None
-        """Of the latest walk, as in `model.Totals`."""
+        """From the latest walk, as in `model.Totals`."""
 
     # Events
 
     def apply(self, events: Iterable[LifecycleEvent | SlabEvent]) -> None:
-        """Fold in what the ring buffer gave, oldest first."""
+        """Fold in events from the ring buffer, oldest first."""
         for event in events:
             if isinstance(event, SlabEvent):
                 self._tell(self._children.apply(event, self._newest))
@@ -148,10 +149,10 @@ class KernelState:
 
     @staticmethod
     def _is_news(memcg: _Memcg, kind: str) -> bool:
-        """False for what becomes of a directory whose memory controller was switched off before.
+        """False for events of a directory whose memory controller was switched off before.
 
-        Only the tracepoints tell of those. They also tell of the release of a directory well after the kernel has
-        released its memcg, so a walk may be first to show that; the event is news all the same.
+        Only the tracepoints report those. They also report the release of a directory well after the kernel has
+        released its memcg. A walk may show that before; the event is news all the same.
         """
         if kind == "offline":
             return memcg.state == ONLINE
@@ -160,7 +161,7 @@ class KernelState:
         return not memcg.release_told and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
 
     def _tell(self, event: Event | None) -> None:
-        """Note an event that `children` made, if any."""
+        """Keep an event that `children` returned, if any."""
         if event is None:
             return
         memcg = self._memcgs.get(event.cgroup_id or 0)
@@ -168,7 +169,7 @@ class KernelState:
         self._note(replace(event, at_ns=event.at_ns + self._offset_ns(), path=path))
 
     def _set_state(self, memcg: _Memcg, state: str) -> None:
-        """Every change goes through here, as the peak of those online must not miss one."""
+        """Every change of state goes through here, so that the peak of online memcgs misses none."""
         self._online += (state == ONLINE) - (memcg.state == ONLINE)
         memcg.state = state
         if self._peak_online is not None:
@@ -183,7 +184,7 @@ class KernelState:
     def _on_online(self, event: LifecycleEvent) -> _Memcg:
         memcg = self._memcgs.get(event.cgroup_id) or self._add(_Memcg(event.cgroup_id, ONLINE))
         self._newest = event.cgroup_id
-        self._set_state(memcg, ONLINE)  # again, when the controller was off for a while
+        self._set_state(memcg, ONLINE)  # a second time, if the controller was off for a while
         memcg.name = event.name
         memcg.parent_id = event.parent_id
         memcg.path = self._path(memcg)
@@ -210,14 +211,14 @@ class KernelState:
         self._events.append(event)
 
     def take_events(self) -> tuple[Event, ...]:
-        """Events that were not taken yet, oldest first."""
+        """Events that nobody has read yet, oldest first."""
         self._events_taken = True
         taken = tuple(self._events)
         self._events.clear()
         return taken
 
     def _path(self, memcg: _Memcg) -> str | None:
-        """From the root of the hierarchy; the path that is known stays when the parents are gone."""
+        """Path from the root of the hierarchy. A known path stays when the parents are gone."""
         if memcg.parent_id is None:
             return "/" if memcg.is_root else memcg.path
         parent = self._memcgs.get(memcg.parent_id)
@@ -228,7 +229,7 @@ class KernelState:
     # Readings
 
     def update(self, reading: Reading) -> FinalCounts:
-        """Fold in one reading; what is final in it and can be forgotten by the source."""
+        """Fold in one reading; return the counters in it that are final, which the source can drop."""
         reading, began_ns = pins.checked(reading, self._units.page_bytes), reading.at_monotonic_ns
         self._children.begin(reading)
         if reading.memcgs is not None:
@@ -237,7 +238,7 @@ class KernelState:
             self._tell(event)
         gone = self._expire(began_ns)
         ancestors = {memcg.cgroup_id: self._living_ancestor(memcg) for memcg in self._memcgs.values()}
-        # Who was released after the reading began may have counted since it was read.
+        # A memcg that was released after the reading began may have counted after it was read.
         released = {
             memcg.cgroup_id
             for memcg in self._memcgs.values()
@@ -251,7 +252,7 @@ class KernelState:
         return FinalCounts(pairs, cgroup_ids, self._children.finish(reading, released, gone.keys()))
 
     def _present_ids(self, reading: Reading) -> set[int] | None:
-        """Ids that still count; None without a walk."""
+        """Ids that may still count; None without a walk."""
         if reading.memcgs is None:
             return None
         young = {
@@ -269,7 +270,7 @@ class KernelState:
         self._take_facts(records)
         newest = self._newest_serial_nr or 0
         by_css = {record.css: record for record in records}
-        # Also those whose death was told before the walk saw it.
+        # Also those whose offline event came before the walk saw it.
         dying = {memcg.cgroup_id for memcg in self._memcgs.values() if memcg.state == DYING}
         own = pins.less_children(
             records, {record.css for record in records if not record.online or record.cgroup_id in dying}
@@ -295,18 +296,18 @@ class KernelState:
         seen = {record.cgroup_id for record in records}
         for memcg in self._memcgs.values():
             if memcg.cgroup_id not in seen and memcg.state != RELEASED and memcg.seen_at_monotonic_ns < began_ns:
-                # Its event was lost, or nothing sends any.
+                # Its event was lost, or no hook sends events.
                 self._end(memcg, began_ns, now_ns)
         self._peak_online = max(self._peak_online or 0, self._online)
 
     def _take_facts(self, records: Collection[MemcgRecord]) -> None:
-        """What a walk says of all memcgs together."""
+        """What a walk shows of all memcgs together."""
         if "mem_cgroup__id" in self._info.facts.offsets:
             self._ids_in_use = sum(record.memcg_id != 0 for record in records)
         if self._newest_serial_nr is None:
             self._newest_serial_nr = max((record.serial_nr for record in records), default=None)
         if below := [record for record in records if record.online and record.parent_css]:
-            # A memcg without has none: memcg_online_kmem() has done nothing (cgroup.memory=nokmem).
+            # Without a kmemcg_id it has no kernel memory: memcg_online_kmem() did nothing (cgroup.memory=nokmem).
             self._counts.accounted = any(record.kmemcg_id >= 0 for record in below)
 
     def _figures(
@@ -329,9 +330,9 @@ class KernelState:
         )
 
     def _with_own(self, found: _Figures, state: str, below: tuple[int | None, int | None]) -> _Figures:
-        """With what is of the memcg itself: its counters less `below`, (kernel, slab) bytes of its children."""
+        """Add what the memcg itself has: its counters less `below`, the (kernel, slab) bytes of its children."""
         if state == DYING and self._kernel.era == OBJCG:
-            return found  # it has nothing any more, but its counters stay as they were
+            return found  # it has nothing of its own any more, but its counters stay as they were
         kernel, slab = (
             None if whole is None or part is None else pins.gauge(whole - part, None)
             for whole, part in zip((found.kernel_bytes, found.slab_bytes), below, strict=True)
@@ -343,7 +344,7 @@ class KernelState:
         return "percpu_ref_data__count" in self._info.facts.offsets
 
     def _expire(self, now_monotonic_ns: int) -> dict[int, int | None]:
-        """Show released memcgs no more after a while, the oldest first; their ids, and those of their parents."""
+        """Drop memcgs that were released a while ago, the oldest first; return their ids and those of their parents."""
         released = [memcg for memcg in self._memcgs.values() if memcg.state == RELEASED]
         released.sort(key=lambda memcg: memcg.released_monotonic_ns)
         too_many = len(released) - MAX_RELEASED
@@ -355,7 +356,7 @@ class KernelState:
         return gone
 
     def _living_ancestor(self, memcg: _Memcg) -> int:
-        """The memcg that the kernel charges what this one leaves behind: itself while online."""
+        """The memcg that the kernel charges for what this one leaves: itself while it is online."""
         at: _Memcg | None = memcg
         for _ in range(64):
             if at is None or at.parent_id is None:
@@ -368,7 +369,7 @@ class KernelState:
     # Snapshot
 
     def snapshot(self, reading: Reading) -> Snapshot:
-        """The state after `update` with the same reading."""
+        """The snapshot; call it after `update` with the same reading."""
         caches, pairs = self._counts.rows(pins.checked(reading, self._units.page_bytes))
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a memcg holds, from its record in the tree: bytes by kind, and what keeps a dying one. Pure.
+"""What a memcg holds, from its record in the tree: bytes by kind, and what pins a dying one. Pure.
 
-A figure that comes out below 0, or above the memory of the host, is unknown: two counters were read at two moments, or
-the kernel has stopped one of them.
+A figure below 0, or above the memory of the host, becomes unknown: two counters were read at two moments, or the kernel
+has stopped one of them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _BATCH = 31 + 32
 
 
 _SWAP_LIMIT = 1 << 62
-"""Bytes; swap is not in the host's memory."""
+"""Bytes. A larger limit than the host's memory, because that does not include swap."""
 
 
 def gauge(value: int | None, limit: int | None) -> int | None:
-    """`value`; None where it is below 0 or above `limit`, which no amount of memory is."""
+    """`value`, or None if it is below 0 or above `limit`."""
     if value is None or value < 0 or (limit is not None and value > limit):
         return None
     return value
 
 
 def checked(reading: Reading, page_bytes: int) -> Reading:
-    """The same reading without memory of caches that is none: they are read one after another while they change."""
+    """The same reading, with impossible sizes of caches unknown: they change while they are read one after another."""
     limit, caches, slabs = reading.host_bytes, reading.caches, reading.child_slabs
     if any(cache.slab_bytes is not None and gauge(cache.slab_bytes, limit) is None for cache in caches or ()):
         caches = [replace(cache, slab_bytes=gauge(cache.slab_bytes, limit)) for cache in caches or ()]
@@ -58,10 +58,10 @@ class Units:
     memsw: bool = False
     """On v1, `MemcgRecord.swap_pages` counts memory and swap together."""
     pages_move: bool = False
-    """Pages of a memcg that goes offline become its parent's, and keep it no more."""
+    """Pages of a memcg that goes offline become its parent's, and no longer pin it."""
 
     def stat(self, stats: Sequence[int], name: str, unit_bytes: int) -> int | None:
-        """One statistic in bytes; None when this kernel does not have it or its place is not known."""
+        """One statistic in bytes; None if this kernel does not have it or its place is unknown."""
         if self.index is None or name not in self.index:
             return None
         return stats[self.index[name]] * unit_bytes
@@ -78,11 +78,12 @@ class Units:
         return None if first is None or second is None else first + second
 
     def below(self, records: Iterable[MemcgRecord], dying: Collection[int]) -> dict[int, tuple[int | None, int | None]]:
-        """css -> (kernel, slab) bytes of its children; None when that of one of them is unknown.
+        """css -> (kernel, slab) bytes of its children; None if those of one child are unknown.
 
-        With objcg, what a memcg has goes to its parent when it goes offline, and its counters stay as they were: what
-        the dying had is part of the parent's own. `dying`: cgroup ids of those whose death was told before the walk saw
-        it.
+        With objcg, a memcg's kernel memory becomes its parent's when it goes offline, and its counters stay as they
+        were.
+        So what dying children had is part of the parent's own. `dying`: cgroup ids of memcgs whose offline event came
+        before the walk saw it.
         """
         found: dict[int, tuple[int | None, int | None]] = {}
         for record in records:
@@ -102,11 +103,11 @@ class Units:
     def pins(
         self, own: MemcgRecord, slabs: Sequence[ChildSlabs] | None = None, limit: int | None = None
     ) -> dict[str, int] | None:
-        """What keeps a dying memcg: kind -> bytes. `own`: its record `less_children`; `slabs`: those of child caches
-        that are charged to it, where that is known: exact, unlike the statistics; `limit`: memory of the host.
+        """What pins a dying memcg: kind -> bytes. `own`: its record `less_children`; `slabs`: those of child caches
+        that are charged to it, if known (exact, unlike the statistics); `limit`: memory of the host.
 
         With objcg, slab and other kernel memory moves to the parent when the memcg goes offline: it cannot be the pin,
-        although the memcg's statistics still show what it once had. None when nothing can be told, or not yet.
+        although the memcg's statistics still show it. None if the pins are unknown, or not yet known.
         """
         if self.index is None:
             return None
@@ -136,20 +137,21 @@ class Units:
         return own.tcpmem_pages * page if self.cgroup_version == 1 else self.stat(own.stats, "MEMCG_SOCK", page)
 
     def _swap(self, own: MemcgRecord) -> int | None:
-        """By the page counter where there is one, as it is exact."""
+        """From the page counter if there is one, because it is exact."""
         if self.cgroup_version == 2:
             return own.swap_pages * self.page_bytes
         if self.memsw:
-            # Memory is charged to both, swap to this one. 0: swap is not accounted (swapaccount=0), and nobody's.
+            # Memory is charged to both, swap only to this one. 0: the kernel does not account swap (swapaccount=0).
             return (own.swap_pages - own.memory_pages) * self.page_bytes if own.swap_pages else 0
         return self.stat(own.stats, "MEMCG_SWAP", self.page_bytes)
 
     def _resident(self, own: MemcgRecord) -> dict[str, int] | None:
         """Kinds of pages that processes and files have, in bytes.
 
-        The statistics tell the kinds apart, and may be two seconds old; some kernels (RHEL 8 and 9) even stop them when
-        a memcg goes offline, and count for an ancestor from then on. What cannot be wrong is the memcg's page counter,
-        and the lengths of its own LRU lists, which reclaim works by: statistics count where both agree with them.
+        Only the statistics distinguish the kinds, but they may be two seconds old. Some kernels (RHEL 8 and 9) even
+        stop
+        them when a memcg goes offline, and count for an ancestor from then on. The memcg's page counter and the lengths
+        of its own LRU lists, which reclaim uses, are always right. So the statistics count if both agree with them.
         """
         if self.pages_move:
             return {}
@@ -159,10 +161,10 @@ class Units:
         return counted if self._agree(counted, own, limit) else self._of_lists(own.lru, counted)
 
     def _counted(self, own: MemcgRecord) -> dict[str, int]:
-        """By the statistics; a kind may be below 0."""
+        """From the statistics; a kind may be below 0."""
         page = self.page_bytes
         # Linux kernel commit 0d1c20722ab3 ("mm: memcontrol: switch to native NR_FILE_PAGES and NR_SHMEM counters") and
-        # its like for anonymous pages (in v5.8): statistics of memcg's own before.
+        # a similar one for anonymous pages (in v5.8): before, memcgs had statistics of their own.
         cache = self._first(own.stats, "MEMCG_CACHE", "NR_FILE_PAGES")
         shmem = self.stat(own.stats, "NR_SHMEM", page)
         anon = self._first(own.stats, "MEMCG_RSS", "NR_ANON_MAPPED")
@@ -181,24 +183,25 @@ class Units:
         return next((found for name in names if (found := self.stat(stats, name, self.page_bytes)) is not None), None)
 
     def _user_bytes(self, own: MemcgRecord) -> int:
-        """What the page counters leave for pages that are not the kernel's; with those where they do not tell it apart.
+        """Pages that are not the kernel's, from the page counters; including the kernel's where those do not separate
+        it.
 
-        What the dead had of the kernel's memory is charged to their parents' and still in their own counters: it is in
-        both of these, and the difference is right.
+        The kernel memory that dying memcgs had is charged to their parents and still in their own counters. It is in
+        both of these counters, so the difference is right.
         """
         kernel = self.kernel_bytes(own)
         return own.memory_pages * self.page_bytes - (kernel or 0)
 
     def _agree(self, counted: Mapping[str, int], own: MemcgRecord, limit: int) -> bool:
-        """Whether the statistics say nothing that the page counter or the LRU lists deny."""
+        """Whether the page counter and the LRU lists agree with the statistics."""
         total = sum(counted.values())
         if min(counted.values(), default=0) < 0 or total > limit:
             return False
         return own.lru is None or abs(total // self.page_bytes - own.lru.total) <= _BATCH * self.cpus
 
     def _of_lists(self, lists: LruPages | None, counted: Mapping[str, int]) -> dict[str, int] | None:
-        """By the LRU lists: one has the page cache, the other all else, and the statistics must leave one kind that it
-        can be. None where they do not, and for pages that cannot be reclaimed, which may be of either."""
+        """From the LRU lists: one has the page cache and the other all else, for which the statistics must leave only
+        one kind. None if they leave more, and for unevictable pages, which may be of any kind."""
         if lists is None or lists.unevictable or min(lists) < 0:
             return None
         found = {"file": lists.file * self.page_bytes}
@@ -211,7 +214,7 @@ class Units:
 
 
 def less_children(records: Iterable[MemcgRecord], wanted: Collection[int]) -> dict[int, MemcgRecord]:
-    """css, of those `wanted` -> its record with what it holds itself: the kernel adds up what is below a memcg."""
+    """css, of those `wanted` -> its record with what it holds itself; the kernel's counters include those below."""
     local: dict[int, tuple[MemcgRecord, list[int]]] = {}
     for record in records:  # parents come before children
         if record.css in wanted:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Recharges: a row for each pair of memcgs while both are shown, totals for ever."""
+"""Recharges: a row for each pair of memcgs while both are shown, and totals that stay."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class RechargeHistory:
         self._counts: RechargeCounts | None = None
         self._growth: Growth[RechargeKey, int] = Growth(2)
         self._moves: Totals[RechargeKey, int] = Totals(2)
-        """Recharges, pages between memcgs that are shown."""
+        """Recharges and pages between memcgs that are shown."""
         self._past: Totals[tuple[str, str], int] = Totals(2)
-        """(root cache, state) -> recharges, pages between memcgs that are not shown any more."""
+        """(root cache, state) -> recharges and pages between memcgs that are no longer shown."""
         self._caches: dict[int, _ChildCache] = {}
         """By address; kept for as long as `_moves` needs it."""
 
@@ -41,10 +41,10 @@ class RechargeHistory:
         ended: Collection[int],
         gone: Collection[int],
     ) -> list[RechargeKey]:
-        """Take in a reading; keys that the source can drop.
+        """Add a reading; return the keys that the source can drop.
 
-        `ended`: ids of memcgs released before the reading began: nothing can move from them or to them any more.
-        `gone`: those of them that are not shown any more.
+        `ended`: ids of memcgs released before the reading began; nothing can move from or to them any more. `gone`:
+        those of them that are no longer shown.
         """
         if counts is None:
             return []
