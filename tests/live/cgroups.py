@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.cgroup_mounts import MemoryMount
+
 _serial = itertools.count(1)
 
 
@@ -83,3 +85,20 @@ def current_memory_cgroup(root: Path, version: int) -> Path:
         if (version == 2 and number == "0") or (version == 1 and "memory" in controllers.split(",")):
             return root / path.lstrip("/")
     raise LookupError("/proc/self/cgroup: no memory hierarchy")
+
+
+def kernels_count(memory: MemoryMount) -> int:
+    """All memcgs that the kernel has, dying ones included."""
+    if memory.version == 1:
+        for line in Path("/proc/cgroups").read_text().splitlines():
+            if line.startswith("memory\t"):
+                return int(line.split()[2])
+    stat = dict(line.split() for line in (memory.path / "cgroup.stat").read_text().splitlines())
+    if "nr_subsys_memory" in stat:
+        return int(stat["nr_subsys_memory"]) + int(stat["nr_dying_subsys_memory"])
+    return int(stat["nr_descendants"]) + int(stat["nr_dying_descendants"]) + 1
+
+
+def directories(memory: MemoryMount) -> int:
+    """All memcgs that are online, the root included."""
+    return sum(1 for _ in os.walk(memory.path))

@@ -36,6 +36,8 @@ SMALL_ENTRIES = 1024
 SMALL_RING_BYTES = 1 << 16
 WARM_UP = 10
 """Rounds after which memory may not grow: allocators and the kernel's pools are filled by then."""
+MEASUREMENTS = 3
+"""Others on the machine take kernel memory too, now and then; what is lost here is lost in each measurement."""
 OWN_BYTES = 2 << 20
 KERNEL_BYTES = 6 << 20
 """At most, over ROUNDS - WARM_UP rounds; if each of 20 programs lost one page a round, it would be 7 MB."""
@@ -107,19 +109,24 @@ def test_a_hundred_times(patience: Callable[[float], float]) -> None:
     kept = warm_start.load(warm_start.DIRECTORY, warm_start.key(WITHOUT))
     assert kept is not None, "the start was not kept"
     small = smaller(kept)
-    sizes = {}
-    for number in range(THROUGH_CHILD, ROUNDS):
-        if number == WARM_UP:
-            sizes["before"] = _at_rest(before, patience)
-        whole = number % WHOLE_EVERY == 0
-        use(attach_here(kept if whole else small), whole)
-    sizes["after"] = _at_rest(before, patience)
-    ours = sizes["after"][0] - sizes["before"][0]
-    kernels = sizes["after"][1]
-    kernels.subtract(sizes["before"][1])
-    print(f"grown by {ours} bytes, the kernel by {dict(kernels)}")  # noqa: T201 - shown with -rP
-    assert ours <= OWN_BYTES
-    assert kernels.total() <= KERNEL_BYTES
+
+    def rounds(numbers: range) -> None:
+        for number in numbers:
+            whole = number % WHOLE_EVERY == 0
+            use(attach_here(kept if whole else small), whole)
+
+    rounds(range(THROUGH_CHILD, WARM_UP))
+    at_first = _at_rest(before, patience)
+    for _ in range(MEASUREMENTS):
+        rounds(range(WARM_UP, ROUNDS))
+        now = _at_rest(before, patience)
+        ours, kernels = now[0] - at_first[0], now[1].copy()
+        kernels.subtract(at_first[1])
+        print(f"grown by {ours} bytes, the kernel by {dict(kernels)}")  # noqa: T201 - shown with -rP
+        if ours <= OWN_BYTES and kernels.total() <= KERNEL_BYTES:
+            return
+        at_first = now
+    pytest.fail(f"it grew in each of {MEASUREMENTS} measurements, at last by {ours} and {kernels.total()} bytes")
 
 
 def _at_rest(before: set[tuple[str, object]], patience: Callable[[float], float]) -> tuple[int, Counter[str]]:

@@ -21,7 +21,7 @@ from kmemwatch.model import DYING, RELEASED, Cgroup
 from kmemwatch.views.rows import Frame, zombie_row
 from kmemwatch.views.tables import pinned_by
 from tests.cgroup_mounts import MemoryMount
-from tests.live.cgroups import OwnCgroup
+from tests.live.cgroups import OwnCgroup, directories, kernels_count
 from tests.live.tell import (
     cgroup_of,
     connection,
@@ -324,22 +324,6 @@ def test_reclaim_in_the_parent_releases_those_that_page_cache_pins(
 
     assert settled(state, None, patience(20)) is None
     zombie.let_go()
-
-
-def kernels_count(memory: MemoryMount) -> int:
-    """All memcgs that the kernel has, dying ones included."""
-    if memory.version == 1:
-        for line in Path("/proc/cgroups").read_text().splitlines():
-            if line.startswith("memory\t"):
-                return int(line.split()[2])
-    stat = dict(line.split() for line in (memory.path / "cgroup.stat").read_text().splitlines())
-    if "nr_subsys_memory" in stat:
-        return int(stat["nr_subsys_memory"]) + int(stat["nr_dying_subsys_memory"])
-    return int(stat["nr_descendants"]) + int(stat["nr_dying_descendants"]) + 1
-
-
-def directories(memory: MemoryMount) -> int:
-    return sum(1 for _ in os.walk(memory.path))
 
 
 def test_dying_memcgs_are_as_many_as_the_kernel_says(
