@@ -12,6 +12,8 @@ import pytest
 
 from tests.needs import FAILED, NEEDS, TRACEFS, justified, require
 
+# Its tests are imported by test modules.
+pytest.register_assert_rewrite("tests.every_command")
 pytest_plugins = ("tests.live.fixtures",)
 
 MOUNTED = pytest.StashKey[bool]()

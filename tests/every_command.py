@@ -38,9 +38,6 @@ WRONG: dict[str, tuple[str, ...]] = {
 }
 ENVIRON = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
-each_command = pytest.mark.parametrize("name", COMMANDS)
-each_wrong = pytest.mark.parametrize("name", WRONG)
-
 
 @dataclass(frozen=True)
 class Installation:
@@ -63,13 +60,18 @@ class Installation:
         return done.stdout
 
 
-def check_help(one: Installation, name: str) -> None:
-    assert one.works(name, "--help").startswith(f"Usage: kmemwatch {name} ")
+# Tests for each module that has a fixture `commands`, which gives an Installation.
 
 
-def check_wrong_usage(one: Installation, name: str) -> None:
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_helps(commands: Installation, name: str) -> None:
+    assert commands.works(name, "--help").startswith(f"Usage: kmemwatch {name} ")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_usage_is_one_line_and_2(commands: Installation, name: str) -> None:
     """One line that says what is wrong, and a hint; 2, so that systemd does not try again for ever."""
-    done = one.run(*WRONG[name])
+    done = commands.run(*WRONG[name])
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     message, *hint = done.stderr.splitlines()
     assert re.match(r"kmemwatch: \w", message)
@@ -77,8 +79,8 @@ def check_wrong_usage(one: Installation, name: str) -> None:
     assert all(line.startswith("  hint: ") for line in hint)
 
 
-def check_no_command(one: Installation) -> None:
-    done = one.run()
+def test_no_command_is_wrong_usage(commands: Installation) -> None:
+    done = commands.run()
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("Usage: kmemwatch ")
 

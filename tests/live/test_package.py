@@ -20,8 +20,16 @@ from packaging.utils import canonicalize_name
 
 import kmemwatch
 from tests import every_command
-from tests.every_command import Installation, counted
+from tests.every_command import (
+    Installation,
+    counted,
+    test_every_command_helps,
+    test_no_command_is_wrong_usage,
+    test_wrong_usage_is_one_line_and_2,
+)
 from tests.live.package_host import PackageHost, package_host
+
+__all__ = ["test_every_command_helps", "test_no_command_is_wrong_usage", "test_wrong_usage_is_one_line_and_2"]
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "packaging/systemd/kmemwatch.service"
@@ -104,20 +112,6 @@ def test_the_live_view_has_its_libraries(installed: PackageHost, commands: Insta
     )
     assert "PINNED BY" in commands.works("top", "--replay", "demo", "--batch", "--view", "zombies")
     assert "no name matches" in commands.works("top", "--replay", "demo", "--batch", "--filter", "(a+)+$")
-
-
-@every_command.each_command
-def test_every_command_helps(commands: Installation, name: str) -> None:
-    every_command.check_help(commands, name)
-
-
-@every_command.each_wrong
-def test_wrong_usage_is_one_line_and_2(commands: Installation, name: str) -> None:
-    every_command.check_wrong_usage(commands, name)
-
-
-def test_no_command_is_wrong_usage(commands: Installation) -> None:
-    every_command.check_no_command(commands)
 
 
 def test_it_measures(commands: Installation) -> None:

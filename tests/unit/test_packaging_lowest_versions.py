@@ -17,8 +17,15 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests import every_command
-from tests.every_command import Installation
+from tests.every_command import (
+    Installation,
+    test_every_command_helps,
+    test_no_command_is_wrong_usage,
+    test_wrong_usage_is_one_line_and_2,
+)
 from tests.unit.test_packaging import built_wheel, copied_sources
+
+__all__ = ["test_every_command_helps", "test_no_command_is_wrong_usage", "test_wrong_usage_is_one_line_and_2"]
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.needs("a package index", "wheels of the lowest versions")
@@ -103,20 +110,6 @@ def test_every_module_has_what_it_imports(python: Path) -> None:
     """bcc is the distribution's, and not here: it is loaded when probes are attached."""
     modules = output(python, IMPORT_ALL).split()
     assert {"kmemwatch.top.topapp", "kmemwatch.compare.html", "kmemwatch.attach.load"} <= set(modules)
-
-
-@every_command.each_command
-def test_every_command_helps(commands: Installation, name: str) -> None:
-    every_command.check_help(commands, name)
-
-
-@every_command.each_wrong
-def test_wrong_usage_is_one_line_and_2(commands: Installation, name: str) -> None:
-    every_command.check_wrong_usage(commands, name)
-
-
-def test_no_command_is_wrong_usage(commands: Installation) -> None:
-    every_command.check_no_command(commands)
 
 
 def test_a_recording_is_played_and_compared(commands: Installation) -> None:
