@@ -200,8 +200,7 @@ class MissedCalls:
         if self.why is not None or self._misses is None:
             return None
         # Read hits first. What comes in between then adds runs and no hits, so under load each reading is too low, and
-        # the
-        # highest one so far is closest.
+        # the highest one so far is closest.
         for name, count in self._hits_less_runs(hits_first=True).items():
             self._told_not_run[name] = max(self._told_not_run[name], count - self._start_not_run[name])
         return dict(self._told_not_run)

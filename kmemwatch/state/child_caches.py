@@ -123,8 +123,7 @@ class ChildCaches:
         )
         if event.kind == "id_given":
             # A kretprobe does not see the memcg. It is the one that went online last: cgroup_mutex lets only one do so
-            # at
-            # a time.
+            # at a time.
             owner = event.cgroup_id or newest
             reused, previous = self._ids.give(event.kmemcg_id, owner, event.at_monotonic_ns)
             return replace(told, kind="id_reused" if reused else told.kind, cgroup_id=owner, other_cgroup_id=previous)
