@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where views get snapshots from: the live kernel, a recording, or a daemon; they cannot tell which."""
+"""Where views get snapshots from: the live kernel, a recording, or a daemon. Views do not see which."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kmemwatch.model import Event, Snapshot
 
 
 class Feed(Protocol):
-    """A stream of snapshots. Used from one thread at a time; `close` may come from any."""
+    """A stream of snapshots. Only one thread at a time may use it; any thread may call `close`."""
 
     @property
     def title(self) -> str:
-        """What the status line calls it: ``live``, the file name of a recording, or a URL."""
+        """Its name in the status line: ``live``, the file name of a recording, or a URL."""
 
     def next_snapshot(self, delay_s: float) -> Snapshot | None:
-        """Wait up to `delay_s` seconds of the feed's own time, then return the state.
+        """Wait up to `delay_s` seconds of the feed's own time, then return a snapshot.
 
         0 returns at once. None: the feed has ended (end of a recording, or closed).
         Raises KmemwatchError when the source breaks.

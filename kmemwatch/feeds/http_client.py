@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Asks web servers that are not trusted: each answer has a bound and a deadline, however slowly it comes."""
+"""Requests to web servers that are not trusted: each answer has a bound and a deadline, however slowly it arrives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kmemwatch.feeds.user_files import read_bounded
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Of one server; without any of it, it is asked as anybody would."""
+    """Credentials and certificates for one server; all are optional."""
 
     ca_file: str | None = None
     """Certificates, in PEM, to trust in place of the system's."""
@@ -30,7 +30,7 @@ class Access:
     password: str | None = None
 
     def headers(self) -> dict[str, str]:
-        """What every request has to say."""
+        """Headers of every request."""
         if self.user is None:
             return {}
         both = f"{self.user}:{self.password or ''}".encode()
@@ -41,7 +41,7 @@ class Access:
         if self.ca_file is None:
             return ssl.create_default_context()
         try:
-            # What is not ASCII is a comment. An empty text would mean the system's certificates.
+            # Anything that is not ASCII is a comment. With an empty text, Python would trust the system's certificates.
             pem = read_bounded(self.ca_file, _MAX_CA_BYTES).decode("ascii", "ignore")
             return ssl.create_default_context(cadata=pem or " ")
         except (OSError, ssl.SSLError) as exc:
@@ -57,7 +57,7 @@ _MAX_PASSWORD_BYTES = 1 << 16
 
 
 class SameServer(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but says who we are only to the server that we were told to trust."""
+    """Follows redirects, but sends credentials only to the server that the user named."""
 
     def redirect_request(self, req: urllib.request.Request, *args: Any, **named: Any) -> urllib.request.Request | None:
         new = super().redirect_request(req, *args, **named)
@@ -82,25 +82,25 @@ def read_password(path: str) -> str:
 MAX_BYTES: Final = 1 << 27
 MAX_ERROR_BYTES: Final = 1 << 16
 BYTES_PER_S: Final = 1 << 16
-"""An answer that comes faster than this may take longer than the deadline."""
+"""An answer that arrives faster than this may take longer than the deadline."""
 MOST_TIMES: Final = 8
-"""But never longer than so many deadlines."""
+"""But never longer than this many deadlines."""
 _CHUNK: Final = 1 << 16
 _REASON_CHARS: Final = 200
 
 
 class FetchError(Exception):
-    """No answer came, or not all of it, or none that can be understood; `str()` says what, in a few words."""
+    """No answer came, or only a part of it, or one that makes no sense; `str()` says which, in a few words."""
 
     def __init__(self, why: str, doing: str = "") -> None:
         super().__init__(doing + why)
         self.why = why
-        """The same without what was tried."""
+        """The message without what was tried."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Of a server, whatever it is."""
+    """The answer of a server, of any status."""
 
     status: int
     reason: str
@@ -113,7 +113,7 @@ class Answer:
 
 @dataclass
 class _Exchange:
-    """One request and its answer: made by a thread of its own, which nobody waits for after the deadline."""
+    """One request and its answer, in a thread of its own. Nobody waits for that thread after the deadline."""
 
     deadline_s: float
     done: threading.Event = field(default_factory=threading.Event)
@@ -126,7 +126,7 @@ class _Exchange:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def left_s(self) -> float:
-        """Time until the deadline, which moves while enough comes."""
+        """Time until the deadline, which moves while data arrives fast enough."""
         allowed_s = min(self.deadline_s + self.received / BYTES_PER_S, MOST_TIMES * self.deadline_s)
         return self._began_s + allowed_s - time.monotonic()
 
@@ -138,7 +138,7 @@ class _Exchange:
                 self._shut()
 
     def give_up(self) -> None:
-        """Make whoever waits for the server fail at once."""
+        """Make the thread that waits for the server fail at once."""
         with self._lock:
             self._given_up = True
             self._shut()
@@ -152,7 +152,7 @@ class _Exchange:
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-    """Opens connections that the exchange knows of."""
+    """Opens connections and gives them to the exchange, which can then close them."""
 
     def __init__(self, exchange: _Exchange, context: ssl.SSLContext) -> None:
         super().__init__(context=context)
@@ -176,10 +176,10 @@ class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
 
 
 class Fetcher:
-    """Of one server."""
+    """Requests to one server."""
 
     def __init__(self, access: Access, timeout_s: float, deadline_s: float) -> None:
-        """`timeout_s`: for connecting, and how long the server may be silent; `deadline_s`: for all of an answer.
+        """`timeout_s`: for connecting, and for the longest silence of the server; `deadline_s`: for a whole answer.
 
         Raises UsageError when the CA file of `access` cannot be used.
         """
@@ -188,7 +188,7 @@ class Fetcher:
         self._timeout_s, self._deadline_s = timeout_s, deadline_s
 
     def get(self, url: str, headers: dict[str, str] | None = None, data: bytes | None = None) -> Answer:
-        """The answer, also one that says that something is wrong. Raises FetchError."""
+        """The answer, also if its status is an error. Raises FetchError."""
         exchange = _Exchange(self._deadline_s)
         request = urllib.request.Request(url, data, {**self._headers, **(headers or {})})
         threading.Thread(target=self._run, args=(exchange, request), daemon=True).start()
@@ -230,7 +230,7 @@ class Fetcher:
 
 
 def _read(response: Any, exchange: _Exchange, most: int, whole: bool = True) -> Answer:
-    """Read until the end. `whole`: too much is an error, and so is an end before the announced length."""
+    """Read until the end. `whole`: more than the bound is an error, and so is an end before the announced length."""
     read: Callable[[int], bytes] = getattr(response, "read1", response.read)
     parts: list[bytes] = []
     while part := read(_CHUNK):
@@ -252,7 +252,7 @@ def _read(response: Any, exchange: _Exchange, most: int, whole: bool = True) -> 
 
 
 def _in_words(error: Exception | None) -> FetchError:
-    """Names and numbers of exceptions help nobody."""
+    """Put an exception into words, because its name and number do not help the user."""
     if isinstance(error, FetchError):
         return error
     if isinstance(error, urllib.error.URLError):
@@ -261,7 +261,7 @@ def _in_words(error: Exception | None) -> FetchError:
         return FetchError("the answer was cut off")
     if isinstance(error, (http.client.BadStatusLine, http.client.UnknownProtocol)) and not isinstance(error, OSError):
         return FetchError(f"it does not speak HTTP: {_reason(error).strip()}")
-    if isinstance(error, ValueError):  # a redirect to what is no URL, for example
+    if isinstance(error, ValueError):  # for example, a redirect to something that is no URL
         return FetchError(_reason(error), "an answer that cannot be understood: ")
     return FetchError(_reason(error), "broke off: ")
 

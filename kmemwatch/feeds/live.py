@@ -20,28 +20,28 @@ if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
     from kmemwatch.source.reading import KernelSource, Reading
 
 _TICK_S = 0.1
-"""Longest time that `close` has to wait for another thread's poll, unless that is between snapshots far apart:"""
+"""Longest time that `close` waits for another thread's poll, except between snapshots that are far apart:"""
 _TICKS = 20
-"""it is a part of the time between them then, up to _MAX_TICK_S, so that a daemon need not wake up ten times a second
+"""then it is a part of the time between them, up to _MAX_TICK_S, so that a daemon does not wake up ten times a second
 all day. An event ends every poll at once."""
 _MAX_TICK_S = 0.5
 _UPDATE_S = 5.0
-"""Who only waits for events needs the tree now and then: for paths, and so that the released are forgotten."""
+"""A feed that only waits for events still walks the tree now and then, for paths, and to drop released memcgs."""
 
 
 @dataclass(frozen=True, slots=True)
 class LiveOptions:
     without: tuple[str, ...] = ()
-    """Kinds of hooks not to use: ``raw_tp``, ``fentry``, ``kprobe``; to try the others."""
+    """Kinds of hooks not to use: ``raw_tp``, ``fentry``, ``kprobe``; to try out the others."""
     latency: bool = False
-    """Time some of the allocations; costs a little at each of them."""
+    """Time some allocations; each allocation then costs a little more."""
 
 
 def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
     """Attach. Raises UnsupportedError when this kernel or these privileges cannot do it."""
     child = Child(options.without, latency=options.latency)
     try:
-        # The child takes a while; what reads its answer is imported meanwhile.
+        # The child takes a while. Meanwhile import what reads its answer.
         import kmemwatch.state.kernel_state  # noqa: F401
         from kmemwatch.attach import secret
         from kmemwatch.attach.discover import boot_id
@@ -51,7 +51,7 @@ def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
         handed = child.wait()
         try:
             return LiveFeed(BpfSource(handed), CacheIds(secret.of_boot(boot_id())))
-        except BaseException:  # who goes on without us must not keep what is attached
+        except BaseException:  # do not leave anything attached if the caller goes on without the feed
             handed.close()
             raise
     finally:
@@ -60,8 +60,8 @@ def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """A snapshot has up to 65,536 pairs, in no cycles. While they are made, Python would look through those that there
-    are again and again, which takes half as long as all the rest."""
+    """Switch the garbage collector off. A snapshot has up to 65,536 pairs and no cycles, and the collector would search
+    them repeatedly while they are made, which takes half as long as everything else."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -78,7 +78,7 @@ class LiveFeed:
     notice: str | None = None
 
     def __init__(self, source: KernelSource, cache_ids: CacheIds | None = None) -> None:
-        """`cache_ids`: those of this boot."""
+        """`cache_ids`: the ids of this boot."""
         from kmemwatch.attach.discover import boot_id, hostname
         from kmemwatch.model import Host
         from kmemwatch.state.kernel_state import KernelState
@@ -96,7 +96,7 @@ class LiveFeed:
         )
 
     def next_snapshot(self, delay_s: float) -> Snapshot | None:
-        """The state in `delay_s` seconds; None once closed."""
+        """A snapshot in `delay_s` seconds; None once closed."""
         deadline = time.monotonic() + delay_s
         tick_s = min(max(_TICK_S, delay_s / _TICKS), _MAX_TICK_S)
         while (left := deadline - time.monotonic()) > 0:
@@ -111,15 +111,15 @@ class LiveFeed:
     def _update(self) -> Reading:
         self._state.apply(self._source.poll(0))
         reading = self._source.read()
-        # What happened during the walk: an online that it may not have seen is younger than it.
+        # Events that came during the walk: a memcg that the walk missed is younger than the walk.
         self._state.apply(self._source.poll(0))
         self._source.drop(self._state.update(reading))
         self._updated_at_s = time.monotonic()
         return reading
 
     def program_runs(self) -> Mapping[str, tuple[int, int]]:
-        """Program -> (runs, nanoseconds) where the kernel counts them, see `BpfSource.program_runs`; empty once
-        closed, and for a source that has no programs."""
+        """Program -> (runs, nanoseconds) if the kernel counts them, see `BpfSource.program_runs`; empty once
+        closed, and for a source without programs."""
         runs = getattr(self._source, "program_runs", None)
         with self._lock:
             return {} if runs is None or self._closed.is_set() else runs()

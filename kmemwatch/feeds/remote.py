@@ -17,11 +17,11 @@ from kmemwatch.model import Event, Snapshot
 
 SNAPSHOT_PATH: Final = "/api/v1/snapshot"
 TIMEOUT_S: Final = 5.0
-"""For connecting, and how long a daemon may be silent."""
+"""Limit for connecting, and for the silence of a daemon."""
 DEADLINE_S: Final = 20.0
-"""For a whole answer; see `fetch`, which gives more to a large one."""
+"""Limit for a whole answer; a large one may take longer, see `http_client`."""
 GIVE_UP_S: Final = 300.0
-"""How long a daemon that has answered before may stay away."""
+"""How long to wait for a daemon that has answered before."""
 _RETRY_S: Final = 1.0
 _POLL_S: Final = 0.25
 
@@ -29,8 +29,8 @@ _POLL_S: Final = 0.25
 class RemoteFeed:
     """Shows the snapshots of a daemon as they change.
 
-    The first answer must come: KmemwatchError when nobody answers, UsageError when it is not a kmemwatch.
-    After that a daemon that goes away, for example to be restarted, is waited for; `notice` says so.
+    The first request must succeed: KmemwatchError if nobody answers, UsageError if the server is not kmemwatch. Later
+    the feed waits for a daemon that goes away, for example during a restart; `notice` says so.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class RemoteFeed:
 
     @property
     def notice(self) -> str | None:
-        """That the daemon does not answer at the moment, or was restarted just now."""
+        """Says that the daemon does not answer at the moment, or has just restarted."""
         return self._notice
 
     def next_snapshot(self, delay_s: float) -> Snapshot | None:
-        """The daemon's snapshot after `delay_s`; later, when it measures less often than that, so none comes twice.
+        """The daemon's snapshot after `delay_s`, or later if the daemon measures less often, so that none comes twice.
 
-        While the daemon does not answer: its last snapshot, again.
+        While the daemon does not answer, its last snapshot comes repeatedly.
         """
         due = self._polled_at + delay_s if self._latest is not None else 0.0
         give_up = max(delay_s, self._timeout_s) + time.monotonic()
@@ -74,7 +74,7 @@ class RemoteFeed:
             found = self._poll()
             if found is None:
                 return self._latest
-            # A daemon with an interval longer than our delay: see it as soon as there is something new.
+            # The daemon's interval is longer than our delay, so poll until there is something new.
             if delay_s == 0 or self._latest is None or found != self._latest or self._polled_at > give_up:
                 self._notice = self._restart_notice(found)
                 self._latest = found
@@ -83,7 +83,7 @@ class RemoteFeed:
         return None
 
     def take_events(self) -> Sequence[Event]:
-        """Always empty: a daemon hands out states, not events."""
+        """Always empty: a daemon serves snapshots, not events."""
         return ()
 
     def wait_events(self, timeout_s: float) -> Sequence[Event] | None:
@@ -95,7 +95,7 @@ class RemoteFeed:
         self._closed.set()
 
     def _poll(self) -> Snapshot | None:
-        """The daemon's state; None when it is away and may still come back."""
+        """The daemon's snapshot; None if it does not answer and may still come back."""
         try:
             found = self._fetch()
         except _Away as exc:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A recording as a Feed: its own clock, its own events, and one line about where it was cut off."""
+"""A recording as a Feed, with the recording's clock and events, and one line about where it was cut off."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class _Step:
     """None: the recording ends after `events`."""
     events: tuple[Event, ...]
     restarted: bool
-    """The first snapshot of another run of the recorder, so its counters began at 0 again."""
+    """It is the first snapshot of another run of the recorder, so its counters began at 0 again."""
     error: UsageError | None = None
-    """What is wrong with the file here; raised when the replay comes to this place, not before."""
+    """The error in the file at this place; raised when the replay gets here, not before."""
 
 
 class ReplayFeed:
     """Plays a recording. Raises UsageError, with file and line, when it is not one or is damaged.
 
-    Time is that of the recording. A call of `next_snapshot` moves on by its delay, and by at least one snapshot, so
-    none comes twice. With `realtime` that takes as long as it took when it was recorded (a pause between two runs of
-    the recorder takes one delay); without, nothing ever waits.
+    Time is that of the recording. A call of `next_snapshot` moves forward by its delay, and by at least one snapshot,
+    so that none comes twice. With `realtime` this takes as long as in the recording (a pause between two runs of the
+    recorder takes one delay). Without it, nothing waits.
     """
 
     def __init__(self, path: str, realtime: bool = False) -> None:
@@ -81,12 +81,12 @@ class ReplayFeed:
 
     @property
     def notice(self) -> str | None:
-        """Where the recording was cut off, once that is reached; or that the recorder was restarted just here."""
+        """Says where the recording was cut off, once the replay gets there, or that the recorder was restarted here."""
         reached_end = self._next.snapshot is None and self._next.error is None
         return (self._reader.cut if reached_end else None) or self._restart
 
     def next_snapshot(self, delay_s: float) -> Snapshot | None:
-        """The state `delay_s` of recorded time later, or the next one if that is farther away; None at the end."""
+        """The snapshot `delay_s` of recorded time later, or the next one if that is farther away; None at the end."""
         if self._closed.is_set():
             return None
         first = self._next
@@ -104,7 +104,7 @@ class ReplayFeed:
             and later.monotonic_ns <= target_ns + slack_ns
         ):
             snapshot = self._take() or later
-        # Where the step led to, not where its snapshot was: small differences must not add up.
+        # Use the end of the step, not the time of its snapshot, so that small differences do not add up.
         self._at_ns = max(target_ns, snapshot.monotonic_ns)
         wait_ns = self._at_ns - before_ns if before_ns is not None and continues else delay_ns
         if self.realtime and delay_ns and before_ns is not None and self._closed.wait(wait_ns / NS_PER_S):
@@ -134,12 +134,12 @@ class ReplayFeed:
         return self.take_events()
 
     def close(self) -> None:
-        """Close the file and wake whoever waits; harmless when called twice."""
+        """Close the file and wake a waiting thread; harmless when called twice."""
         self._closed.set()
         self._files.close()
 
     def _take(self) -> Snapshot | None:
-        """Go one step on."""
+        """Go one step forward."""
         step = self._next
         if step.error is not None:
             raise step.error
@@ -167,7 +167,7 @@ class ReplayFeed:
         except UsageError as exc:
             return _Step(None, tuple(events), False, exc)
         except ValueError:
-            # The file was closed under us by `close` in another thread.
+            # Another thread called `close`, which closed the file.
             if not self._closed.is_set():
                 raise
         return _Step(None, tuple(events), False)

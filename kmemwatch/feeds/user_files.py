@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files that people name on the command line: read with a bound, written whole or not at all."""
+"""Files that the user names on the command line: read with a bound, written completely or not at all."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def without_waiting(path: str, flags: int) -> int:
 
 
 def read_bounded(path: str, most: int, name: str | None = None, deadline_s: float = DEADLINE_S) -> bytes:
-    """All of a file, or of a pipe that somebody fills before the deadline.
+    """All of a file, or of a pipe whose writer finishes before the deadline.
 
-    Raises OSError, and UsageError when there is more than `most` bytes, or no end in time.
+    Raises OSError, and UsageError if there are more than `most` bytes, or no end in time.
     """
     fd = without_waiting(path, os.O_RDONLY)
     poll, end_s, data = select.poll(), time.monotonic() + deadline_s, bytearray()
@@ -51,7 +51,7 @@ def read_bounded(path: str, most: int, name: str | None = None, deadline_s: floa
 
 
 def check_place(path: str) -> None:
-    """Raise the OSError that writing a file of this name would meet, as far as it can be told without writing."""
+    """Raise the OSError that writing a file of this name would raise, as far as one can know without writing."""
     place = os.path.realpath(path)
     try:
         mode = os.stat(place).st_mode  # noqa: PTH116
@@ -77,9 +77,9 @@ def check_place(path: str) -> None:
 
 @contextlib.contextmanager
 def replaced(path: str) -> Iterator[BinaryIO]:
-    """A file that takes the place, the mode and the owner of `path` once all of it is written; else nothing changes.
+    """A file that replaces `path`, with its mode and owner, once it is complete; otherwise nothing changes.
 
-    Raises OSError. What is there and is no regular file, like /dev/stdout, is written to as it is.
+    Raises OSError. If `path` exists and is no regular file, like /dev/stdout, it is written to directly.
     """
     place = os.path.realpath(path)
     try:
@@ -107,7 +107,7 @@ def replaced(path: str) -> Iterator[BinaryIO]:
 
 
 def _take_after(fd: int, before: os.stat_result | None) -> None:
-    """Mode and owner. A new file is its owner's alone: what we write tells much about a host, and root may write it."""
+    """Mode and owner. Only the owner may read a new file: it says much about a host, and root may have written it."""
     if before is None:
         os.fchmod(fd, 0o600)
         return
@@ -118,7 +118,7 @@ def _take_after(fd: int, before: os.stat_result | None) -> None:
 
 
 def write_whole(path: str, data: bytes) -> None:
-    """Write a file, or leave what is there as it is. Raises KmemwatchError."""
+    """Write the whole file, or leave the old one unchanged. Raises KmemwatchError."""
     try:
         with replaced(path) as file:
             file.write(data)

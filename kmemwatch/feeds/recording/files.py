@@ -15,9 +15,9 @@ MEMBER_START = b"\x1f\x8b\x08\x00\x00\x00\x00\x00"
 """First bytes of every gzip member that `compress` writes."""
 _CHUNK = 1 << 16
 _ZEROS = 64
-"""So many do not end a gzip member; a length in its last bytes has a few."""
+"""This many NUL bytes do not end a gzip member, although the length in its last bytes has a few."""
 _FIRST_CHUNK = 1 << 9
-"""zlib copies what follows the end of a member: little is given to a new one, for it may be a short one."""
+"""zlib copies what follows the end of a member, so a new member, which may be short, gets only a little."""
 _GZIP_WBITS = 31
 
 
@@ -30,8 +30,8 @@ def compress(line: bytes) -> bytes:
 class Lines:
     """Iterator of complete lines, each with its ``\\n``.
 
-    After the last one `cut` tells whether bytes of an unfinished line followed, and `whole_bytes` how much of the
-    file lies before them. Raises UsageError without the place for bytes that cannot be decompressed.
+    After the last line, `cut` says whether bytes of an unfinished line followed, and `whole_bytes` how much of the file
+    lies before them. Raises UsageError, without the place, for bytes that cannot be decompressed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -41,14 +41,14 @@ class Lines:
         file.seek(0)
         self.cut = False
         self.whole_bytes = 0
-        """What is appended here is read: lines, and gzip members, end exactly here."""
+        """A recorder can append here: a line, and a gzip member, end exactly here."""
         self.lines_after_whole = 0
         """Complete lines behind `whole_bytes`: the gzip member that holds them has no end, or ends in mid-line."""
         self.file_bytes = 0
         """How many bytes of the file the line read last takes."""
         self._line = bytearray()
         self._at = self._line_began = 0
-        """How much of the file has been used, and had been when the last line ended."""
+        """How much of the file has been used now, and at the end of the last line."""
 
     def __iter__(self) -> Iterator[bytes]:
         return self._gzip_lines() if self.packed else self._plain_lines()
@@ -96,7 +96,7 @@ class Lines:
         self.cut = self._at > self.whole_bytes
 
     def _unpack(self, member: zlib._Decompress, piece: memoryview, member_began: int) -> Iterator[bytes]:
-        """What comes out of `piece`, a little at a time."""
+        """The decompressed contents of `piece`, a little at a time."""
         rest: memoryview | bytes = piece
         end = self._at + len(piece)
         try:
@@ -117,7 +117,7 @@ class Lines:
             raise UsageError("damaged record, gzip cannot read it") from exc
 
     def _ends_in_zeros(self, member_began: int) -> bool:
-        """After a power cut, file systems show zeros in the place of what was written last."""
+        """After a power cut, file systems show zeros in place of what was written last."""
         size = self._file.seek(0, 2)
         at = self._file.seek(max(member_began, size - _ZEROS))
         if self._file.read().strip(b"\0"):

@@ -6,7 +6,7 @@
     {"seq":1,"type":"snapshot","snapshot":{...},"crc32":"..."}
     {"seq":2,"type":"event","event":{...},"crc32":"..."}
 
-``seq`` counts the lines of the file from 0, so a line that is missing is noticed. ``crc32`` covers the bytes of its
+``seq`` counts the lines of the file from 0, so that a missing line is noticed. ``crc32`` covers the bytes of its
 line up to the comma before it. Every start of ``kmemwatch record`` writes a header: the counters of the snapshots
 after it begin at 0 again. Snapshots and events are in the format of `kmemwatch.codec`.
 """
@@ -46,7 +46,7 @@ _VERSION = re.compile(re.escape(MAGIC) + rb"(\d{1,9}),")
 
 
 class Header(NamedTuple):
-    """Who recorded what follows, and where."""
+    """Which kmemwatch recorded the following lines, and on which host."""
 
     kmemwatch: str | None
     """Release."""
@@ -55,7 +55,7 @@ class Header(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One line whose check sum is right; its JSON is parsed when it is asked for."""
+    """One line whose checksum is right; its JSON is parsed on demand."""
 
     seq: int
     type: str
@@ -96,7 +96,7 @@ def event_line(seq: int, event: Event) -> bytes:
 
 
 def header_line(seq: int, first: Snapshot) -> bytes:
-    """The line that starts a run of snapshots of which `first` is the first."""
+    """The line that starts a run of snapshots; `first` is the first of them."""
     doc = snapshot_to_dict(first)
     return _line(
         {

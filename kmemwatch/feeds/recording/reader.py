@@ -23,7 +23,7 @@ class RecordingReader:
     """Yields `Record`s; every error is a UsageError that starts with ``FILE:LINE``."""
 
     def __init__(self, path: str, name: str | None = None, descriptor: int | None = None) -> None:
-        """`descriptor`: of the file when it is open already; it is closed with the reader."""
+        """`descriptor`: of the file if it is open already; the reader closes it."""
         self._name = name or path
         self._file = _open(path, self._name) if descriptor is None else os.fdopen(descriptor, "rb")
         try:
@@ -49,7 +49,7 @@ class RecordingReader:
 
     @property
     def packed(self) -> bool:
-        """Whether the bytes in the file are gzip, whatever its name."""
+        """Whether the file contains gzip data; its name does not matter."""
         return self._lines.packed
 
     @property

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Appends to a recording so that at any moment, power cuts included, all but the last record is readable.
+"""Appends to a recording so that all records but the last are readable at any moment, also after a power cut.
 
-Nothing is written before the first snapshot is there and every check has passed: a file that is refused, or for which
-there is nothing to record, stays as it is.
+Nothing is written before the first snapshot is there and every check has passed. A file that is refused, or for which
+there is nothing to record, does not change.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class _Old:
 
     size: int
     whole_bytes: int
-    """What is appended here can be read."""
+    """A recorder can append here."""
     lines: int
-    """Complete records, those behind `whole_bytes` included."""
+    """Complete records, including those behind `whole_bytes`."""
     lines_after_whole: int
     packed: bool
     hosts: tuple[tuple[str, str | None], ...]
@@ -59,7 +59,8 @@ class RecordingWriter:
         """Open the file, if there is one, and read what is in it; nothing is written before `begin`."""
         self.path = path
         self.notice: str | None = None
-        """One line about what was found at the end of an older file, and `begin` drops, or who may read it; or None."""
+        """One line for the user: what `begin` drops from the end of an older file, or that others may read it; or
+        None."""
         self._place = os.path.realpath(path)
         self._packed = path.endswith(".gz")
         self._seq = self._size = 0
@@ -75,7 +76,7 @@ class RecordingWriter:
             raise
 
     def begin(self, first: Snapshot) -> None:
-        """Write the header of a run of which `first` is the first snapshot; `first` itself is not written."""
+        """Write the header of a run whose first snapshot is `first`; `first` itself is not written."""
         for hostname, boot in self._old.hosts if self._old is not None else ():
             if hostname != first.host.hostname:
                 raise UsageError(f"{self.path}: recording of another host, {printable(hostname)}", _NEW_FILE_HINT)
@@ -102,7 +103,7 @@ class RecordingWriter:
         self._append(event_line(self._seq, event))
 
     def close(self) -> None:
-        """Let go of the file; remove it if it is new and nothing was written. Harmless when called twice."""
+        """Close the file; remove it if it is new and nothing was written. Harmless when called twice."""
         if self._fd >= 0:
             if self._created and self._size == 0 and _is_at(self._fd, self._place):
                 Path(self._place).unlink()
@@ -141,14 +142,14 @@ class RecordingWriter:
             self.notice = f"{self.path}: its gzip data was cut off; kept all {self._seq} complete records"
 
     def _note_mode(self) -> None:
-        """Somebody may have opened it to others on purpose, so it stays as it is."""
+        """Say that others may read the file. Its mode does not change, because somebody may have set it on purpose."""
         mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
         if mode & _OTHERS:
-            told = f"{self.path}: stays open to others, mode {mode:04o}; new recordings are not"
-            self.notice = told if self.notice is None else f"{self.notice}; {told}"
+            notice = f"{self.path}: stays open to others, mode {mode:04o}; new recordings are not"
+            self.notice = notice if self.notice is None else f"{self.notice}; {notice}"
 
     def _repair(self, old: _Old) -> None:
-        """Make a recording that was cut off end with a whole record; nothing that can be read is lost."""
+        """Repair the end of a recording that was cut off; no readable record is lost."""
         try:
             if not old.lines_after_whole:
                 os.ftruncate(self._fd, old.whole_bytes)
@@ -159,7 +160,7 @@ class RecordingWriter:
             raise KmemwatchError(f"{self.path}: cannot repair its end: {exc.strerror}", _NEW_FILE_HINT) from exc
 
     def _complete(self, old: _Old) -> bool:
-        """Append what the gzip member of the last record lacks, if we know the rest of it from its beginning."""
+        """Complete the gzip member of the last record, if all bytes of it are known."""
         begun = os.pread(self._fd, old.size - old.whole_bytes, old.whole_bytes)
         whole = compress(old.last)
         if old.lines_after_whole > 1 or not whole.startswith(begun):
@@ -168,7 +169,8 @@ class RecordingWriter:
         return True
 
     def _pack_again(self, old: _Old) -> None:
-        """Put a file in its place with the same records, those behind `whole_bytes` in gzip members of their own."""
+        """Replace the file by one with the same records, with those behind `whole_bytes` in gzip members of their
+        own."""
         with replaced(self._place) as new:
             copied = 0
             while copied < old.whole_bytes:
@@ -196,7 +198,7 @@ class RecordingWriter:
             while rest:
                 rest = rest[os.write(self._fd, rest) :]
         except BaseException as exc:
-            # Half a record would have to be dropped by whoever appends next.
+            # Remove half a record, or the next recorder would have to.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, self._size)
             if isinstance(exc, OSError):
@@ -208,7 +210,7 @@ class RecordingWriter:
 
 
 def _open(path: str, place: str) -> int:
-    """A locked descriptor of a file that is there, or -1 where one can be made. Raises UsageError."""
+    """A locked descriptor of an existing file, or -1 if a new one can be made. Raises UsageError."""
     try:
         for _ in range(_AGAIN):
             try:
@@ -219,7 +221,7 @@ def _open(path: str, place: str) -> int:
             _lock(fd, path)
             if _is_at(fd, place):
                 return fd
-            os.close(fd)  # somebody has put another file in its place
+            os.close(fd)  # another file has replaced it
     except OSError as exc:
         raise UsageError(f"{path}: cannot open for writing: {exc.strerror}") from exc
     raise UsageError(f"{path}: somebody replaces this file again and again", _NEW_FILE_HINT)
@@ -234,7 +236,7 @@ def _create(path: str, place: str) -> int:
     except OSError as exc:
         raise UsageError(f"{path}: cannot open for writing: {exc.strerror}") from exc
     _lock(fd, path)
-    os.fchmod(fd, _MODE)  # whatever the umask takes away
+    os.fchmod(fd, _MODE)  # despite the umask
     return fd
 
 
