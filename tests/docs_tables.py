@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kmemwatch.exporter.daemon import DAEMON_METRICS
 from kmemwatch.exporter.metrics import METRICS, MetricTable
-from kmemwatch.exporter.serving import SERVING
 from kmemwatch.views.fields import Field
 from kmemwatch.views.tables import VIEWS
 
@@ -27,7 +27,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def metrics() -> str:
     """All metrics, by name."""
-    tables: tuple[MetricTable[Any, Any], ...] = (*METRICS, *SERVING)
+    tables: tuple[MetricTable[Any, Any], ...] = (*METRICS, *DAEMON_METRICS)
     rows = [
         (f"`{field.metric}`", field.kind, ", ".join(f"`{name}`" for name in table.labels), field.help)
         for table in tables

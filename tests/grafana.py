@@ -13,8 +13,8 @@ from typing import Any
 import promql_parser
 import yaml
 
+from kmemwatch.exporter.daemon import DAEMON_METRICS
 from kmemwatch.exporter.metrics import METRICS, MetricTable
-from kmemwatch.exporter.serving import SERVING
 from kmemwatch.shape import HISTOGRAM
 
 ROOT = Path(__file__).parents[1]
@@ -111,7 +111,7 @@ def asked(expr: str) -> list[tuple[str, set[str]]]:
 def exported() -> dict[str, set[str]]:
     """Name of every series that `kmemwatch serve` can export -> its labels, from the field table."""
     known: dict[str, set[str]] = {}
-    tables: tuple[MetricTable[Any, Any], ...] = (*METRICS, *SERVING)
+    tables: tuple[MetricTable[Any, Any], ...] = (*METRICS, *DAEMON_METRICS)
     for table in tables:
         for field in table.fields:
             if field.kind == HISTOGRAM:

@@ -124,8 +124,8 @@ class Daemon:
 
     def run(self) -> None:
         """Run until an exception ends it. Raises KmemwatchError."""
+        from kmemwatch.serve.messages import BrokenConfig, NewConfig
         from kmemwatch.serve.publisher import Publisher
-        from kmemwatch.serve.wire import BrokenWeb, NewWeb
 
         # First what fails fast: a port in use must not cost the time to attach.
         files, web = self._read_web()
@@ -160,7 +160,7 @@ class Daemon:
             publisher.wait(_CHECK_S)
             http.check()
             if files is not None:
-                files.reload(lambda now: http.send(NewWeb(now)), lambda why: http.send(BrokenWeb(why)))
+                files.reload(lambda now: http.send(NewConfig(now)), lambda why: http.send(BrokenConfig(why)))
 
     def _read_web(self) -> tuple[WebConfigFiles, LoadedConfig] | tuple[None, None]:
         if self._options.config_file is None:
@@ -177,7 +177,7 @@ class Daemon:
         """(the process that serves, its URLs)."""
         from kmemwatch.exporter.published import reader_cost
         from kmemwatch.serve.http_process import HttpProcess
-        from kmemwatch.serve.wire import Settings
+        from kmemwatch.serve.messages import Settings
         from kmemwatch.web import listening
 
         listeners = listening.listen_all(self._options.addresses)

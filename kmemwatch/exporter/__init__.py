@@ -8,7 +8,6 @@ kubernetes    labels of pods and containers
 folding       which cgroups have series of their own
 series        snapshot -> series, in a loop over the metrics
 formats       series -> text, in the format that a client accepts
-serving       which metrics of the daemon itself there are
-daemon        their values
+daemon        metrics of the daemon itself
 exposition    the answer to a scrape, made once for each snapshot and format
 """

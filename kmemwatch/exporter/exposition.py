@@ -21,7 +21,6 @@ from kmemwatch.exporter.formats import choose_format, write_text
 from kmemwatch.exporter.published import PublishedSnapshot, ReaderCost, T
 from kmemwatch.exporter.selection import ALL, SeriesSelection
 from kmemwatch.exporter.series import BuiltSeries, SeriesBuilder
-from kmemwatch.exporter.serving import Serving
 
 _GZIP_WBITS = 31
 _GZIP_LEVEL = 1
@@ -119,7 +118,7 @@ class Exposition:
     def _daemon_metrics(self, published: PublishedSnapshot | None, built: BuiltSeries | None) -> Iterable[Metric]:
         reader, web = self._reader(), self._web
         with self._counting:
-            serving = Serving(
+            state = daemon.DaemonState(
                 self._scrapes,
                 self._seconds,
                 None if published is None else time.monotonic() - published.published_s,
@@ -132,7 +131,7 @@ class Exposition:
                 daemon.processes(reader),
                 daemon.programs(reader),
             )
-        yield from daemon.serving_metrics(serving)
+        yield from daemon.daemon_metrics(state)
         yield from self._process.metrics(reader)
 
 

@@ -20,7 +20,7 @@ from kmemwatch.attach.handover import CHILD_DIRECTORY, child_environ
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.kernel.lifeline import LOOK_S, SILENT_LOOKS, TiedProcess
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 
 _MODULE = "kmemwatch.serve.http_service"
 _STOP_S = 3.0
@@ -68,9 +68,9 @@ class HttpProcess:
         return self._process.pid
 
     def configure(self, settings: object) -> None:
-        """Send the first message, a `wire.Settings`. Raises KmemwatchError when the process has ended or is stopped."""
+        """Send the first message, `messages.Settings`. Raises KmemwatchError when the process has ended or hangs."""
         # Settings with certificates may be larger than what the channel holds until the process begins to read.
-        rest = memoryview(wire.framed(settings))
+        rest = memoryview(messages.framed(settings))
         try:
             while rest:
                 self._wait_during_start(select.POLLOUT)
@@ -91,7 +91,7 @@ class HttpProcess:
         """Return when the process serves. Raises the KmemwatchError that it sends when it cannot."""
         self._wait_during_start(select.POLLIN)
         try:
-            answered = wire.receive_answer(self._channel)
+            answered = messages.receive_answer(self._channel)
         except BlockingIOError as error:
             self._hangs = True
             raise self._silence() from error
@@ -106,7 +106,7 @@ class HttpProcess:
         """Whether the process has its first snapshot, so that pages show something. Waits up to `timeout_s`."""
         poll = select.poll()
         poll.register(self._channel, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000)) and wire.receive_answer(self._channel)
+        return bool(poll.poll(timeout_s * 1000)) and messages.receive_answer(self._channel)
 
     def forward(self, published: PublishedSnapshot) -> None:
         """Send `published` soon, unless a newer one replaces it; never blocks."""
@@ -115,7 +115,7 @@ class HttpProcess:
             self._wake.notify()
 
     def send(self, message: object) -> None:
-        """Send a `wire.NewWeb` or `wire.BrokenWeb` soon; never blocks."""
+        """Send a `messages.NewConfig` or `messages.BrokenConfig` soon; never blocks."""
         with self._wake:
             self._control.append(message)
             self._wake.notify()
@@ -162,14 +162,14 @@ class HttpProcess:
                 self._wake.wait_for(lambda: self._stopping or self._next is not None or self._control)
                 if self._stopping:
                     return
-                messages, published = [*self._control], self._next
+                waiting, published = [*self._control], self._next
                 self._control.clear()
                 self._next = None
             if published is not None:
-                messages.append(wire.pack(published))
+                waiting.append(messages.pack(published))
             try:
-                for message in messages:
-                    wire.send(self._channel, message)
+                for message in waiting:
+                    messages.send(self._channel, message)
             except OSError:
                 return  # the process has ended, which `check` reports
 

@@ -2,9 +2,9 @@
 """The process that serves HTTP. It has no privileges, no BPF descriptors, and no way to get either.
 
 The process that reads the kernel starts it as ``python -m kmemwatch.serve.http_service FD BEATS LIFELINE``: three
-descriptors, of a Unix socket for messages (see `wire`), a pipe for signs of life, and its `lifeline`. It imports all
-modules before it gives up its privileges, because it may be unable to read Python's files afterwards. It ends when the
-other end of the socket is closed; if it hangs, the lifeline ends it.
+descriptors, of a Unix socket (see `messages`), a pipe for signs of life, and its `lifeline`. It imports all modules
+before it gives up its privileges, because it may be unable to read Python's files afterwards. It ends when the other
+end of the socket is closed; if it hangs, the lifeline ends it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.published import LatestSnapshot
 from kmemwatch.exporter.selection import SnapshotFilter
 from kmemwatch.kernel import lifeline
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 from kmemwatch.serve.app import App
 from kmemwatch.serve.memory import keep_memory_low
-from kmemwatch.serve.wire import BrokenWeb, FrameMessage, NewWeb, Settings
+from kmemwatch.serve.messages import BrokenConfig, NewConfig, Settings, SnapshotMessage
 from kmemwatch.units import one_line
 from kmemwatch.views import patterns
 from kmemwatch.web import privileges
@@ -98,28 +98,28 @@ class HttpService:
             if not poll.poll(_CHECK_MS):
                 self._server.check()
                 continue
-            message = wire.receive(channel)
+            message = messages.receive(channel)
             if message is None:
                 return
             is_first = self._latest.last() is None
             self.handle(message)
             if is_first and self._latest.last() is not None:
-                wire.answer(channel, None)
+                messages.answer(channel, None)
 
     def handle(self, message: object) -> None:
         """A message of the other process."""
-        if isinstance(message, FrameMessage):
-            published = message.frame
+        if isinstance(message, SnapshotMessage):
+            published = message.published
             self._exposition.prepare(published, self._latest.last())
             self._latest.publish(published)
-        elif isinstance(message, NewWeb):
+        elif isinstance(message, NewConfig):
             try:
                 self._replace(message.web)
             except UsageError as error:
                 self._keep_current(str(error))
             else:
                 self._log_config(f"{message.web.name}: in use as it is now")
-        elif isinstance(message, BrokenWeb):
+        elif isinstance(message, BrokenConfig):
             self._keep_current(message.why)
 
     def _replace(self, web: LoadedConfig) -> None:
@@ -214,15 +214,15 @@ def main(argv: Sequence[str]) -> int:
     keep_memory_low()
     sys.setswitchinterval(_SWITCH_S)
     channel, beats, lifeline_fd = socket.socket(fileno=int(argv[1])), int(argv[2]), int(argv[3])
-    settings = wire.receive(channel)
+    settings = messages.receive(channel)
     if settings is None:
         return 0
     try:
         service = _serve(settings, beats, lifeline_fd)
     except KmemwatchError as error:
-        wire.answer(channel, error)
+        messages.answer(channel, error)
         return 0
-    wire.answer(channel, None)
+    messages.answer(channel, None)
     try:
         service.follow(channel)
     except KmemwatchError as error:

@@ -31,7 +31,7 @@ from kmemwatch.model import (
     RechargeTotal,
     Snapshot,
 )
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 from tests.unit import fakes
 from tests.unit.fakes import IDS
 from tests.unit.web import Sites, sites
@@ -148,7 +148,7 @@ subsets = st.sets(st.integers(0, CGROUPS - 1)), st.sets(st.integers(0, ROOTS - 1
 
 def answers(site: object, snapshot: Snapshot) -> str:
     """Everything that is served."""
-    site.service.handle(wire.pack(PublishedSnapshot(snapshot, time.monotonic())))  # type: ignore[attr-defined]
+    site.service.handle(messages.pack(PublishedSnapshot(snapshot, time.monotonic())))  # type: ignore[attr-defined]
     ask = site.ask  # type: ignore[attr-defined]
     texts = [ask(page)[2].decode() for page in PAGES]
     return "\n".join([*texts, *(ask("/metrics", headers={"Accept": kind})[2].decode() for kind in FORMATS)])

@@ -31,7 +31,7 @@ from kmemwatch.feeds.recording.format import _line, header_line, snapshot_line
 from kmemwatch.feeds.replay import ReplayFeed
 from kmemwatch.maps.decode import LifecycleEvent, SlabEvent
 from kmemwatch.model import DYING, Event, Snapshot
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 from kmemwatch.serve.publisher import Publisher
 from kmemwatch.source.reading import Reading, RechargeCounts, RechargeKey
 from kmemwatch.views.batch import Printer
@@ -115,7 +115,7 @@ def test_the_host_has_all_that_refers_to_caches(seen: tuple[list[Snapshot], list
 def test_everything_that_is_served(start: Sites, seen: tuple[list[Snapshot], list[Event]]) -> None:
     site = start()
     for snapshot in seen[0]:
-        message = wire.pack(PublishedSnapshot(snapshot, time.monotonic()))
+        message = messages.pack(PublishedSnapshot(snapshot, time.monotonic()))
         for pointer in POINTERS + CSS:
             assert struct.pack("<Q", pointer) not in message.packed, "the process that serves is not given any"
         site.service.handle(message)
@@ -287,7 +287,7 @@ def test_an_older_recording_plays_and_its_addresses_go_no_further(tmp_path: Path
     for one in (first, second):
         assert_clean(snapshot_to_json(one))
         site = start()
-        site.service.handle(wire.pack(PublishedSnapshot(one, time.monotonic())))
+        site.service.handle(messages.pack(PublishedSnapshot(one, time.monotonic())))
         assert_clean(site.ask("/api/v1/snapshot")[2].decode())
     with RecordingWriter(str(path)) as writer:
         writer.begin(second)

@@ -26,7 +26,7 @@ from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.published import LatestSnapshot, ProgramRuns, PublishedSnapshot, ReaderCost
 from kmemwatch.model import Snapshot
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 from kmemwatch.serve.http_process import KEPT_VARIABLES, HttpProcess
 from tests.unit import fakes, strategies
 from tests.unit.certificates import Authority
@@ -363,8 +363,8 @@ def test_an_answer_that_nobody_waits_for_is_dropped() -> None:
     asking, answering = socket.socketpair()
     with answering:
         asking.close()
-        wire.answer(answering, None)
-        assert wire.receive(answering) is None
+        messages.answer(answering, None)
+        assert messages.receive(answering) is None
 
 
 @given(strategies.snapshots)
@@ -375,18 +375,18 @@ def test_a_frame_comes_out_as_it_went_in(snapshot: Snapshot) -> None:
     with ours, theirs:
         ours.setblocking(True)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-        wire.send(ours, wire.pack(frame))
-        found = wire.receive(theirs)
+        messages.send(ours, messages.pack(frame))
+        found = messages.receive(theirs)
         ours.close()
-        assert wire.receive(theirs) is None
-    assert isinstance(found, wire.FrameMessage)
-    assert found.frame.snapshot == snapshot
-    assert (found.frame.published_s, found.frame.reader) == (12.5, READER)
+        assert messages.receive(theirs) is None
+    assert isinstance(found, messages.SnapshotMessage)
+    assert found.published.snapshot == snapshot
+    assert (found.published.published_s, found.published.reader) == (12.5, READER)
 
 
 @pytest.mark.parametrize("make", [fakes.sample, fakes.patched, fakes.odd, fakes.lossy, fakes.unknown, fakes.empty])
 def test_every_kind_of_snapshot_goes_through(make: Callable[[], Snapshot]) -> None:
-    assert wire.pack(PublishedSnapshot(make(), 0.0)).open() == make()
+    assert messages.pack(PublishedSnapshot(make(), 0.0)).open() == make()
 
 
 def test_half_a_message_is_the_end() -> None:
@@ -394,26 +394,26 @@ def test_half_a_message_is_the_end() -> None:
     with theirs:
         with ours:
             ours.sendall(b"\x10\0\0\0\0\0\0\0half")
-        assert wire.receive(theirs) is None
+        assert messages.receive(theirs) is None
 
 
 @pytest.mark.parametrize("kind", [KmemwatchError, UsageError, UnsupportedError])
 def test_errors_come_back_as_what_they_were(kind: type[KmemwatchError]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        wire.answer(theirs, kind("it broke", "mend it"))
-        wire.answer(theirs, None)
+        messages.answer(theirs, kind("it broke", "mend it"))
+        messages.answer(theirs, None)
         with pytest.raises(kind, match="it broke") as caught:
-            wire.receive_answer(ours)
+            messages.receive_answer(ours)
         assert caught.value.hint == "mend it"
-        assert wire.receive_answer(ours), "the next one is left where it is"
+        assert messages.receive_answer(ours), "the next one is left where it is"
 
 
 def test_no_answer() -> None:
     ours, theirs = socket.socketpair()
     with ours:
         theirs.close()
-        assert not wire.receive_answer(ours)
+        assert not messages.receive_answer(ours)
 
 
 # Frames

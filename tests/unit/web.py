@@ -14,9 +14,9 @@ from pathlib import Path
 
 from kmemwatch.exporter.published import PublishedSnapshot, reader_cost
 from kmemwatch.exporter.selection import SelectionOptions
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 from kmemwatch.serve.http_service import HttpService
-from kmemwatch.serve.wire import BrokenWeb, NewWeb, Settings
+from kmemwatch.serve.messages import BrokenConfig, NewConfig, Settings
 from kmemwatch.web.configfiles import WebConfigFiles
 from kmemwatch.web.listening import listen
 from tests.unit import fakes
@@ -47,7 +47,7 @@ class Site:
         )
         self.service = HttpService(settings, self.logged.append)
         self.service.start()
-        self.service.handle(wire.pack(PublishedSnapshot(fakes.sample(), time.monotonic())))
+        self.service.handle(messages.pack(PublishedSnapshot(fakes.sample(), time.monotonic())))
 
     def ask(
         self,
@@ -81,7 +81,9 @@ class Site:
 
     def reload(self) -> None:
         """What `serve` does every second."""
-        self.files.reload(lambda web: self.service.handle(NewWeb(web)), lambda why: self.service.handle(BrokenWeb(why)))
+        self.files.reload(
+            lambda web: self.service.handle(NewConfig(web)), lambda why: self.service.handle(BrokenConfig(why))
+        )
 
     def metric(self, name: str, **how: ssl.SSLContext | tuple[str, str]) -> str | None:
         """Value of a metric without labels."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the reading process tells the one that serves HTTP, over a Unix socket.
+"""Messages from the process that reads the kernel to the one that serves HTTP, over a Unix socket.
 
-Messages go one way, from the process that is trusted to the one that is not, which is what makes pickle safe here.
-Back comes a line of JSON when it serves, or the reason why not, and one when it has its first frame.
+pickle is safe here because the trusted process writes the messages. The other one answers in lines of JSON: one when
+it serves, or cannot and why, and one when it has its first snapshot.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _PAIR = attrgetter(*Pair.__struct_fields__)
 
 
 @dataclass(frozen=True, slots=True)
-class FrameMessage:
-    """A snapshot, still packed: it is opened only if somebody asks for it."""
+class SnapshotMessage:
+    """A packed snapshot; the other process unpacks it only if a client asks for it."""
 
     packed: bytes
     published_s: float
     reader: ReaderCost | None
 
     def open(self) -> Snapshot:
-        """The snapshot."""
+        """Unpack the snapshot."""
         snapshot, cgroups, pairs = pickle.loads(self.packed)
         assert isinstance(snapshot, Snapshot)
         return replace(
@@ -56,17 +56,17 @@ class FrameMessage:
         )
 
     @property
-    def frame(self) -> PublishedSnapshot:
-        """The same as a Frame."""
+    def published(self) -> PublishedSnapshot:
+        """For `LatestSnapshot.publish`."""
         return PublishedSnapshot(self, self.published_s, self.reader)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What `serve` was started with; the first message."""
+    """The first message: how `serve` was started."""
 
     listeners: Sequence[int]
-    """Descriptors."""
+    """Descriptors of listening sockets."""
     telemetry_path: str
     max_series: int
     stale_s: float
@@ -76,32 +76,32 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class NewWeb:
+class NewConfig:
     """The web configuration has changed."""
 
     web: LoadedConfig
 
 
 @dataclass(frozen=True)
-class BrokenWeb:
-    """The web configuration has changed, and cannot be used."""
+class BrokenConfig:
+    """The web configuration has changed and is invalid."""
 
     why: str
 
 
-def pack(frame: PublishedSnapshot) -> FrameMessage:
-    """`frame` for the other side."""
-    snapshot = frame.snapshot
+def pack(published: PublishedSnapshot) -> SnapshotMessage:
+    """A message with this snapshot."""
+    snapshot = published.snapshot
     # Column by column: there may be 65,536 pairs, and an object each takes six times as long.
     cgroups = tuple(zip(*map(_CGROUP, snapshot.cgroups), strict=True))
     pairs = tuple(zip(*map(_PAIR, snapshot.pairs), strict=True))
     rest = replace(snapshot, cgroups=(), pairs=())
-    return FrameMessage(_dumps((rest, cgroups, pairs)), frame.published_s, frame.reader)
+    return SnapshotMessage(_dumps((rest, cgroups, pairs)), published.published_s, published.reader)
 
 
 class _Pickler(pickle.Pickler):
     def reducer_override(self, thing: Any) -> Any:
-        """The model has read-only mappings, which pickle does not know."""
+        """The model has read-only mappings, which pickle cannot handle."""
         return (_read_only, (dict(thing),)) if isinstance(thing, MappingProxyType) else NotImplemented
 
 
@@ -116,27 +116,27 @@ def _dumps(thing: object) -> bytes:
 
 
 def framed(message: object) -> bytes:
-    """What `send` sends."""
+    """The bytes that `send` sends."""
     text = _dumps(message)
     return _HEAD.pack(len(text)) + text
 
 
 def send(channel: socket.socket, message: object) -> None:
-    """To the HTTP process. Raises OSError when it is gone."""
+    """Send to the HTTP process. Raises OSError when it has ended."""
     text = _dumps(message)
     channel.sendall(_HEAD.pack(len(text)))
     channel.sendall(text)
 
 
 def receive(channel: socket.socket) -> Any:
-    """In the HTTP process: the next message; None at the end."""
+    """Read the next message in the HTTP process; None at the end."""
     head = _receive_exactly(channel, _HEAD.size)
     text = head and _receive_exactly(channel, _HEAD.unpack(head)[0])
     return pickle.loads(text) if text else None
 
 
 def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
-    """None when the other end closes before."""
+    """None when the other end closes too early."""
     data = bytearray(size)
     view, filled = memoryview(data), 0
     while filled < size:
@@ -151,29 +151,31 @@ def _receive_exactly(channel: socket.socket, size: int) -> bytearray | None:
 
 
 def answer(channel: socket.socket, error: KmemwatchError | None) -> None:
-    """From the HTTP process: that it has come so far, or why it cannot. Whoever has ended meanwhile is not told; the
-    next `receive` says so."""
-    told = {} if error is None else {"error": type(error).__name__, "message": str(error), "hint": error.hint}
+    """Send an answer from the HTTP process: success, or an error.
+
+    It ignores that the other process has ended, which the next `receive` reports.
+    """
+    fields = {} if error is None else {"error": type(error).__name__, "message": str(error), "hint": error.hint}
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        channel.sendall(json.dumps(told).encode() + b"\n")
+        channel.sendall(json.dumps(fields).encode() + b"\n")
 
 
 def receive_answer(channel: socket.socket) -> bool:
-    """Wait for `answer`; False when the other end closed without one, or sends something else.
+    """Wait for an answer. False when the other end closed without one, or sent anything else.
 
-    Raises the KmemwatchError that was sent.
+    Raises the KmemwatchError that it sent.
     """
     text = bytearray()
     while not text.endswith(b"\n"):
-        part = channel.recv(1)  # not more than this answer
+        part = channel.recv(1)  # leave what follows the answer
         if not part or len(text) > _MAX_ANSWER_BYTES:
             return False
         text += part
     try:
-        told = json.loads(text)
-        if "error" not in told:
+        fields = json.loads(text)
+        if "error" not in fields:
             return True
-        error = _ERRORS[told["error"]](str(told["message"]), hint=told["hint"] and str(told["hint"]))
+        error = _ERRORS[fields["error"]](str(fields["message"]), hint=fields["hint"] and str(fields["hint"]))
     except (ValueError, TypeError, KeyError, RecursionError):
-        return False  # whoever talks to clients may have been made to say anything
+        return False  # clients may have taken over the other process, and make it send anything
     raise error

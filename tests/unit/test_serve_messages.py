@@ -8,7 +8,7 @@ import socket
 import pytest
 
 from kmemwatch.errors import UsageError
-from kmemwatch.serve import wire
+from kmemwatch.serve import messages
 
 
 @pytest.mark.parametrize(
@@ -33,15 +33,15 @@ def test_anything_but_an_answer_is_none(said: bytes) -> None:
         theirs.settimeout(5)
         theirs.sendall(said)
         theirs.shutdown(socket.SHUT_WR)
-        assert wire.receive_answer(ours) in (False, said == b"[]\n")
+        assert messages.receive_answer(ours) in (False, said == b"[]\n")
 
 
 def test_answers() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        wire.answer(theirs, None)
-        wire.answer(theirs, UsageError("wrong", "right"))
-        assert wire.receive_answer(ours)
+        messages.answer(theirs, None)
+        messages.answer(theirs, UsageError("wrong", "right"))
+        assert messages.receive_answer(ours)
         with pytest.raises(UsageError, match="wrong") as caught:
-            wire.receive_answer(ours)
+            messages.receive_answer(ours)
         assert caught.value.hint == "right"
