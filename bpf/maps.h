@@ -59,11 +59,10 @@ struct online_event {
 struct slab_event {
 	struct lifecycle_event event;
 	u64 cache;       /* address of the struct kmem_cache */
-	u64 root_cache;  /* address; 0: `cache` is a root cache itself */
 	u64 from_id;     /* kernfs id of the memcg that lost a slab; 0: it was charged to nobody */
 	u64 pages;       /* of that slab */
 	s32 kmemcg_id;
-	u32 from_online; /* 1: the memcg that lost the slab was online then */
+	u32 unused;
 	char name[CACHE_NAME_BYTES]; /* kmem_cache.name; longer ones are cut */
 };
 

@@ -243,7 +243,6 @@ static __always_inline void count_move(struct frame *frame)
 	if (event) {
 		event->from_id = frame->from_id;
 		event->pages = frame->pages;
-		event->from_online = frame->from_online;
 		events.ringbuf_submit(event, 0);
 	}
 }

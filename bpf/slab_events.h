@@ -13,18 +13,14 @@ static __always_inline struct slab_event *new_slab_event(u32 kind, u64 cgroup_id
 	}
 	fill_event(&event->event, kind, cgroup_id, 0);
 	event->cache = cache;
-	event->root_cache = 0;
 	event->from_id = 0;
 	event->pages = 0;
 	event->kmemcg_id = kmemcg_id;
-	event->from_online = 0;
+	event->unused = 0;
 	event->name[0] = 0;
-	if (cache) {
-		event->root_cache = KMW_READ(u64, cache, kmem_cache__memcg_params__root_cache);
-		if (bpf_probe_read_kernel_str(event->name, sizeof(event->name),
-					      (void *)KMW_READ(u64, cache, kmem_cache__name)) < 0)
-			event->name[0] = 0;
-	}
+	if (cache && bpf_probe_read_kernel_str(event->name, sizeof(event->name),
+					       (void *)KMW_READ(u64, cache, kmem_cache__name)) < 0)
+		event->name[0] = 0;
 	return event;
 }
 

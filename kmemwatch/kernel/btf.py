@@ -121,10 +121,6 @@ class Btf:
             self._lib.btf__free(self._btf)
             self._btf = None
 
-    def has_struct(self, name: str) -> bool:
-        """The kernel has ``struct name``."""
-        return self._find(name, _KIND_STRUCT) is not None
-
     def function_id(self, name: str) -> int | None:
         """BTF id of a function; None when BTF does not know it."""
         return self._find(name, _KIND_FUNC)

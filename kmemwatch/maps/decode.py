@@ -25,7 +25,7 @@ WALK_STATE = layout("walk_state", "count", "done")
 
 LIFECYCLE_EVENT = layout("lifecycle_event", "at_ns", "cgroup_id", "parent_id", "kind", "pid", "comm")
 ONLINE_EVENT = layout("online_event", "name")
-SLAB_EVENT = layout("slab_event", "cache", "root_cache", "from_id", "pages", "kmemcg_id", "name")
+SLAB_EVENT = layout("slab_event", "cache", "from_id", "pages", "kmemcg_id", "name")
 MEMCG_RECORD = layout(
     "memcg_record",
     "css", "parent_css", "serial_nr", "cgroup_id", "references", "memory_pages", "swap_pages", "kmem_pages",
@@ -96,8 +96,6 @@ class SlabEvent:
     """-1: none."""
     cache: int | None = None
     """Address."""
-    root_cache: int | None = None
-    """Address; None for a root cache."""
     cache_name: str | None = None
     from_id: int | None = None
     """cgroup id of the memcg that lost a slab; None: it was charged to nobody."""
@@ -169,7 +167,7 @@ def slab_event(raw: bytes) -> SlabEvent:
     at_ns, cgroup_id, _, kind, pid, comm = LIFECYCLE_EVENT.unpack_from(raw, SLAB_EVENT.offset("event.at_ns"))
     if kind not in SLAB_KINDS:
         raise ValueError(f"slab event of kind {kind}")
-    cache, root, from_id, pages, kmemcg_id, name = SLAB_EVENT.unpack_from(raw)
+    cache, from_id, pages, kmemcg_id, name = SLAB_EVENT.unpack_from(raw)
     return SlabEvent(
         kind=SLAB_KINDS[kind],
         at_monotonic_ns=at_ns,
@@ -178,7 +176,6 @@ def slab_event(raw: bytes) -> SlabEvent:
         comm=text(comm),
         kmemcg_id=kmemcg_id,
         cache=cache or None,
-        root_cache=root or None,
         cache_name=text(name) or None,
         from_id=from_id or None,
         pages=pages,

@@ -50,22 +50,20 @@ def test_lifecycle_event(
 
 @given(
     st.sampled_from(sorted(decode.SLAB_KINDS)),
-    st.tuples(u64, u64, u64, u64, u64, u64),
+    st.tuples(u64, u64, u64, u64, u64),
     st.integers(-(2**31), 2**31 - 1),
     u32,
     st.binary(max_size=decode.CACHE_NAME_BYTES - 1).map(lambda name: name.replace(b"\0", b"?")),
 )
 def test_slab_event(kind: int, numbers: tuple[int, ...], kmemcg_id: int, pid: int, name: bytes) -> None:
-    at, cgroup, cache, root, from_id, pages = numbers
+    at, cgroup, cache, from_id, pages = numbers
     raw = decode.LIFECYCLE_EVENT.pack(at, cgroup, 0, kind, pid, b"kworker")
-    raw += decode.SLAB_EVENT.pack(cache, root, from_id, pages, kmemcg_id, name)[len(raw) :]
+    raw += decode.SLAB_EVENT.pack(cache, from_id, pages, kmemcg_id, name)[len(raw) :]
     assert len(raw) == decode.SLAB_EVENT.size
     found = decode.event(raw)
     assert isinstance(found, SlabEvent)
     assert (found.kind, found.at_monotonic_ns, found.pid) == (decode.SLAB_KINDS[kind], at, pid)
-    assert (found.cgroup_id or 0, found.cache or 0, found.root_cache or 0, found.from_id or 0) == (
-        cgroup, cache, root, from_id,
-    )  # fmt: skip
+    assert (found.cgroup_id or 0, found.cache or 0, found.from_id or 0) == (cgroup, cache, from_id)
     assert (found.pages, found.kmemcg_id) == (pages, kmemcg_id)
     assert (found.cache_name or "").encode("utf-8", "surrogateescape") == name
 

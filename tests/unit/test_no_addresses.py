@@ -69,7 +69,7 @@ class Source(FakeSource):
         )  # fmt: skip
 
     def poll(self, timeout_s: float) -> list[LifecycleEvent | SlabEvent]:
-        made = SlabEvent("cache_created", self.now_ns, 100, 1, "sh", 3, UNLISTED, UNLISTED_CHILD, None)
+        made = SlabEvent("cache_created", self.now_ns, 100, 1, "sh", 3, UNLISTED, None)
         return [*super().poll(0), made, replace(made, kind="recharge", cache=UNLISTED_CHILD, from_id=101, pages=1)]
 
 

@@ -19,7 +19,7 @@ def cache(address: int, name: str, kmemcg_id: int | None = 0) -> CacheRecord:
 
 def event(kind: str, at_ns: int, address: int, name: str, kmemcg_id: int | None = 0) -> SlabEvent:
     number = -1 if kmemcg_id is None else kmemcg_id
-    return SlabEvent(kind, at_ns, None, 42, "kworker", number, address, DENTRY, name)
+    return SlabEvent(kind, at_ns, None, 42, "kworker", number, address, name)
 
 
 def compare(watch: CacheChanges, at_ns: int, *caches: CacheRecord) -> list[CacheChange]:

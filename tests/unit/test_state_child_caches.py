@@ -69,9 +69,7 @@ def test_who_got_an_id_when_the_hook_is_not_told(children: ChildCaches) -> None:
 
 def test_a_cache_belongs_to_who_has_its_id(children: ChildCaches) -> None:
     told(children, event("id_given", cgroup_id=101, kmemcg_id=0))
-    made = told(
-        children, event("cache_created", cache=DENTRY_0, root_cache=DENTRY, cache_name="dentry(0)", kmemcg_id=0)
-    )
+    made = told(children, event("cache_created", cache=DENTRY_0, cache_name="dentry(0)", kmemcg_id=0))
     assert made == Event(5, "cache_created", 101, pid=42, comm="sh", cache="dentry(0)", kmemcg_id=0)
 
 
@@ -91,7 +89,7 @@ def test_a_cache_that_the_list_has_told_of(children: ChildCaches) -> None:
         ("cache_created", "dentry(0)", 0),
         ("cache_created", "filp(0)", 0),
     ]
-    late = event("cache_created", 25, cache=DENTRY_0, root_cache=DENTRY, cache_name="dentry(0)", kmemcg_id=0)
+    late = event("cache_created", 25, cache=DENTRY_0, cache_name="dentry(0)", kmemcg_id=0)
     assert children.apply(late, None) is None
 
 
