@@ -213,11 +213,11 @@ class BpfSource:
 
 def _slab_scan(handed: Handed) -> SlabScan | None:
     """None if there are no child caches, or if slabs cannot be found."""
-    told = handed.manifest
-    if "scan" not in handed.programs or not told.page_base or not told.first_cache:
+    manifest = handed.manifest
+    if "scan" not in handed.programs or not manifest.page_base or not manifest.first_cache:
         return None
-    sizes = told.facts.page_bytes, told.facts.sizes["page"]
-    return SlabScan(handed.programs["scan"], handed.maps, told.page_base, sizes, told.first_cache)
+    sizes = manifest.facts.page_bytes, manifest.facts.sizes["page"]
+    return SlabScan(handed.programs["scan"], handed.maps, manifest.page_base, sizes, manifest.first_cache)
 
 
 def _probe(result: ProbeResult, learn_error: str | None) -> Probe:

@@ -11,25 +11,25 @@ from kmemwatch.maps.decode import LATENCY_ONE_IN
 from kmemwatch.model import Latency, LatencyHistogram
 
 
-class Calls(NamedTuple):
+class TimedCalls(NamedTuple):
     """Of one function on one CPU, see ``struct timed_call``."""
 
     calls: int
     dropped: int
-    noted: bool
+    in_flight: bool
     """A call that is being timed has not returned yet."""
 
 
-def calls(raw: bytes) -> list[list[Calls]]:
+def timed_calls(raw: bytes) -> list[list[TimedCalls]]:
     """The only value of the map ``timed``, of all CPUs -> CPU -> function -> its calls."""
-    rows = [Calls(row[0], row[1], bool(row[2])) for row in decode.TIMED_CALL.iter_unpack(raw)]
+    rows = [TimedCalls(row[0], row[1], bool(row[2])) for row in decode.TIMED_CALL.iter_unpack(raw)]
     return [rows[at : at + decode.TIMED] for at in range(0, len(rows), decode.TIMED)]
 
 
 def latency(timed: bytes, sums: Sequence[Sequence[int]], has_check: bool) -> Latency:
-    """`timed`: as for `calls`; `sums`: rows of the map ``latency`` as numbers, all CPUs added up."""
+    """`timed`: as for `timed_calls`; `sums`: rows of the map ``latency`` as numbers, all CPUs added up."""
     counted: dict[str, list[int]] = {"allocation": [0, 0], **({"recharge_check": [0, 0]} if has_check else {})}
-    for functions in calls(timed):
+    for functions in timed_calls(timed):
         for place, function in enumerate(functions):
             what = "recharge_check" if place == decode.TIMED_CHECK else "allocation"
             if what in counted:

@@ -33,7 +33,7 @@ _TOO_MANY = 1 << 48
 
 
 @dataclass(frozen=True, slots=True)
-class _Probe:
+class _KprobeRecord:
     """Addresses of the kernel's counters for one of our kprobes."""
 
     missed_at: int
@@ -60,7 +60,7 @@ class KprobeMisses:
         self._peek = peek
         self._offsets = facts.offsets
         self._symbols = facts.symbols or {}
-        self._probes: dict[str, _Probe] = {}
+        self._probes: dict[str, _KprobeRecord] = {}
         try:
             for name, fd in links.items():
                 kind, _, function = name.partition("/")[2].partition(":")
@@ -110,7 +110,7 @@ class KprobeMisses:
             numbers.append(int.from_bytes(raw, sys.byteorder))
         return numbers
 
-    def _find(self, fd: int, function: str, at_return: bool) -> _Probe:
+    def _find(self, fd: int, function: str, at_return: bool) -> _KprobeRecord:
         """Raises KeyError for a member that this kernel lacks, OSError, _NotTheProbeError."""
         event = self._pointer(self._file(fd), "file__private_data")
         call = self._pointer(event, "perf_event__tp_event")
@@ -122,7 +122,7 @@ class KprobeMisses:
         address = node - self._offsets["trace_probe__list"] - self._offsets["trace_kprobe__tp"]
         self._verify(address, function, at_return)
         hits = self._offsets.get("trace_kprobe__nhit")
-        return _Probe(
+        return _KprobeRecord(
             missed_at=address + self._offsets["trace_kprobe__rp__kp__nmissed"],
             without_instance_at=address + self._offsets["trace_kprobe__rp__nmissed"] if at_return else None,
             hits_at=None if hits is None else address + hits,
@@ -144,15 +144,14 @@ class KprobeMisses:
                 raise _NotTheProbeError("it has the name of another function")
         at, known = self._pointer(address, "trace_kprobe__rp__kp__addr"), self._symbols.get(function, 0)
         if known and not known <= at < known + _ENTRY_BYTES:
-            raise _NotTheProbeError("it sits somewhere else than the function")
+            raise _NotTheProbeError("it is not at the address of the function")
         if bool(self._pointer(address, "trace_kprobe__rp__handler")) != at_return:
-            raise _NotTheProbeError("entry and return are not told apart")
+            raise _NotTheProbeError("it is at the entry where a return was expected, or the reverse")
         missed = self._pointer(address, "trace_kprobe__rp__kp__nmissed")
         if missed >= _TOO_MANY:
-            raise _NotTheProbeError("its number of misses is none")
+            raise _NotTheProbeError("its number of misses is too large")
 
 
-_KPROBES = ("kprobe", "kretprobe")
 _START_TRIES = 5
 
 
@@ -175,10 +174,10 @@ class MissedCalls:
         elif kprobes and peek is not None:
             self._misses = KprobeMisses(peek, handed.manifest.facts, kprobes)
             self.why = self._misses.why or self._why_not_run()
-        self._start = self._most_skipped()
-        self._told = dict.fromkeys(self._start, 0)
-        self._start_not_run = self._least_not_run()
-        self._told_not_run = dict.fromkeys(self._start_not_run, 0)
+        self._skipped_before = self._skipped_at_start()
+        self._reported = dict.fromkeys(self._skipped_before, 0)
+        self._not_run_before = self._not_run_at_start()
+        self._reported_not_run = dict.fromkeys(self._not_run_before, 0)
 
     def read(self) -> dict[str, int | None]:
         """Signal -> calls that were not counted; None: unknown. Raises OSError.
@@ -186,9 +185,9 @@ class MissedCalls:
         The sum of three: runs that the kernel skipped because an interrupt hit while the program ran, less those that
         the hook's second program counted; calls that kprobes missed; and kprobe hits whose program did not run.
         """
-        for signal, count in self._totals().items():
-            self._told[signal] = max(self._told.get(signal, 0), count - self._start.get(signal, 0))
-        skipped: dict[str, int | None] = dict(self._told)
+        for signal, count in self._skipped_until_now().items():
+            self._reported[signal] = max(self._reported.get(signal, 0), count - self._skipped_before.get(signal, 0))
+        skipped: dict[str, int | None] = dict(self._reported)
         for name, count in (self.not_run() or {}).items():
             skipped[_signal(name)] = (skipped.get(_signal(name)) or 0) + count
         if self.why is not None:
@@ -202,15 +201,15 @@ class MissedCalls:
         # Read hits first. What comes in between then adds runs and no hits, so under load each reading is too low, and
         # the highest one so far is closest.
         for name, count in self._hits_less_runs(hits_first=True).items():
-            self._told_not_run[name] = max(self._told_not_run[name], count - self._start_not_run[name])
-        return dict(self._told_not_run)
+            self._reported_not_run[name] = max(self._reported_not_run[name], count - self._not_run_before[name])
+        return dict(self._reported_not_run)
 
-    def _most_skipped(self) -> dict[str, int]:
-        """Skipped runs before the start. As in `_totals`, the highest of several readings is closest."""
-        looks = [self._totals() for _ in range(_START_TRIES)]
+    def _skipped_at_start(self) -> dict[str, int]:
+        """Skipped runs before the start. As in `_skipped_until_now`, the highest of several readings is closest."""
+        looks = [self._skipped_until_now() for _ in range(_START_TRIES)]
         return {signal: max(look.get(signal, 0) for look in looks) for signal in looks[0]}
 
-    def _totals(self) -> dict[str, int]:
+    def _skipped_until_now(self) -> dict[str, int]:
         """All losses except those of `not_run`.
 
         It reads the counts of second programs last. They include what came in between, so a reading may be too low,
@@ -219,17 +218,17 @@ class MissedCalls:
         skipped: dict[str, int] = {}
         for name, fd in self._programs.items():
             # For kprobes the kernel has this only since v6.7, and `not_run` counts the same.
-            told = not _is_kprobe(name) and "/missed:" not in name
-            misses = program_info(fd).recursion_misses if told else None
+            is_counted = not _is_kprobe(name) and "/missed:" not in name
+            misses = program_info(fd).recursion_misses if is_counted else None
             if misses is not None:
                 skipped[_signal(name)] = skipped.get(_signal(name), 0) + misses
         for name, missed in ((self._misses.read() if self._misses is not None else None) or {}).items():
             skipped[_signal(name)] = skipped.get(_signal(name), 0) + missed
         if "missed_runs" in self._readers:
             _, sums = self._readers["missed_runs"].sums()
-            for signal, (recovered,) in zip(decode.MISSED_SIGNALS, sums, strict=True):
+            for signal, (made_up_for,) in zip(decode.MISSED_SIGNALS, sums, strict=True):
                 if signal in skipped:
-                    skipped[signal] -= recovered
+                    skipped[signal] -= made_up_for
         return skipped
 
     def _why_not_run(self) -> str | None:
@@ -247,7 +246,7 @@ class MissedCalls:
         hits = hits if hits_first else self._misses.hits()
         return {name: count - sums[self._numbers[name]][0] for name, count in (hits or {}).items()}
 
-    def _least_not_run(self) -> dict[str, int]:
+    def _not_run_at_start(self) -> dict[str, int]:
         """Missed runs before the start. Calls that come meanwhile make each reading too high, so the lowest of several
         is closest, and no loss is reported that did not happen."""
         if self.why is not None or self._misses is None:
@@ -264,7 +263,7 @@ def run_numbers(names: Iterable[str]) -> dict[str, int]:
 
 
 def _is_kprobe(name: str) -> bool:
-    return name.partition("/")[2].partition(":")[0] in _KPROBES
+    return name.partition("/")[2].partition(":")[0] in _KINDS
 
 
 def _signal(name: str) -> str:

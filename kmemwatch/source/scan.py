@@ -49,7 +49,7 @@ class SlabScan:
         self._number = 0
         self._left: list[tuple[int, int]] = []
         """(address of the first struct page, address behind the last) of the ranges that this scan has not seen yet."""
-        self._wanted: tuple[int, ...] = ()
+        self._dying: tuple[int, ...] = ()
         self._found: dict[int, dict[int, int]] | None = None
         self._budget_s = FIRST_BUDGET_S
         self._full = False
@@ -80,7 +80,7 @@ class SlabScan:
         if head is None:
             return False
         self._left = [(self._page(start), self._page(end)) for start, end in memory_ranges(head, self._known)]
-        self._wanted = tuple(dying)
+        self._dying = tuple(dying)
         self._number += 1
         self._full = False
         self._set_state(*self._left[-1])
@@ -133,7 +133,7 @@ class SlabScan:
         return found
 
     def _collect(self) -> dict[int, dict[int, int]] | None:
-        found: dict[int, dict[int, int]] = {cgroup_id: {} for cgroup_id in self._wanted}
+        found: dict[int, dict[int, int]] = {cgroup_id: {} for cgroup_id in self._dying}
         for (cache, cgroup_id), pages in self._entries().items():
             if cgroup_id in found:
                 found[cgroup_id][cache] = pages

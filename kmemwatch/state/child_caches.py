@@ -35,22 +35,22 @@ class CacheChanges:
     def __init__(self) -> None:
         self._known: dict[int, tuple[str, int | None]] | None = None
         """address -> name, kmemcg_id; None before the first reading."""
-        self._told: dict[int, int] = {}
+        self._latest_event: dict[int, int] = {}
         """address -> CLOCK_MONOTONIC of its latest event; a list that was read before is older news."""
         self._early: list[SlabEvent] = []
         """Before the first reading."""
         self._ahead: dict[tuple[int, str], int] = {}
         """(address, kind) -> CLOCK_MONOTONIC of a change that the list showed before its event came."""
 
-        self._untold: list[CacheChange] = []
+        self._without_event: list[CacheChange] = []
         """Changes that follow from an event of another kind, whose own event was lost."""
 
-    def tell(self, event: SlabEvent) -> bool:
-        """An event of kind ``cache_created`` or ``cache_destroyed``; False if `compare` has reported that change
+    def take_event(self, event: SlabEvent) -> bool:
+        """An event of kind ``cache_created`` or ``cache_destroyed``; False if `take_list` has reported that change
         already."""
         if event.cache is None:
             return True
-        self._told[event.cache] = event.at_monotonic_ns
+        self._latest_event[event.cache] = event.at_monotonic_ns
         if self._known is None:
             self._early.append(event)
             return True
@@ -59,33 +59,33 @@ class CacheChanges:
         if event.kind == "cache_created":
             before = self._known.get(event.cache)
             if before is not None:  # its cache_destroyed event was lost
-                self._untold.append(CacheChange("cache_destroyed", *before))
+                self._without_event.append(CacheChange("cache_destroyed", *before))
             self._known[event.cache] = event.cache_name or "", event.kmemcg_id if event.kmemcg_id >= 0 else None
         else:
             self._known.pop(event.cache, None)
         return True
 
-    def compare(self, caches: Iterable[CacheRecord], began_monotonic_ns: int) -> Iterator[CacheChange]:
+    def take_list(self, caches: Iterable[CacheRecord], began_monotonic_ns: int) -> Iterator[CacheChange]:
         """Changes since the last list that no event reported; nothing for the first list."""
         now = {cache.address: (cache.name, cache.kmemcg_id) for cache in caches}
         if self._known is None:
             self._known = now
             for event in self._early:
                 if event.at_monotonic_ns >= began_monotonic_ns:
-                    self.tell(event)
+                    self.take_event(event)
             self._early.clear()
             return
-        yield from self._untold
-        self._untold.clear()
-        self._told = {address: at for address, at in self._told.items() if at >= began_monotonic_ns}
+        yield from self._without_event
+        self._without_event.clear()
+        self._latest_event = {address: at for address, at in self._latest_event.items() if at >= began_monotonic_ns}
         self._ahead = {change: at for change, at in self._ahead.items() if began_monotonic_ns - at < LATE_NS}
         for address, (name, kmemcg_id) in list(self._known.items()):
-            if now.get(address) != (name, kmemcg_id) and address not in self._told:
+            if now.get(address) != (name, kmemcg_id) and address not in self._latest_event:
                 del self._known[address]
                 self._ahead[address, "cache_destroyed"] = began_monotonic_ns
                 yield CacheChange("cache_destroyed", name, kmemcg_id)
         for address, (name, kmemcg_id) in now.items():
-            if address not in self._known and address not in self._told:
+            if address not in self._known and address not in self._latest_event:
                 self._known[address] = name, kmemcg_id
                 self._ahead[address, "cache_created"] = began_monotonic_ns
                 yield CacheChange("cache_created", name, kmemcg_id)
@@ -102,7 +102,7 @@ class ChildCaches:
         self._page_bytes = info.facts.page_bytes
         self._ids = IdMap()
         self._recharges = RechargeHistory(self._page_bytes, cache_ids)
-        self._watch = CacheChanges()
+        self._changes = CacheChanges()
         self._caches: dict[int, CacheRecord] = {}
         """Of the latest reading, by address."""
 
@@ -112,7 +112,7 @@ class ChildCaches:
 
         `newest`: cgroup id of the memcg that went online last.
         """
-        told = Event(
+        shown = Event(
             at_ns=event.at_monotonic_ns,
             kind=event.kind,
             cgroup_id=event.cgroup_id,
@@ -126,15 +126,15 @@ class ChildCaches:
             # at a time.
             owner = event.cgroup_id or newest
             reused, previous = self._ids.give(event.kmemcg_id, owner, event.at_monotonic_ns)
-            return replace(told, kind="id_reused" if reused else told.kind, cgroup_id=owner, other_cgroup_id=previous)
+            return replace(shown, kind="id_reused" if reused else shown.kind, cgroup_id=owner, other_cgroup_id=previous)
         if event.kind == "id_freed":
-            return replace(told, cgroup_id=self._ids.free(event.kmemcg_id, event.at_monotonic_ns))
+            return replace(shown, cgroup_id=self._ids.free(event.kmemcg_id, event.at_monotonic_ns))
         if event.kind in ("cache_created", "cache_destroyed"):
-            if not self._watch.tell(event):
+            if not self._changes.take_event(event):
                 return None
-            return replace(told, cgroup_id=event.cgroup_id or self._ids.owner(event.kmemcg_id))
+            return replace(shown, cgroup_id=event.cgroup_id or self._ids.owner(event.kmemcg_id))
         moved = event.pages * self._page_bytes if event.kind == "recharge" else None
-        return replace(told, other_cgroup_id=event.from_id, bytes=moved)
+        return replace(shown, other_cgroup_id=event.from_id, bytes=moved)
 
     def begin(self, reading: Reading) -> None:
         """Take in the caches and the ids of a reading."""
@@ -142,14 +142,14 @@ class ChildCaches:
         if self._exist and reading.memcgs is not None:
             self._ids.update(reading.memcgs, self._caches.values(), reading.at_monotonic_ns)
 
-    def finish(self, reading: Reading, ended: Collection[int], forgotten: Collection[int]) -> list[RechargeKey]:
+    def finish(self, reading: Reading, ended: Collection[int], gone: Collection[int]) -> list[RechargeKey]:
         """Add the recharges of a reading; return the keys that the source can drop, see `RechargeHistory.update`."""
-        return self._recharges.update(reading.recharges, self._caches, ended, forgotten)
+        return self._recharges.update(reading.recharges, self._caches, ended, gone)
 
-    def untold(self, reading: Reading) -> Iterator[Event]:
+    def changes(self, reading: Reading) -> Iterator[Event]:
         """Events for caches that came or went without an event, with CLOCK_MONOTONIC as their time."""
         if reading.caches is not None:
-            for change in self._watch.compare(reading.caches, reading.at_monotonic_ns):
+            for change in self._changes.take_list(reading.caches, reading.at_monotonic_ns):
                 yield Event(reading.at_monotonic_ns, change.kind, cache=change.name, kmemcg_id=change.kmemcg_id)
 
     def slabs(self, reading: Reading) -> dict[int, tuple[ChildSlabs, ...]] | None:
@@ -175,9 +175,9 @@ class ChildCaches:
 
     def ids(self, reading: Reading, peak_online_memcgs: int | None, monotonic_to_realtime_ns: int) -> Ids:
         """For `Snapshot.ids`."""
-        told = meaning(self._info.facts, self._exist, self._patchset, reading.memcgs)
+        what_it_is = meaning(self._info.facts, self._exist, self._patchset, reading.memcgs)
         if not self._exist or reading.memcgs is None:
-            return Ids(peak_online_memcgs=peak_online_memcgs, meaning=told)
+            return Ids(peak_online_memcgs=peak_online_memcgs, meaning=what_it_is)
         events = self._info.gives("ids")
         return Ids(
             in_use=self._ids.in_use,
@@ -186,5 +186,5 @@ class ChildCaches:
             map=self._ids.rows(self._caches.values(), monotonic_to_realtime_ns),
             given_total=self._ids.given_total if events else None,
             freed_total=self._ids.freed_total if events else None,
-            meaning=told,
+            meaning=what_it_is,
         )

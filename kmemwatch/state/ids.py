@@ -24,7 +24,7 @@ class _Id:
     since_monotonic_ns: int | None = None
     """When the owner got it, or the last owner gave it back; None: before the start."""
     previous: deque[int] = field(default_factory=lambda: deque(maxlen=MAX_PREVIOUS))
-    told_monotonic_ns: int = 0
+    event_monotonic_ns: int = 0
     """Time of its latest event; a walk that began earlier is older news."""
 
 
@@ -46,7 +46,7 @@ class IdMap:
             entry.previous.append(entry.owner)  # its id_freed event was lost
         previous = entry.previous[-1] if entry.previous else None
         entry.owner, entry.since_monotonic_ns = cgroup_id, at_monotonic_ns
-        entry.told_monotonic_ns = at_monotonic_ns
+        entry.event_monotonic_ns = at_monotonic_ns
         self._highest = max(self._highest, kmemcg_id)
         self.given_total += 1
         self.reuses_total += reused
@@ -57,7 +57,7 @@ class IdMap:
         entry = self._ids.setdefault(kmemcg_id, _Id())
         owner = entry.owner
         self._end(entry, at_monotonic_ns)
-        entry.told_monotonic_ns = at_monotonic_ns
+        entry.event_monotonic_ns = at_monotonic_ns
         self._highest = max(self._highest, kmemcg_id)
         self.freed_total += 1
         return owner
@@ -73,12 +73,12 @@ class IdMap:
         held = {record.kmem_cache_id: record for record in records if record.kmem_cache_id_held}
         for kmemcg_id, record in held.items():
             entry = self._ids.setdefault(kmemcg_id, _Id())
-            if entry.owner != record.cgroup_id and entry.told_monotonic_ns < began_monotonic_ns:
+            if entry.owner != record.cgroup_id and entry.event_monotonic_ns < began_monotonic_ns:
                 if entry.owner is not None:
                     entry.previous.append(entry.owner)
                 entry.owner, entry.since_monotonic_ns = record.cgroup_id, None
         for kmemcg_id, entry in self._ids.items():
-            if kmemcg_id not in held and entry.owner is not None and entry.told_monotonic_ns < began_monotonic_ns:
+            if kmemcg_id not in held and entry.owner is not None and entry.event_monotonic_ns < began_monotonic_ns:
                 self._end(entry, began_monotonic_ns)
         of_caches = {cache.kmemcg_id for cache in caches if cache.kmemcg_id is not None}
         for kmemcg_id in of_caches - self._ids.keys():

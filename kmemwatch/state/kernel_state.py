@@ -75,7 +75,7 @@ class _Memcg:
     offline_monotonic_ns: int | None = None
     """CLOCK_MONOTONIC of the event, as below. Durations use this clock because nobody can set it."""
     released_monotonic_ns: int = 0
-    release_told: bool = False
+    release_event: bool = False
     """Its event has come; the walk may have shown the release before."""
     found_dying: bool = False
     """It was dying when it was first seen, so its offline event is missing."""
@@ -104,11 +104,11 @@ class KernelState:
         self._host = host
         self._offset_ns = monotonic_to_realtime_ns
         self._kernel = _kernel(info)
-        self._units = _units(info, self._kernel)
+        self._stats = _stat_reader(info, self._kernel)
         self._memcgs: dict[int, _Memcg] = {}
         self._counts = Counts(info, self._kernel.era, cache_ids)
         self._counts.accounted = not info.facts.nokmem
-        self._children = ChildCaches(info, self._kernel.patchset, cache_ids)
+        self._child_caches = ChildCaches(info, self._kernel.patchset, cache_ids)
         self._newest: int | None = None
         """cgroup id of the memcg that went online last."""
         self._events: deque[Event] = deque()
@@ -129,7 +129,7 @@ class KernelState:
         """Fold in events from the ring buffer, oldest first."""
         for event in events:
             if isinstance(event, SlabEvent):
-                self._tell(self._children.apply(event, self._newest))
+                self._keep_from_children(self._child_caches.apply(event, self._newest))
                 continue
             memcg = self._memcgs.get(event.cgroup_id)
             if event.kind == "online":
@@ -145,7 +145,7 @@ class KernelState:
             elif event.kind == "released":
                 self._on_released(memcg, event.at_monotonic_ns, at_ns)
             self._event_counts[event.kind] += 1
-            self._note(Event(at_ns, event.kind, event.cgroup_id, memcg.path, event.pid, event.comm))
+            self._keep(Event(at_ns, event.kind, event.cgroup_id, memcg.path, event.pid, event.comm))
 
     @staticmethod
     def _is_news(memcg: _Memcg, kind: str) -> bool:
@@ -158,15 +158,15 @@ class KernelState:
             return memcg.state == ONLINE
         if memcg.state != RELEASED:
             return True
-        return not memcg.release_told and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
+        return not memcg.release_event and (memcg.offline_monotonic_ns is not None or memcg.found_dying)
 
-    def _tell(self, event: Event | None) -> None:
+    def _keep_from_children(self, event: Event | None) -> None:
         """Keep an event that `children` returned, if any."""
         if event is None:
             return
         memcg = self._memcgs.get(event.cgroup_id or 0)
         path = memcg.path if memcg is not None else None
-        self._note(replace(event, at_ns=event.at_ns + self._offset_ns(), path=path))
+        self._keep(replace(event, at_ns=event.at_ns + self._offset_ns(), path=path))
 
     def _set_state(self, memcg: _Memcg, state: str) -> None:
         """Every change of state goes through here, so that the peak of online memcgs misses none."""
@@ -191,20 +191,20 @@ class KernelState:
         memcg.young |= event.at_monotonic_ns >= self._info.attached_at_monotonic_ns
         memcg.online_at_ns = event.at_monotonic_ns + self._offset_ns()
         memcg.offline_at_ns = memcg.released_at_ns = memcg.offline_monotonic_ns = None
-        memcg.release_told = memcg.found_dying = False
+        memcg.release_event = memcg.found_dying = False
         return memcg
 
     def _on_released(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
         if memcg.offline_monotonic_ns is not None:
             self._delays.append(max(0, at_monotonic_ns - memcg.offline_monotonic_ns) / NS_PER_S)
         self._end(memcg, at_monotonic_ns, at_ns)
-        memcg.release_told = True
+        memcg.release_event = True
 
     def _end(self, memcg: _Memcg, at_monotonic_ns: int, at_ns: int) -> None:
         self._set_state(memcg, RELEASED)
         memcg.released_at_ns, memcg.released_monotonic_ns = at_ns, at_monotonic_ns
 
-    def _note(self, event: Event) -> None:
+    def _keep(self, event: Event) -> None:
         if len(self._events) >= MAX_PENDING_EVENTS:
             self._events.popleft()
             self._events_dropped += self._events_taken
@@ -230,12 +230,12 @@ class KernelState:
 
     def update(self, reading: Reading) -> FinalCounts:
         """Fold in one reading; return the counters in it that are final, which the source can drop."""
-        reading, began_ns = pins.checked(reading, self._units.page_bytes), reading.at_monotonic_ns
-        self._children.begin(reading)
+        reading, began_ns = pins.checked(reading, self._stats.page_bytes), reading.at_monotonic_ns
+        self._child_caches.begin(reading)
         if reading.memcgs is not None:
-            self._reconcile(reading.memcgs, reading, self._children.slabs(reading))
-        for event in self._children.untold(reading):
-            self._tell(event)
+            self._reconcile(reading.memcgs, reading, self._child_caches.slabs(reading))
+        for event in self._child_caches.changes(reading):
+            self._keep_from_children(event)
         gone = self._expire(began_ns)
         ancestors = {memcg.cgroup_id: self._living_ancestor(memcg) for memcg in self._memcgs.values()}
         # A memcg that was released after the reading began may have counted after it was read.
@@ -249,7 +249,7 @@ class KernelState:
         pairs, cgroup_ids = self._counts.update(
             reading, self._present_ids(reading), released, ancestors, parents, young
         )
-        return FinalCounts(pairs, cgroup_ids, self._children.finish(reading, released, gone.keys()))
+        return FinalCounts(pairs, cgroup_ids, self._child_caches.finish(reading, released, gone.keys()))
 
     def _present_ids(self, reading: Reading) -> set[int] | None:
         """Ids that may still count; None without a walk."""
@@ -276,7 +276,7 @@ class KernelState:
             records, {record.css for record in records if not record.online or record.cgroup_id in dying}
         )
         now_ns = began_ns + self._offset_ns()
-        children = self._units.below(records, dying)
+        children = self._stats.below(records, dying)
         for record in records:
             memcg = self._memcgs.get(record.cgroup_id)
             if memcg is None:
@@ -321,10 +321,10 @@ class KernelState:
         dying = state == DYING
         return _Figures(
             kmemcg_id=record.kmem_cache_id if record.kmem_cache_id >= 0 else record.kmemcg_id,
-            memory_bytes=pins.gauge(record.memory_pages * self._units.page_bytes, limit),
-            kernel_bytes=pins.gauge(self._units.kernel_bytes(record), limit) if self._counts.accounted else None,
-            slab_bytes=pins.gauge(self._units.slab_bytes(record.stats), limit) if self._counts.accounted else None,
-            pins=self._units.pins(own, slabs, limit) if dying and own is not None else None,
+            memory_bytes=pins.gauge(record.memory_pages * self._stats.page_bytes, limit),
+            kernel_bytes=pins.gauge(self._stats.kernel_bytes(record), limit) if self._counts.accounted else None,
+            slab_bytes=pins.gauge(self._stats.slab_bytes(record.stats), limit) if self._counts.accounted else None,
+            pins=self._stats.pins(own, slabs, limit) if dying and own is not None else None,
             references=record.references if dying and self._counts_references else None,
             child_slabs=slabs if dying else None,
         )
@@ -370,7 +370,7 @@ class KernelState:
 
     def snapshot(self, reading: Reading) -> Snapshot:
         """The snapshot; call it after `update` with the same reading."""
-        caches, pairs = self._counts.rows(pins.checked(reading, self._units.page_bytes))
+        caches, pairs = self._counts.rows(pins.checked(reading, self._stats.page_bytes))
         states = [memcg.state for memcg in self._memcgs.values()]
         walked = reading.memcgs is not None
         peak = None if self._peak_online is None else max(0, self._peak_online - 1)  # the root has no kmemcg_id
@@ -386,8 +386,8 @@ class KernelState:
             caches=caches,
             cgroups=tuple(self._cgroup(self._memcgs[cgroup_id], below) for cgroup_id in sorted(self._memcgs)),
             pairs=pairs,
-            recharges=self._children.recharges(),
-            ids=self._children.ids(reading, peak, self._offset_ns()),
+            recharges=self._child_caches.recharges(),
+            ids=self._child_caches.ids(reading, peak, self._offset_ns()),
             lost=self._lost(reading.lost),
             totals=Totals(
                 online_cgroups=states.count(ONLINE) if walked else None,
@@ -460,10 +460,10 @@ def _kernel(info: SourceInfo) -> Kernel:
     )
 
 
-def _units(info: SourceInfo, kernel: Kernel) -> pins.Units:
+def _stat_reader(info: SourceInfo, kernel: Kernel) -> pins.StatReader:
     facts = info.facts
     swap = facts.offsets.get("mem_cgroup__swap__usage")
-    return pins.Units(
+    return pins.StatReader(
         facts.page_bytes,
         kernel.cgroup_version,
         kernel.era,

@@ -46,7 +46,7 @@ def checked(reading: Reading, page_bytes: int) -> Reading:
 
 
 @dataclass(frozen=True, slots=True)
-class Units:
+class StatReader:
     """How to read the statistics of this kernel."""
 
     page_bytes: int

@@ -15,7 +15,7 @@ from kmemwatch.compare.verdict import HOLDS, UNDECIDED
 from kmemwatch.maps import decode
 from kmemwatch.maps.decode import LATENCY_ONE_IN
 from kmemwatch.model import LATENCY_KINDS, Latency, LatencyHistogram
-from kmemwatch.source.latency import calls, latency
+from kmemwatch.source.latency import latency, timed_calls
 from tests.unit import fakes
 from tests.unit.compare_sides import Curves, lives, objcg, patched, side
 
@@ -46,7 +46,11 @@ def test_counters_of_all_cpus_and_functions_are_added_up() -> None:
     assert [one.samples_total for one in found.histograms] == [3, 4, 5]
     assert [one.sum_ns_total for one in found.histograms] == [0, 1000, 2000]
     assert found.histograms[1].buckets == tuple(range(1, 41))
-    assert [[one.noted for one in cpu] for cpu in calls(raw)] == [[False, True, False, False], [False] * 3 + [True]]
+    in_flight = [[one.in_flight for one in cpu] for cpu in timed_calls(raw)]
+    assert in_flight == [
+        [False, True, False, False],
+        [False] * 3 + [True],
+    ]
 
 
 def test_without_a_check_there_is_one_kind() -> None:

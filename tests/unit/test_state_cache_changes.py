@@ -23,7 +23,7 @@ def event(kind: str, at_ns: int, address: int, name: str, kmemcg_id: int | None 
 
 
 def compare(watch: CacheChanges, at_ns: int, *caches: CacheRecord) -> list[CacheChange]:
-    return list(watch.compare(caches, at_ns))
+    return list(watch.take_list(caches, at_ns))
 
 
 def test_the_first_list_is_no_news() -> None:
@@ -43,25 +43,25 @@ def test_what_no_event_told_is_told_by_the_list() -> None:
 def test_what_an_event_told_is_not_told_again() -> None:
     watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"))
-    assert watch.tell(event("cache_destroyed", 11, 1, "dentry(0)"))
-    assert watch.tell(event("cache_created", 12, 2, "filp(0)"))
+    assert watch.take_event(event("cache_destroyed", 11, 1, "dentry(0)"))
+    assert watch.take_event(event("cache_created", 12, 2, "filp(0)"))
     assert compare(watch, 20, cache(2, "filp(0)")) == []
 
 
 def test_a_list_that_was_read_before_the_event() -> None:
     watch = CacheChanges()
     compare(watch, 10, cache(1, "dentry(0)"))
-    assert watch.tell(event("cache_destroyed", 21, 1, "dentry(0)"))
-    assert watch.tell(event("cache_created", 22, 2, "filp(0)"))
+    assert watch.take_event(event("cache_destroyed", 21, 1, "dentry(0)"))
+    assert watch.take_event(event("cache_created", 22, 2, "filp(0)"))
     assert compare(watch, 20, cache(1, "dentry(0)")) == []
     assert compare(watch, 30, cache(2, "filp(0)")) == []
 
 
 def test_the_first_list_may_be_older_than_the_first_events() -> None:
     watch = CacheChanges()
-    assert watch.tell(event("cache_created", 5, 3, "pipe(0)"))
-    assert watch.tell(event("cache_destroyed", 11, 1, "dentry(0)"))
-    assert watch.tell(event("cache_created", 12, 2, "filp(0)"))
+    assert watch.take_event(event("cache_created", 5, 3, "pipe(0)"))
+    assert watch.take_event(event("cache_destroyed", 11, 1, "dentry(0)"))
+    assert watch.take_event(event("cache_created", 12, 2, "filp(0)"))
     assert compare(watch, 10, cache(1, "dentry(0)"), cache(3, "pipe(0)")) == []
     assert compare(watch, 20, cache(2, "filp(0)"), cache(3, "pipe(0)")) == []
 
@@ -70,18 +70,18 @@ def test_a_cache_that_leaves_the_list_before_it_is_released() -> None:
     watch = CacheChanges()
     compare(watch, 10, cache(1, "sighand_cache(0)"))
     assert compare(watch, 20) == [CacheChange("cache_destroyed", "sighand_cache(0)", 0)]
-    assert not watch.tell(event("cache_destroyed", 25, 1, "sighand_cache(0)"))
+    assert not watch.take_event(event("cache_destroyed", 25, 1, "sighand_cache(0)"))
     assert compare(watch, 30) == []
-    assert watch.tell(event("cache_created", 31, 1, "sighand_cache(1)", 1))
-    assert watch.tell(event("cache_destroyed", 32, 1, "sighand_cache(1)", 1)), "that is another one"
+    assert watch.take_event(event("cache_created", 31, 1, "sighand_cache(1)", 1))
+    assert watch.take_event(event("cache_destroyed", 32, 1, "sighand_cache(1)", 1)), "that is another one"
 
 
 def test_a_cache_that_is_in_the_list_before_its_creation_is_told() -> None:
     watch = CacheChanges()
     compare(watch, 10)
     assert compare(watch, 20, cache(1, "dentry(0)")) == [CacheChange("cache_created", "dentry(0)", 0)]
-    assert not watch.tell(event("cache_created", 25, 1, "dentry(0)"))
-    assert watch.tell(event("cache_destroyed", 26, 1, "dentry(0)"))
+    assert not watch.take_event(event("cache_created", 25, 1, "dentry(0)"))
+    assert watch.take_event(event("cache_destroyed", 26, 1, "dentry(0)"))
 
 
 def test_an_address_that_is_used_again_at_once() -> None:
@@ -91,8 +91,8 @@ def test_an_address_that_is_used_again_at_once() -> None:
         CacheChange("cache_destroyed", "dentry(0)", 0),
         CacheChange("cache_created", "filp(3)", 3),
     ]
-    assert not watch.tell(event("cache_destroyed", 21, 1, "dentry(0)"))
-    assert not watch.tell(event("cache_created", 22, 1, "filp(3)", 3))
+    assert not watch.take_event(event("cache_destroyed", 21, 1, "dentry(0)"))
+    assert not watch.take_event(event("cache_created", 22, 1, "filp(3)", 3))
     assert compare(watch, 30, cache(1, "filp(3)", 3)) == []
 
 
@@ -101,8 +101,8 @@ def test_an_event_that_never_came_is_not_waited_for() -> None:
     compare(watch, 10, cache(1, "dentry(0)"))
     compare(watch, 20)
     compare(watch, 30 + LATE_NS)
-    assert watch.tell(event("cache_created", 40 + LATE_NS, 1, "dentry(0)"))
-    assert watch.tell(event("cache_destroyed", 50 + LATE_NS, 1, "dentry(0)"))
+    assert watch.take_event(event("cache_created", 40 + LATE_NS, 1, "dentry(0)"))
+    assert watch.take_event(event("cache_destroyed", 50 + LATE_NS, 1, "dentry(0)"))
 
 
 class Kernel(RuleBasedStateMachine):
@@ -149,7 +149,7 @@ class Kernel(RuleBasedStateMachine):
         kind, address, name = self.late.pop(0)
         self.busy.remove(address)
         at_ns = self._tick()
-        if not lost and self.watch.tell(event(kind, at_ns, address, name)):
+        if not lost and self.watch.take_event(event(kind, at_ns, address, name)):
             self._hear(kind, name)
 
     def _hear(self, kind: str, name: str) -> None:
@@ -177,7 +177,7 @@ class Kernel(RuleBasedStateMachine):
         self._compare(began, caches)
 
     def _compare(self, began: int, caches: list[CacheRecord]) -> None:
-        for change in self.watch.compare(caches, began):
+        for change in self.watch.take_list(caches, began):
             self._hear(change.kind, change.name)
 
     @precondition(lambda self: not self.late)

@@ -80,10 +80,10 @@ def test_a_root_cache_has_no_id(children: ChildCaches) -> None:
 
 def test_a_cache_that_the_list_has_told_of(children: ChildCaches) -> None:
     children.begin(reading(caches=[]))
-    assert list(children.untold(reading(caches=[]))) == []
+    assert list(children.changes(reading(caches=[]))) == []
     later = reading(20)
     children.begin(later)
-    kinds = [(one.kind, one.cache, one.kmemcg_id) for one in children.untold(later)]
+    kinds = [(one.kind, one.cache, one.kmemcg_id) for one in children.changes(later)]
     assert kinds == [
         ("cache_created", "dentry", None),
         ("cache_created", "dentry(0)", 0),

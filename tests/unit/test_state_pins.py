@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kmemwatch.kernel.facts import OBJCG, PER_MEMCG
 from kmemwatch.maps.decode import LruPages, MemcgRecord
 from kmemwatch.model import ChildSlabs
-from kmemwatch.state.pins import Units, less_children
+from kmemwatch.state.pins import StatReader, less_children
 
 PAGE = 4096
 INDEX = {"NR_FILE_PAGES": 0, "NR_SHMEM": 1, "NR_ANON_MAPPED": 2, "NR_SWAPCACHE": 3, "MEMCG_SOCK": 4, "MEMCG_SWAP": 5,
@@ -25,8 +25,8 @@ def record(
     return MemcgRecord(css, parent, css, css, 0, memory, swap, 7, 3, False, -1, values, "x", lru=lru)
 
 
-def units(version: int = 2, era: str = OBJCG, index: dict[str, int] | None = INDEX) -> Units:
-    return Units(PAGE, version, era, index)
+def units(version: int = 2, era: str = OBJCG, index: dict[str, int] | None = INDEX) -> StatReader:
+    return StatReader(PAGE, version, era, index)
 
 
 def test_each_kind_is_told_apart() -> None:
@@ -165,7 +165,7 @@ def test_no_kind_is_ever_negative_or_larger_than_the_host(
         MemcgRecord(css, css - 1, css, css, 0, memory, swap, kmem, tcpmem, False, -1, tuple(stats), "x", lru=lru)
         for css, (memory, swap, kmem, tcpmem, stats, lru) in enumerate(counters, 1)
     ]
-    how, limit = Units(PAGE, version, era, INDEX, 2, memsw, pages_move), 100 * PAGE
+    how, limit = StatReader(PAGE, version, era, INDEX, 2, memsw, pages_move), 100 * PAGE
     for own in less_children(records, {one.css for one in records}).values():
         for kind, size in (how.pins(own, None, limit) or {}).items():
             assert size > 0

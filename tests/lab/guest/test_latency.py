@@ -15,7 +15,7 @@ from kmemwatch.kernel.facts import RECHARGE_FUNCTION
 from kmemwatch.maps import decode
 from kmemwatch.model import Latency
 from kmemwatch.source.bpf_source import BpfSource
-from kmemwatch.source.latency import Calls, calls
+from kmemwatch.source.latency import TimedCalls, timed_calls
 from tests.lab.guest.truth import kernel_counters
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
@@ -39,7 +39,7 @@ def counted_runs() -> Iterator[None]:
     BPF_STATS.write_text(before)
 
 
-def timed(feed: LiveFeed) -> tuple[Latency, list[list[Calls]], dict[str, int]]:
+def timed(feed: LiveFeed) -> tuple[Latency, list[list[TimedCalls]], dict[str, int]]:
     """What a snapshot tells, CPU by CPU the counters behind it, and how often the kernel ran the programs."""
     source = feed._source
     assert isinstance(source, BpfSource)
@@ -49,7 +49,7 @@ def timed(feed: LiveFeed) -> tuple[Latency, list[list[Calls]], dict[str, int]]:
     raw = source._readers["timed"].lookup(bytes(4))
     assert raw is not None
     runs = {name.removeprefix("latency/entry:"): count for name, (count, _) in feed.program_runs().items()}
-    return snapshot.latency, calls(raw), runs
+    return snapshot.latency, timed_calls(raw), runs
 
 
 def accounts(feed: LiveFeed, allocations: bool) -> dict[str, int]:
@@ -60,7 +60,7 @@ def accounts(feed: LiveFeed, allocations: bool) -> dict[str, int]:
     functions = [cpu[place] for cpu in cpus for place in places]
     names = {name for name in runs if name.startswith("kmem_cache_alloc")} if allocations else {RECHARGE_FUNCTION}
     samples = sum(one.samples_total for one in latency.histograms if one.kind.startswith(what))
-    noted = sum(one.noted for one in functions)
+    noted = sum(one.in_flight for one in functions)
     return {
         "runs less calls": sum(runs.get(name, 0) for name in names) - latency.calls_total[what],
         "to be timed, less timed, dropped, noted": sum(one.calls // latency.one_in for one in functions)
