@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What happens on the host of the demo recording: services at work, jobs that come and go, dead cgroups with pins.
+"""The work on the host of the demo recording: services, jobs that come and go, and dying cgroups with pins.
 
 Runs inside a lab kernel (scripts/record-demo boots it): real cgroups, real kernel memory, invented names.
 """
@@ -47,7 +47,7 @@ def bury(cgroup: OwnCgroup, work: Workload) -> None:
 
 
 def make_zombies(jobs: Path) -> list[object]:
-    """Six dead cgroups, pinned by shmem, page cache, a socket, an inotify instance; what is returned keeps them so."""
+    """Six dying cgroups that shmem, page cache, a socket and inotify pin while the returned objects live."""
     kept: list[object] = []
     for number, size in enumerate((24_000_000, 6_000_000)):
         cgroup, work = in_cgroup(jobs, f"render@{number + 41}.service")
@@ -80,7 +80,7 @@ def services(system: Path, pods: Path) -> list[Workload]:
 
 
 def serve_requests(works: list[Workload], end: float) -> None:
-    """Each service does a little of what it is for, at its own pace."""
+    """Each service does some of its work, at its own pace."""
     nginx, postgres, sshd, web, cache, queue = works
     rng = random.Random(17)
     for directory in ("pg", "web", "cache"):
@@ -124,7 +124,7 @@ def main(recording: str) -> int:
     kept = make_zombies(jobs)
     works = services(system, pods)
     recorder = subprocess.Popen([sys.executable, "-m", "kmemwatch", "record", recording, "--interval", str(INTERVAL_S)])
-    time.sleep(25)  # compiling takes its time in an emulated machine
+    time.sleep(25)  # compiling is slow in an emulated machine
     end = time.monotonic() + SECONDS
     threads = [
         threading.Thread(target=serve_requests, args=(works, end)),

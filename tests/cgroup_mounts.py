@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the hierarchy with the memory controller is mounted; read here anew, not with kmemwatch's own code."""
+"""Where the hierarchy with the memory controller is mounted. Does not use kmemwatch's own code, which it checks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class MemoryMount(NamedTuple):
 
 
 def memory_mount(mountinfo: str = "/proc/self/mountinfo") -> MemoryMount | None:
-    """The mount of the memory controller's hierarchy, v1 before v2 as only one can have it."""
+    """The mount of the hierarchy with the memory controller; only one hierarchy can have the controller."""
     v2 = None
     for line in Path(mountinfo).read_text().splitlines():
         front, _, back = line.partition(" - ")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Skips: loud everywhere, and failures in CI unless what the test needs is really missing."""
+"""Every skip is reported, and is a failure in CI unless the machine really lacks what the test needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # What a shell starts in the background ignores the first, what nohup starts the second, and so do its children.
+    # A shell starts background jobs with SIGINT ignored, nohup with SIGHUP ignored, and children inherit that.
     for signum, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(signum) == signal.SIG_IGN:
             signal.signal(signum, handler)
@@ -30,8 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Mount tracefs where it belongs if nobody has, as in many containers: other tracers that figures are compared with
-    need it, and so does knowing what a kernel has."""
+    """Mount tracefs unless it is mounted; in many containers it is not. The tracers that figures are compared with need
+    it, and so do some checks of NEEDS."""
     live = any(item.nodeid.startswith("tests/live/") for item in session.items)
     if live and not session.config.option.collectonly and os.geteuid() == 0 and not (TRACEFS / "events").exists():
         mounted = subprocess.run(["mount", "-t", "tracefs", "tracefs", TRACEFS], capture_output=True, check=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The dashboards and rules as a reader of their files sees them: panels, queries, and what the queries ask for."""
+"""Reads the files of the dashboards and rules: panels, queries, and the metrics and labels that the queries use."""
 
 from __future__ import annotations
 
@@ -123,6 +123,6 @@ def exported() -> dict[str, set[str]]:
 
 
 def anchors(markdown: str) -> set[str]:
-    """What `#...` of a link can lead to, as GitHub and others make it from the headings."""
+    """Anchors that links can point to, made from the headings as GitHub makes them."""
     headings = re.findall(r"^#+ +(.*?) *$", markdown, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}

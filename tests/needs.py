@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test may need from the machine, each with a check, so that no skip goes unquestioned.
+"""What tests may need from the machine, each with a check of whether it is there.
 
 ``@pytest.mark.needs("root", "kprobes")`` skips where one is missing. In CI any other skip, and a
-skip for something that is there after all, counts as a failure (tests/conftest.py).
+skip for a need that the machine meets, is a failure (tests/conftest.py).
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ GUEST = os.environ.get("KMEMWATCH_GUEST")
 """Name of the lab kernel that runs these tests, None outside of the lab."""
 
 FAILED = pytest.StashKey[bool]()
-"""In the stash of a test: whether it failed so far, for what is torn down after it."""
+"""Key in the stash of a test: whether it has failed. Fixtures read it when they are torn down."""
 
 TRACEFS = Path("/sys/kernel/tracing")
 
 SLAB_COUNTERS = Path("/sys/kernel/debug/memcg_slab")
-"""What the lab's own kernels count of themselves: a line ``mode NAME``, then ``name value`` lines."""
+"""Counters that the kernels built for the lab keep: a line ``mode NAME``, then ``name value`` lines."""
 
 BPFTOOL = shutil.which("bpftool") or shutil.which("bpftool", path="/usr/sbin:/sbin")
-"""sbin is not on the PATH of ordinary users."""
+"""Ordinary users do not have sbin on their PATH."""
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium"))), None)
-"""What opens the report of `compare`; Debian's, as Playwright's own builds are not packaged."""
+"""Opens the report of `compare`. Debian's Chromium: Playwright's own builds are not packaged."""
 
 
 def _fentry() -> bool:
@@ -62,7 +62,7 @@ def _debian_archive() -> bool:
 
 @functools.cache
 def _package_index() -> bool:
-    """Whether pip gets anything."""
+    """Whether pip can download packages."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "index", "versions", "click"]
     return subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
@@ -75,19 +75,19 @@ def _has_version(distribution: str, version: str) -> bool:
 
 
 def unpacked(program: str) -> str | None:
-    """A program of a package that scripts/setup unpacks and does not install; else the installed one."""
+    """Path of a program that scripts/setup has unpacked without installing it; else of the installed program."""
     here = Path(__file__).parents[1] / ".venv/unpacked/usr/bin" / program
     return str(here) if here.exists() else shutil.which(program)
 
 
 def _tells_kernel_memory() -> bool:
-    """On v2 since v5.18."""
+    """cgroup v2 has this since v5.18."""
     mount = memory_mount()
     return mount is not None and (mount.version == 1 or "\nkernel " in (mount.path / "memory.stat").read_text())
 
 
 def _tree_is_open() -> bool:
-    """Whether other users reach this tree: home directories are often closed to them."""
+    """Whether other users can read this tree; home directories are often closed to them."""
     here = Path(__file__).resolve()
     return here.stat().st_mode & 0o004 != 0 and all(parent.stat().st_mode & 0o001 for parent in here.parents)
 
@@ -95,14 +95,14 @@ def _tree_is_open() -> bool:
 NEEDS: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "bcc": lambda: importlib.util.find_spec("bcc") is not None,
-    # Another compiler makes other code.
+    # Another version compiles to other code.
     "bcc 0.26.0": lambda: _has_version("bcc", "0.26.0"),
     "bpftool": lambda: BPFTOOL is not None,
     "bpftrace": lambda: shutil.which("bpftrace") is not None,
     "qemu": lambda: shutil.which("qemu-system-x86_64") is not None,
     "a Debian archive": _debian_archive,
     "a package index": _package_index,
-    # PyYAML 6.0, which Debian 12 has, has no wheels for later ones.
+    # PyYAML 6.0, the version of Debian 12, has no wheels for a later Python.
     "wheels of the lowest versions": lambda: sys.version_info < (3, 12),
     "a memory controller": lambda: memory_mount() is not None,
     "cgroup v1": lambda: _cgroup_version() == 1,
@@ -114,16 +114,16 @@ NEEDS: dict[str, Callable[[], bool]] = {
     "first choices": lambda: GUEST != "5.10",
     "memcg tracepoints": lambda: (TRACEFS / "events/memcg/mod_memcg_state").exists(),
     "cache in tracepoints": lambda: "accounted" in _event_format("kmem/kmem_cache_alloc"),
-    # What the lab's own kernels tell of themselves (tests/lab/linux); other kernels with them cannot check us.
+    # Only the kernels built for the lab (tests/lab/linux) have counters to check kmemwatch against.
     "child caches": lambda: slab_mode() in ("private", "reuse"),
     "caches that all share": lambda: slab_mode() not in ("private", "reuse"),
     "recharges": lambda: slab_mode() == "reuse",
     "kernel memory in the cgroups' files": _tells_kernel_memory,
-    # On 7.2 the pages of a memcg that goes offline become its parent's, and keep it no more.
+    # Since 7.2 the pages of a memcg that goes offline move to its parent, and no longer pin it.
     "pages that pin the dead": lambda: not _has_symbol("lru_reparent_memcg"),
-    # By kfree_rcu(); one by one in a function of its own before v6.12.
+    # By kfree_rcu(), since v6.12; before, epi_rcu_free() freed them one by one.
     "watches freed in batches": lambda: not _has_symbol("epi_rcu_free"),
-    # Charged since v5.11; by v7.2 BPF has an allocator of its own for them.
+    # Charged since v5.11; by v7.2 they come from BPF's own allocator.
     "tries made of kmalloc": lambda: _has_symbol("bpf_map_kmalloc_node") and not has_member("lpm_trie", "ma"),
     "kernel memory of nobody": lambda: "cgroup.memory=nokmem" in _command_line(),
     "objects of KFENCE": lambda: "kfence.sample_interval=1" in _command_line(),
@@ -149,7 +149,7 @@ def _has_symbol(name: str) -> bool:
 
 
 def slab_mode() -> str | None:
-    """``shared``, ``private`` or ``reuse``; None on a kernel that is not the lab's own."""
+    """``shared``, ``private`` or ``reuse``; None unless the kernel was built for the lab."""
     try:
         first = SLAB_COUNTERS.read_text().splitlines()[0]
     except OSError:
@@ -165,16 +165,16 @@ def _event_format(event: str) -> str:
 
 
 def require(*names: str) -> None:
-    """Skip the running test unless all of `names` (keys of NEEDS) are here."""
+    """Skip the running test unless the machine meets all of `names` (keys of NEEDS)."""
     for name in names:
         if not NEEDS[name]():
             pytest.skip(f"needs {name}")
 
 
 def justified(reason: str) -> bool:
-    """Whether a skip for `reason` had to be: it names a need, and that need is really missing.
+    """Whether a skip is justified: `reason` names a need, and the machine does not meet it.
 
-    ``6.1: needs kprobes`` is about a kernel of the lab, and the lab's table has what it lacks.
+    ``6.1: needs kprobes`` is about a kernel of the lab; the lab's table lists what each kernel lacks.
     """
     from tests.lab.kernels import GUESTS, VARIANTS
 

@@ -21,6 +21,6 @@ def existing(function: str) -> str:
 
 
 def has_member(struct: str, member: str) -> bool:
-    """Whether BTF knows it; `member` may be a path (``rp.kp.addr``)."""
+    """Whether BTF has the member, which may be a path (``rp.kp.addr``)."""
     with Btf() as btf:
         return btf.field(struct, member) is not None

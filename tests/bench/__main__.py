@@ -29,7 +29,7 @@ _SAID = 3000
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure, print, compare; 1 when something has grown."""
+    """Measure, print and compare; returns 1 when something has grown."""
     options = _options(argv)
     kept = results.load()
     try:

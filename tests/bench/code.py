@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The length of each program as compiled: what grows unnoticed, found without booting or attaching anything."""
+"""The length of each program as compiled: finds growth without booting a guest or attaching anything."""
 
 from __future__ import annotations
 

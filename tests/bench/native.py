@@ -29,7 +29,7 @@ MARKER = "kmw-first-screen"
 CGROUPS, INTERVAL_S, WATCHED_S = 1000, 5.0, 60.0
 TRIES = 5
 CHANGES = {"all changed": 1, "a tenth changed": 10, "none changed": 0}
-"""Every which pair has changed since the last snapshot; 0: none."""
+"""Name -> n, when every n-th pair has changed since the last snapshot; 0: none has."""
 
 TOP_WARM, TOP_COLD = "top: first screen, warm start, s", "top: first screen, cold start, s"
 SERVE_RSS, SERVE_CPU = "serve: RSS, MB", "serve: processor time, %"
@@ -55,7 +55,7 @@ def measure() -> dict[str, Any]:
 
 
 def _as_installed(directory: str) -> dict[str, str]:
-    """Python has what it has compiled, also where nothing may be written into the source tree."""
+    """Keep Python's compiled modules in `directory`: the source tree may be read-only."""
     environment = {**os.environ, "PYTHONPYCACHEPREFIX": directory}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     return environment
@@ -106,7 +106,7 @@ def _serve_start(environment: dict[str, str]) -> dict[str, Any]:
 
 
 def _serve_at_work(environment: dict[str, str]) -> dict[str, Any]:
-    """With CGROUPS, scraped as often as it reads."""
+    """With CGROUPS cgroups; scraped at the interval at which it reads."""
     with _serving(environment) as daemon:
         pid = daemon.reader
         time.sleep(INTERVAL_S)

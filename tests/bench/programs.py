@@ -16,7 +16,7 @@ _STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 @contextmanager
 def statistics() -> Iterator[None]:
-    """The kernel measures each run, which costs some 40 instructions a run, within this block."""
+    """Within this block the kernel measures each run, which costs about 40 instructions."""
     _STATS.write_text("1")
     try:
         yield

@@ -41,7 +41,7 @@ _INCLUDE = Path(__file__).parents[2] / "bpf/include"
 _LOG2 = "#define roundup_pow_of_two(n) (1UL << (64 - __builtin_clzl((n) - 1)))\n"
 """The one thing of the kernel's headers that memleak needs and kmemwatch does not."""
 _LIMIT_S = 3600
-"""Of the guest's time, which flies while the guest waits for the host."""
+"""Of the guest's time, which passes quickly while the guest waits for the host."""
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def _kmemwatch(latency: bool = False) -> Iterator[Names]:
 
 @contextmanager
 def _bpftrace() -> Iterator[Names]:
-    """What people type to count objects by cache and cgroup: kprobes, and the cgroup of who frees."""
+    """The usual one-liner that counts objects by cache and cgroup, with kprobes, for the task that frees as well."""
     functions = [name for bare in _BY_CACHE for name in (bare, f"{bare}_noprof") if name in kernel_symbols()]
     script = f"{','.join(f'kprobe:{name}' for name in functions)} {{ @[arg0, cgroup] = count(); }}"
     with _running(["bpftrace", "-e", script], len(functions)) as names:
@@ -106,7 +106,7 @@ def _memleak() -> Iterator[Names]:
 
 @contextmanager
 def _running(command: Sequence[str], number: int, env: Mapping[str, str] | None = None) -> Iterator[Names]:
-    """A tool with a process of its own, as soon as it has attached `number` programs."""
+    """Run a tool in a process of its own; the block begins when it has attached `number` programs."""
     before = loaded("prog")
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, env={**os.environ, **(env or {})})
     try:

@@ -86,11 +86,11 @@ class Work:
         time.sleep(_SETTLE_S)
 
     def calibrate(self) -> None:
-        """Measure what nothing costs, with what is attached now."""
+        """Measure the cost of doing nothing, with the programs that are attached now."""
         self._nothing = self._least(_SPIN)
 
     def instructions(self, command: str) -> int:
-        """What it costs the machine, whoever does it, and until all of it is freed; after `calibrate`."""
+        """Instructions that the whole machine needs for it until all of it is freed. Call `calibrate` first."""
         return self._least(f"{command};{_SPIN}") - self._nothing
 
     def _least(self, command: str) -> int:

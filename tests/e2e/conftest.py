@@ -37,13 +37,13 @@ INTERVAL_S = 2
 RATE_S = 4 * INTERVAL_S
 """What Grafana fills in for $__rate_interval where Prometheus scrapes as often."""
 WORK_S = 40
-"""How long the fleet is watched before anybody asks."""
+"""How long the fleet is scraped before the tests query it."""
 LATE_S = 30
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """What runs, and when it began."""
+    """The running programs, and when the work began and ended."""
 
     prometheus: Prometheus
     webhook: Webhook
@@ -52,7 +52,7 @@ class Fleet:
     """Instance -> where it is served."""
     began_s: float
     ended_s: float
-    """Until when this machine's cgroups worked; dashboards are asked for the time up to it."""
+    """When the work of this machine's cgroups ended; dashboards are queried up to that time."""
 
     def variables(self) -> dict[str, str]:
         """What Grafana would fill in to show this machine, or the two invented hosts side by side."""

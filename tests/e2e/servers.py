@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The programs of the test: kmemwatch, Prometheus, Alertmanager, and who gets its messages. All on 127.0.0.1."""
+"""The programs of the test, all on 127.0.0.1: kmemwatch, Prometheus, Alertmanager, and a webhook for its messages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ USER = "prometheus"
 
 
 def free_address() -> str:
-    """An address that nobody listens on; the distribution's programs cannot choose one and tell it."""
+    """An address that nobody listens on: the distribution's programs cannot choose a free port themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{probe.getsockname()[1]}"
@@ -51,7 +51,7 @@ def answers(url: str) -> bool:
 
 
 class Program:
-    """A process whose output goes to a file, for who looks for the cause of a failure."""
+    """A process whose output goes to a file, to find the cause of a failure."""
 
     def __init__(self, argv: Sequence[str | Path], log: Path) -> None:
         self.log = log
@@ -59,7 +59,7 @@ class Program:
             self._process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT)
 
     def runs(self) -> bool:
-        """True; fails with what it said when it has ended."""
+        """True. AssertionError with its output when it has ended."""
         assert self._process.poll() is None, f"{self.log.name} has ended:\n{self.log.read_text()[-2000:]}"
         return True
 
@@ -95,7 +95,7 @@ def serve(name: str, directory: Path, *options: str | Path) -> tuple[Program, st
 
 @dataclass(frozen=True)
 class Credentials:
-    """What it takes to scrape: a certificate that signs itself, and a user with a password."""
+    """Credentials to scrape with: a self-signed certificate, and a user with a password."""
 
     directory: Path
     certificate: Path
@@ -104,7 +104,7 @@ class Credentials:
     """For ``--web.config.file``."""
 
     def job(self) -> dict[str, Any]:
-        """What the scrape configuration has instead of the example's."""
+        """Settings that replace those of the example's scrape configuration."""
         return {
             "tls_config": {"ca_file": str(self.certificate)},
             "basic_auth": {"username": USER, "password_file": str(self.password_file)},
@@ -122,7 +122,7 @@ class Credentials:
 
 
 def make_credentials(directory: Path) -> Credentials:
-    """As docs/prometheus.md tells people to."""
+    """With the commands of docs/prometheus.md."""
     key, certificate = directory / "server.key", directory / "server.crt"
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
@@ -141,7 +141,7 @@ def make_credentials(directory: Path) -> Credentials:
 
 
 class Webhook(OwnServer):
-    """Takes what Alertmanager sends."""
+    """Receives the messages of Alertmanager."""
 
     def __init__(self) -> None:
         messages: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -157,7 +157,7 @@ class Webhook(OwnServer):
 
 
 def start_alertmanager(webhook: Webhook, directory: Path) -> tuple[Program, str]:
-    """Alertmanager with the example beside the rules, except that it does not wait, and sends to `webhook`."""
+    """Alertmanager with the example configuration, except that it does not wait, and sends to `webhook`."""
     config = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())
     config["route"] |= {"group_wait": "0s", "group_interval": "1s"}
     config["receivers"][0]["webhook_configs"][0]["url"] = webhook.url
@@ -201,7 +201,7 @@ class Prometheus:
         ]
         path = directory / "prometheus.yml"
         path.write_text(yaml.safe_dump(config))
-        # Only how often they are looked at differs.
+        # The same rules, evaluated more often.
         rules = re.sub(r"interval: 1m", f"interval: {SCRAPE_S}s", RULES.read_text())
         (directory / RULES.name).write_text(rules)
         promtool("check", "config", path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""compare against the truth: churn says what it did on this host while it was recorded."""
+"""`compare` against the truth: the report of churn says what it did on this host while `record` ran."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ KERNEL_PARTS = ("image", "binary", "modules")
 
 
 class FetchError(Exception):
-    """It is not cached and cannot be had; the message says what the tool said that was to get it."""
+    """A file is neither cached nor available. The message has the error of the tool that was to get it."""
 
 
 def has_debian_archive() -> bool:
-    """Whether this machine's apt knows a Debian mirror, and the keys to check it with."""
+    """Whether apt of this machine has a Debian mirror and the keys to verify it."""
     return KEYRING.exists() and shutil.which("apt-get") is not None and bool(_mirrors())
 
 

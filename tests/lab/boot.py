@@ -32,11 +32,11 @@ LISTEN_EVERY_S = 2
 
 
 class LabError(Exception):
-    """The command's own result could not be had; the message ends with the last lines of the console."""
+    """There is no result of the command. The message ends with the last lines of the console."""
 
 
 class BootFailure(LabError):
-    """The guest did not come as far as the command."""
+    """The guest did not get to the command."""
 
 
 class KernelPanic(LabError):
@@ -52,7 +52,7 @@ class GuestLost(LabError):
 
 
 class BrokenByEmulator(LabError):
-    """QEMU executed what is not in the guest's memory; nothing is said of the kernel or of the command."""
+    """QEMU executed code that is not in the guest's memory, so the run says nothing about the kernel or the command."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Guest:
         quiet = ["-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot", "-net", "none"]
         disk = ["-drive", f"file={self.shared / 'scratch.img'},format=raw,if=virtio,cache=unsafe"]
         shares = [*_share("root", Path("/"), True), *_share("tree", TREE, True), *_share("share", self.shared, False)]
-        # Whatever ends the tests ends the guest: nobody else would.
+        # When the tests end for any reason, end the guest: nobody else would.
         command = [
             "setpriv",
             "--pdeathsig",
@@ -167,7 +167,7 @@ class Guest:
                 break
             except subprocess.TimeoutExpired:
                 pass
-        # It may have come as far as the file and ended since.
+        # The file may have appeared just before QEMU ended.
         return time.monotonic() if file is not None and file.exists() else None
 
     def _failure(self, started: float | None, took_s: float, killed: bool) -> LabError:

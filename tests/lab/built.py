@@ -39,7 +39,7 @@ def image(name: str, config: Path, cache: Path) -> Path:
 
 
 def obtain(wanted: Mapping[str, Path], cache: Path) -> None:
-    """Have the images of `wanted` (kernel's name -> configuration) in the cache; raises FetchError.
+    """Put the images of `wanted` (kernel's name -> configuration) into the cache. Raises FetchError.
 
     Those that must be built are built in one tree, which saves most of the time of all but the first.
     """
@@ -63,7 +63,7 @@ def obtain(wanted: Mapping[str, Path], cache: Path) -> None:
 
 
 def prebuilt(name: str, config: Path) -> Path | None:
-    """The image in the directory that KMEMWATCH_LAB_PREBUILT names; None when it is none of ours, which is said."""
+    """The image in the directory that KMEMWATCH_LAB_PREBUILT names; None, with a message, if it is not ours."""
     directory = os.environ.get(PREBUILT)
     if not directory:
         return None
@@ -151,5 +151,5 @@ def _source(scratch: Path) -> Path:
 
 
 def say(text: str) -> None:
-    """Tell whoever waits."""
+    """Print progress."""
     sys.stderr.write(f"lab: {text}\n")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The same churn on kernels with and without the series: what guests do, what they leave behind, what it must show."""
+"""The same churn on kernels with and without the series: what the guests run, which files they leave, and the verdicts
+that `compare` must give."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from tests.needs import GUEST, require
 # Run by the guests' own pytest; here by test_lab.py, through them.
 collect_ignore = [] if GUEST else ["guest"]
 if is_smoke():
-    # It leaves out most of the tests by which figures are called exact.
+    # The short run leaves out most of the tests that decide whether a figure is exact.
     collect_ignore.append("test_results.py")
 if not any({kernel.name for kernel in selected()}.issuperset(pair) for pair in PAIRS):
     collect_ignore.append("test_comparison.py")
@@ -29,7 +29,7 @@ _runs = pytest.StashKey[list[LiveRun]]()
 
 
 def get(name: str) -> KernelFiles:
-    """The kernel of that name, or a skip where there can be no guest."""
+    """The kernel of that name; skips where no guest can run."""
     require("qemu", "no lab", "a Debian archive")
     return obtain(by_name(name))
 
@@ -59,7 +59,7 @@ def live_run(request: pytest.FixtureRequest, matrix: Matrix) -> LiveRun:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """How long the guests took, which the times of tests here do not show."""
+    """Report how long the guests took; the durations of the tests here do not show it."""
     for run in config.stash.get(_runs, []):
         terminalreporter.write_line(f"lab: {run.kernel}: {run.summary}")
         slowest = sorted(run.outcomes.items(), key=lambda item: -item[1].seconds)[:SLOWEST]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the emulator itself breaks, told by the console, so that no kernel and no test is blamed for it.
+"""Recognises on the console what the emulator itself broke, so that no kernel and no test is blamed for it.
 
 A kernel writes a breakpoint while it changes its own code. QEMU before 8.1, with a thread for each processor, has been
 seen to execute what it had translated before, after the kernel had taken the breakpoint away; no processor does that.
@@ -18,5 +18,5 @@ machine that is stopped for long enough says so as well, and once it may have be
 
 
 def stale_breakpoint(console: str) -> bool:
-    """Whether what the kernel says on its console is that it met a breakpoint which was not in its memory any more."""
+    """Whether the console shows that the kernel hit a breakpoint which was no longer in its memory."""
     return _OOPS.search(console) is not None or _LOCKUPS.search(console) is not None

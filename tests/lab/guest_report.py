@@ -18,11 +18,11 @@ import pytest
 FILE_VARIABLE = "KMEMWATCH_GUEST_REPORT"
 RUNNING = "running"
 TEST_LIMIT_S = 500
-"""For set-up, test and tear-down each: one test that waits for ever must not cost the others their turn."""
+"""For set-up, test and tear-down each, so that one test that hangs does not keep the others from running."""
 
 
 class LimitReached(BaseException):
-    """Not an Exception: what handles those, as callbacks from C do, must let it through."""
+    """Not an Exception: code that catches every Exception, such as callbacks from C, must let it through."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def _limited() -> Generator[None, None, None]:
         raise LimitReached(f"did not end in {TEST_LIMIT_S} s")
 
     signal.signal(signal.SIGALRM, expired)
-    # Again and again, as it may hit where ctypes swallows everything.
+    # Repeatedly: ctypes swallows every exception that hits inside a callback.
     signal.setitimer(signal.ITIMER_REAL, TEST_LIMIT_S, 5)
     try:
         yield

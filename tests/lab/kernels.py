@@ -47,13 +47,13 @@ class LabKernel:
 
     @property
     def may_skip(self) -> frozenset[str]:
-        """Needs for which a skip is in order in this guest, and no other skip is."""
+        """The needs for which this guest may skip tests; any other skip is a failure."""
         given = {need for need, words in COMMAND_LINES.items() if words not in self.command_line}
         return self.lacks | given | {"no lab", "cgroup v1" if self.cgroup_version == 2 else "cgroup v2"}
 
 
 SHARED_CACHES = frozenset({"child caches", "recharges"})
-"""What no kernel has where all memcgs share the caches."""
+"""Needs that no kernel with shared caches meets."""
 
 BATCHES, TRIES = "watches freed in batches", "tries made of kmalloc"
 
@@ -160,7 +160,7 @@ def selected() -> tuple[LabKernel, ...]:
 
 
 def variants() -> tuple[LabKernel, ...]:
-    """Those of the kernels that are `selected`; of the one that every run boots, one."""
+    """The variants of the kernels in `selected`; one variant of the kernel that every run boots."""
     names = {kernel.name for kernel in selected()}
     return tuple(kernel for kernel in VARIANTS if kernel.directory in names)[: 1 if is_smoke() else None]
 
@@ -219,7 +219,7 @@ def _unpack(packages: list[Path], root: Path) -> None:
 
 
 def main() -> None:
-    """Get what KMEMWATCH_LAB_KERNELS names, the kernels that are built all at once; say what it took."""
+    """Get the kernels that KMEMWATCH_LAB_KERNELS names, building ours all at once, and print how long it took."""
     if not archive.has_debian_archive():
         built.say("this machine's apt has no Debian archive: tests in guests will be skipped")
         return

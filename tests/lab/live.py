@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run tests in guests, in one boot of each kernel, and keep what became of each test."""
+"""Run tests in guests, one boot for each kernel, and keep the outcome of each test."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ LIMIT_S = 2700
 
 SCALE = "0.01"
 PATIENCE = "10"
-"""Emulation is 10 to 30 times slower; see tests/live/fixtures.py. So are the programs, which interrupts hit that much
-more often: a run in which none is lost has to be short."""
+"""Emulation is 10 to 30 times slower; see tests/live/fixtures.py. So are the BPF programs, and interrupts hit them that
+much more often: only a short run loses no events."""
 
 REPORT = "report.jsonl"
 
@@ -55,7 +55,7 @@ class LiveRun:
         return f"{tests}; {self.boot_s:.0f} s to boot, {self.run_s:.0f} s to run{again}"
 
     def outcome(self, nodeid: str) -> GuestOutcome:
-        """What became of one test; tests that never ran or never ended failed, with the reason of the guest's end."""
+        """The outcome of one test. A test that never ran or never ended has failed, because of how the guest ended."""
         outcome = self.outcomes.get(nodeid)
         if outcome is not None and outcome.outcome != RUNNING:
             return outcome
@@ -77,7 +77,7 @@ class Matrix:
         }
 
     def run_of(self, kernel: str) -> LiveRun:
-        """Waits for the guest. Raises FetchError when the kernel cannot be had."""
+        """Waits for the guest. Raises FetchError when its kernel is not available."""
         return self._runs[kernel].result()
 
     def shared(self, kernel: str) -> Path:
@@ -85,7 +85,7 @@ class Matrix:
         return self._directory / kernel
 
     def close(self) -> None:
-        """End those that are running, start no other."""
+        """End the running guests and start no more."""
         self._stop.set()
         self._pool.shutdown(cancel_futures=True)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""docs/reports, out of guests that did the same work: ``python -m tests.lab.reports`` (`make lab-reports`).
+"""Makes docs/reports from guests that did the same work: ``python -m tests.lab.reports`` (`make lab-reports`).
 
 A quarter of an hour: one guest after the other, as two at once would slow each other down.
 """
@@ -28,14 +28,14 @@ LAST_TABLE = "time  "
 
 
 def trouble(run: LiveRun) -> str:
-    """Why what the guest left behind is no good; empty when its test passed."""
+    """Why the guest's files cannot be used; empty when its test passed."""
     nodeids = [nodeid for nodeid in run.outcomes if nodeid.startswith(comparison.GUEST_TEST)]
     outcomes = [run.outcome(nodeid) for nodeid in nodeids or [comparison.GUEST_TEST]]
     return "\n".join(outcome.text or outcome.outcome for outcome in outcomes if outcome.outcome != "passed")
 
 
 def collect(kernel: str, shared: Path, directory: Path) -> None:
-    """Take over what the guest left behind."""
+    """Copy the files that the guest left."""
     for file in (comparison.recording, comparison.churn_report, comparison.counters):
         shutil.copyfile(file(shared, kernel), file(directory, kernel))
 
@@ -77,12 +77,12 @@ def chapter(directory: Path) -> str:
 
 
 def in_document(document: str) -> str:
-    """The chapter as it stands there."""
+    """The chapter in the document."""
     return document[document.index(BEGIN) : document.index(END) + len(END)]
 
 
 def write(directory: Path) -> None:
-    """The reports of all pairs, and the chapter, out of the recordings in `directory`."""
+    """Write the reports of all pairs, and the chapter, from the recordings in `directory`."""
     DIRECTORY.mkdir(exist_ok=True)
     for a, b in comparison.PAIRS:
         for output, suffix in (("table", "txt"), ("html", "html")):
@@ -94,7 +94,7 @@ def write(directory: Path) -> None:
 
 
 def main(kept: Path | None) -> None:
-    """`kept`: a directory of recordings that are there already; None: boot guests for them."""
+    """`kept`: a directory that has the recordings; None: boot guests to make them."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = kept or Path(scratch)
         for name in comparison.KERNELS if kept is None else ():

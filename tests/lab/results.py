@@ -42,13 +42,13 @@ TRUTH: Mapping[str, tuple[str, ...]] = {
     "ids": (f"{_RECHARGES}peak", _STORY, _DEAD),
     "slabs": ("tests/lab/guest/test_child_slabs.py::test_", _DEAD),
 }
-"""Signal -> the tests that compare it with something that is not ours, exactly, attached in the best way."""
+"""Signal -> the tests that compare it exactly with an independent source, attached in the best way."""
 
 Result = dict[str, Any]
 
 
 def result_of(doctor: Mapping[str, Any], outcomes: Mapping[str, GuestOutcome]) -> Result:
-    """What is kept of one kernel, from what `doctor` said and what became of its tests."""
+    """The result of one kernel, from the output of `doctor` and the outcomes of its tests."""
     signals = {}
     for probe in doctor["probes"]:
         name = probe["signal"]

@@ -56,7 +56,7 @@ SMOKE_TESTS = (
     f"{LIVE}/test_truth.py",
     f"{LIVE}/test_zombies.py::test_each",
 )
-"""What `make test` runs in one kernel, attached in the best way: that nothing is broken, in three minutes."""
+"""What `make test` runs in one kernel, attached in the best way: a check of three minutes that nothing is broken."""
 
 V1_TESTS = (
     f"{LIVE}/test_cgroups.py",

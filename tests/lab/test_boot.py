@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The lab itself: exit codes and output come through, and what goes wrong is told apart."""
+"""The lab itself: it passes on exit codes and output, and tells one kind of failure from another."""
 
 from __future__ import annotations
 

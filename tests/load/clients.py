@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Those who ask: many at once, over sockets of their own, with as little work on this side as possible."""
+"""Clients: many at once, each with a socket of its own, and with as little work on this side as possible."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 _OPENMETRICS = "application/openmetrics-text;version=1.0.0"
 _BUFFER_BYTES = 1 << 20
 TIMEOUT_S = 60.0
-"""On a machine that others use, too."""
+"""Long enough on a busy machine."""
 Address = tuple[str, int]
 
 
@@ -25,12 +25,12 @@ class Cut(Exception):
     def __init__(self, why: str, is_begun: bool) -> None:
         super().__init__(why)
         self.is_begun = is_begun
-        """Something of the answer was there."""
+        """Part of the answer had arrived."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer that came whole."""
+    """One whole answer."""
 
     status: int
     size: int
@@ -100,7 +100,7 @@ def percentile(values: list[float], share: float) -> float:
 
 @dataclass
 class Crowd:
-    """Threads that do the same again and again, and what became of it."""
+    """The results of threads that repeat the same request."""
 
     seconds: list[float] = field(default_factory=list)
     """That each answer took."""
@@ -108,7 +108,7 @@ class Crowd:
     cut: list[Cut] = field(default_factory=list)
 
     def ask(self, client: Client, path: str) -> Answer | None:
-        """Ask, and note what became of it."""
+        """Ask, and keep the result."""
         began = time.monotonic()
         try:
             answer = client.get(path)

@@ -14,13 +14,13 @@ _FIGURES = pytest.StashKey[list[tuple[str, str]]]()
 
 @pytest.fixture(scope="session")
 def is_long() -> bool:
-    """Whether there is time."""
+    """Whether this is the long form."""
     return os.environ.get(LONG) == "long"
 
 
 @pytest.fixture
 def figure(request: pytest.FixtureRequest) -> Callable[[str], None]:
-    """``figure("p99 ...")``: for the summary at the end."""
+    """``figure("p99 ...")`` adds a line to the summary at the end."""
     found = request.config.stash.setdefault(_FIGURES, [])
     return lambda text: found.append((request.node.name, text))
 

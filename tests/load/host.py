@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`kmemwatch serve` of a host that is made up: ``python -m tests.load.host CGROUPS serve OPTION...``
+"""`kmemwatch serve` for an invented host: ``python -m tests.load.host CGROUPS serve OPTION...``
 
-Both processes are as ever. There are 16 series for each cgroup. A fifth of them does something between two snapshots.
+Both processes are the real ones. Each cgroup has 16 series; a fifth of the cgroups is busy between two snapshots.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _BUSY_EVERY = 5
 
 
 class BigHost(fakes.FakeFeed):
-    """Made of one snapshot; what is busy goes on."""
+    """Starts from one snapshot; the counters of the busy cgroups grow."""
 
     def __init__(self, cgroups: int) -> None:
         super().__init__([fakes.big(0, cgroups, CACHES_EACH)])

@@ -36,7 +36,8 @@ def side(curves: Curves, seconds: int = 200, label: str = "A", **more: Any) -> S
 
 
 def lives(per_s: float, stay: float) -> Curves:
-    """Figures of a host where `per_s` memcgs die, and that share of them stays; two others are just dying."""
+    """Figures of a host where `per_s` memcgs die a second, the share `stay` of them is never released, and two others
+    are dying at any time."""
 
     def kept(t: int) -> int:
         return int(stay * per_s * t)
@@ -127,7 +128,8 @@ def snapshot(second: float, label: str = "A", *, dead_s: Mapping[int, float] | N
 
 
 def recording(path: Path, snapshots: Iterable[Snapshot], events: Mapping[int, Iterable[Event]] | None = None) -> Path:
-    """A file with these snapshots; `events`: number of a snapshot -> events before it. A new run where time is back."""
+    """Write these snapshots to a file; `events`: number of a snapshot -> events before it. Where time goes back, a new
+    run begins."""
     before: Snapshot | None = None
     with RecordingWriter(str(path)) as writer:
         for number, one in enumerate(snapshots):

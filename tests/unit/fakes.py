@@ -107,7 +107,7 @@ PINS = {
     4004: {},
 }
 DIED_BEFORE = 4003
-"""This one was dead when kmemwatch looked first."""
+"""This one was dying already when kmemwatch was attached."""
 
 HOST = Host("db1", "6.18.44", "x86_64", "0f2c6ad0-9fd2-4b41-9d5e-4c52b1d09a3e")
 PROBES = (
@@ -293,7 +293,7 @@ def empty(seconds: int = 0) -> Snapshot:
 
 
 def lossy(seconds: int = 0) -> Snapshot:
-    """Figures are missing, and the screen must say so."""
+    """A host of which kmemwatch lost events, which the screen must show."""
     reasons = MappingProxyType({"ringbuf_full": 1201, "recursion": 4, "pair_map_full": 0})
     return replace(sample(seconds), lost=Lost(1205, 0, 0, reasons))
 

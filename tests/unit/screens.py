@@ -26,7 +26,7 @@ Make = Callable[[int], Snapshot]
 
 
 class StillPoller(Poller):
-    """Says what a test gives it, at once, and nothing else."""
+    """Delivers the updates that a test gives it at once, and no others."""
 
     def __init__(self, *updates: Update) -> None:
         super().__init__(lambda: FakeFeed([]), 3.0)
@@ -85,7 +85,7 @@ class Person:
         await self.pause()
 
     async def pause(self) -> None:
-        """Until nobody has a message left for a while."""
+        """Wait until no message is queued for a while."""
         quiet = 0
         while quiet < 10 and not self._app._exit:
             await asyncio.sleep(0)

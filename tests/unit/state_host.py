@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A state that follows the invented kernel, as the live feed does it, and how tests look at what comes out."""
+"""A state that follows an invented kernel as the live feed does, and look-ups in its snapshots."""
 
 from __future__ import annotations
 
