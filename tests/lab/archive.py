@@ -51,7 +51,7 @@ def unpack(packages: Sequence[Path], root: Path) -> None:
 
 
 def run(command: list[str], cwd: Path | None = None) -> str:
-    """What `command` printed; raises FetchError with what it said when it fails."""
+    """Output of `command`; raises FetchError with its error output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     if done.returncode != 0:
         raise FetchError(f"{' '.join(command[:1] + command[-2:])}: {(done.stderr or done.stdout).strip()[-2000:]}")

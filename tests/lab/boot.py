@@ -67,7 +67,7 @@ class GuestResult:
 
 @dataclass(frozen=True)
 class Guest:
-    """How to boot; `run` does it anew for each command."""
+    """How to boot; `run` boots once for each command."""
 
     files: KernelFiles
     shared: Path
@@ -78,8 +78,8 @@ class Guest:
     memory_mb: int = 2048
     boot_limit_s: float = 180
     icount: bool = False
-    """Every instruction takes 1 ns of the guest's time, and waiting takes none: its clocks count instructions. Needs
-    `cpus` to be 1; what happens is then nearly the same in every run."""
+    """Every instruction takes 1 ns of the guest's time, and waiting takes none, so its clocks count instructions.
+    `cpus` must be 1; every run is then nearly the same."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set by another thread to end the guest early."""
 
@@ -152,8 +152,8 @@ class Guest:
         return [*command, *quiet, *disk, *shares]
 
     def _wait(self, qemu: subprocess.Popen[bytes], file: Path | None, until: float) -> float | None:
-        """Until QEMU ends, `file` appears (then the moment is returned), it is `until`, somebody says stop, or the
-        console says that the emulator has broken the guest, which may never end then."""
+        """Wait until QEMU ends, `file` appears (returns the time), the time is `until`, `stop` is set, or the console
+        says that the emulator has broken the guest, which may then never end."""
         listened = time.monotonic()
         while time.monotonic() < until and not self.stop.is_set():
             if file is not None and file.exists():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernels that are built here, from the distribution's sources and what is in tests/lab/linux.
+"""The kernels that we build, from the distribution's sources and the patches in tests/lab/linux.
 
 An image is taken from the cache, or prebuilt from the directory that KMEMWATCH_LAB_PREBUILT names, or built. Beside
-each image is a SHA256SUMS of the image and of what it was made from: one that was made from other patches or another
-configuration, or that is damaged, is not taken. `make lab-kernels` gets them all.
+each image is a SHA256SUMS of the image and of what it was made from. An image that is damaged, or was made from other
+patches or another configuration, is not used. `make lab-kernels` gets them all.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _VERSION_POINTER, _VERSION_BASE = 0x20E, 0x200
 
 
 def image(name: str, config: Path, cache: Path) -> Path:
-    """Where the image of kernel `name` is kept."""
+    """Directory of the image of kernel `name`."""
     return cache / f"{name}-{digest(config)[:16]}" / f"bzImage-{name}"
 
 
@@ -88,7 +88,7 @@ def is_made_from(made: Path, config: Path) -> bool:
 
 
 def digest(config: Path) -> str:
-    """Of everything that decides what is built, but the distribution's sources and the compiler."""
+    """Hashes of everything that decides the result, except the distribution's sources and the compiler."""
     return hashlib.sha256("".join(_sha256(path) for path in (*_patches(), config)).encode()).hexdigest()
 
 
@@ -100,7 +100,7 @@ def release(made: Path) -> str:
 
 
 def keep(made: Path, home: Path) -> None:
-    """Move a directory to where it stays: whole or not at all, whatever interrupts, and the first one wins."""
+    """Move a directory to its final place, completely or not at all, also if interrupted. The first one wins."""
     try:
         made.rename(home)
     except OSError:  # another run was faster

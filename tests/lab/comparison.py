@@ -20,11 +20,11 @@ CHURN = (
     "--kind", "inode=2,dentry=1,pipe=1", "--objects", "200", "--leave", "1", "--dead", str(DEAD),
     "--cgroups", str(CGROUPS), "--rate", "4", "--seed", str(SEED),
 )  # fmt: skip
-"""Each cgroup leaves an inode, a name and a pipe, of 200 objects; they are gone when DEAD others have died.
+"""Each cgroup leaves an inode, a name and a pipe, of 200 objects; they go when DEAD others have died.
 
-One object is enough to keep a memcg where nothing lets go, and the slab that it leaves when it goes is as good. Where
-objects stay for good the series keeps memcgs too: nobody allocates from a slab that is full, so it is never recharged.
-No pages: those keep a memcg with the series as well as without.
+One object, or the slab that it leaves, is enough to pin a memcg on `baseline`. If objects stay for good, they pin
+memcgs with the series too: nobody allocates from a full slab, so it is never recharged. There are no pages, because
+those pin a memcg with the series as well as without.
 """
 INTERVAL_S = 2
 RECORD = ("--interval", str(INTERVAL_S), "--latency")
@@ -59,19 +59,19 @@ FIGURES: Mapping[str, str] = {
     "failures": "recharge_failures",
     "lost_races": "recharge_lost_races",
 }
-"""Key of a fact of a claim -> what it is called among the figures of the kernel."""
+"""Key of a fact of a claim -> the name of the kernel's own figure."""
 
 
 def recording(directory: Path, kernel: str) -> Path:
-    """What `kmemwatch record` wrote in the guest."""
+    """The recording of the guest."""
     return directory / f"{kernel}.kmw"
 
 
 def churn_report(directory: Path, kernel: str) -> Path:
-    """What `kmemwatch churn` printed in the guest."""
+    """The churn report of the guest."""
     return directory / f"{kernel}.churn.json"
 
 
 def counters(directory: Path, kernel: str) -> Path:
-    """What the kernel itself counted meanwhile: names of `FIGURES` -> number; what it does not count is not there."""
+    """What the kernel itself counted meanwhile: names of `FIGURES` -> number, without those that it does not count."""
     return directory / f"{kernel}.counters.json"

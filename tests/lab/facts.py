@@ -21,7 +21,7 @@ GATHER = "from kmemwatch.kernel import facts; print(facts.gather().to_json())"
 
 
 def file_of(kernel: LabKernel, release: str) -> Path:
-    """``lab-NAME.json`` of those that are built here, ``debian-X.Y.json`` of Debian's."""
+    """``lab-NAME.json`` for kernels that we build, ``debian-X.Y.json`` for Debian's."""
     if kernel.config is not None:
         return DIRECTORY / f"lab-{kernel.name}.json"
     return DIRECTORY / f"debian-{'.'.join(release.split('.')[:2])}.json"

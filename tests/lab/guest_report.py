@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a guest's tests come back to the host: a pytest plugin there writes one JSON line per step, read here.
+"""How the host gets the results of a guest's tests: a pytest plugin in the guest writes one JSON line per step.
 
-Line by line and not at the end, so that after a panic or a hang the host knows which test it was.
+It writes each line at once, so that after a panic or a hang the host knows which test it was.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class LimitReached(BaseException):
 @dataclass(frozen=True)
 class GuestOutcome:
     outcome: str
-    """``passed``, ``failed``, ``skipped``, or RUNNING: it began and never ended."""
+    """``passed``, ``failed``, ``skipped``, or RUNNING if it never ended."""
     text: str = ""
     """Traceback, or the reason of a skip."""
     seconds: float = 0.0
-    """Of set-up and test."""
+    """Duration of set-up and test."""
 
 
 _spent: dict[str, float] = {}
@@ -91,7 +91,7 @@ def _write(nodeid: str, outcome: GuestOutcome) -> None:
 
 
 def read_outcomes(file: Path) -> dict[str, GuestOutcome]:
-    """Node id -> what became of it; a failure is never covered by a later pass (of its teardown, for example)."""
+    """Node id -> outcome; a later pass (of its teardown, for example) never hides a failure."""
     outcomes: dict[str, GuestOutcome] = {}
     for line in file.read_text().splitlines() if file.exists() else ():
         entry = json.loads(line)

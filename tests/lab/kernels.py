@@ -16,7 +16,7 @@ CACHE = Path(os.environ.get("KMEMWATCH_LAB_CACHE") or Path.home() / ".cache/kmem
 MODULES = ("virtio_pci", "virtio_blk", "9p", "9pnet_virtio", "crc32c_generic", "ext4")
 """What the guest needs before it has a file system; their dependencies come from modules.dep.
 
-crc32c_generic is one that modules.dep does not know of, as ext4 asks for it by its algorithm's name.
+modules.dep does not know crc32c_generic, because ext4 asks for it by the name of its algorithm.
 """
 
 
@@ -24,7 +24,7 @@ COMMAND_LINES = {
     "kernel memory of nobody": "cgroup.memory=nokmem",
     "objects of KFENCE": "kfence.sample_interval=1",
 }
-"""Need -> what the kernel has to be started with."""
+"""Need -> the command line that the kernel needs."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class LabKernel:
     package: str
     """Regular expression for the whole package name; the highest number wins."""
     lacks: frozenset[str] = frozenset()
-    """Keys of tests.needs.NEEDS that this kernel does not have."""
+    """Keys of tests.needs.NEEDS that this kernel lacks."""
     config: str | None = None
-    """For a kernel that is built: its configuration in tests/lab/linux. `package` has the sources then."""
+    """For a kernel that we build: its configuration in tests/lab/linux. `package` then has the sources."""
     cgroup_version: int = 2
     """Of the hierarchy that has the memory controller."""
     directory: str = ""
     """In the cache; `name` if empty."""
     command_line: str = ""
-    """What is added to the kernel's."""
+    """Command line besides that of every guest."""
 
     @property
     def may_skip(self) -> frozenset[str]:
@@ -100,10 +100,10 @@ KERNELS = (
         lacks=SHARED_CACHES | {TRIES},
     ),
 )
-"""Two that are built here (tests/lab/linux) and Debian's stock ones; all have BTF, kprobes and fentry."""
+"""Two that we build (tests/lab/linux), and Debian's stock kernels; all have BTF, kprobes and fentry."""
 
 SMOKE = "6.1"
-"""The one that every run of the tests boots."""
+"""The kernel that every run of the tests boots."""
 
 GUESTS = (
     *KERNELS,
@@ -113,7 +113,7 @@ GUESTS = (
         if kernel.name == SMOKE
     ),
 )
-"""What the whole matrix boots: every kernel, and one of them a second time with cgroup v1."""
+"""Guests of the whole matrix: every kernel, and one of them a second time with cgroup v1."""
 
 
 def _started_with(name: str, base: str, need: str, cgroup_version: int = 2) -> LabKernel:
@@ -127,7 +127,7 @@ VARIANTS = (
     # Of Debian's kernels up to 6.1 none has KFENCE.
     _started_with("6.12-kfence", "6.12", "objects of KFENCE"),
 )
-"""Kernels that are started in another way; they run the few tests that this matters for."""
+"""Kernels with another command line; they run the few tests for which it matters."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ def by_name(name: str) -> LabKernel:
 
 
 def is_smoke() -> bool:
-    """Whether nobody asked for certain kernels: one is booted to see that nothing is broken."""
+    """Whether KMEMWATCH_LAB_KERNELS is not set; then one kernel is booted as a smoke test."""
     return not os.environ.get("KMEMWATCH_LAB_KERNELS")
 
 
 def selected() -> tuple[LabKernel, ...]:
-    """SMOKE, or those that KMEMWATCH_LAB_KERNELS names: ``5.10,patched``, or ``all`` of GUESTS."""
+    """SMOKE, or the kernels in KMEMWATCH_LAB_KERNELS: ``5.10,patched``, or ``all`` of GUESTS."""
     wanted = os.environ.get("KMEMWATCH_LAB_KERNELS") or SMOKE
     return GUESTS if wanted == "all" else tuple(by_name(name) for name in wanted.split(","))
 
@@ -211,7 +211,7 @@ def _module_name(path: str) -> str:
 def _unpack(packages: list[Path], root: Path) -> None:
     archive.unpack(packages, root)
     if not (root / "lib").exists():
-        (root / "lib").symlink_to("usr/lib")  # where newer packages have their modules, and depmod does not look
+        (root / "lib").symlink_to("usr/lib")  # newer packages have their modules here, where depmod does not look
     (modules,) = (root / "lib/modules").iterdir()
     # /sbin is not on the PATH of ordinary users.
     depmod = shutil.which("depmod", path="/sbin:/usr/sbin") or "depmod"

@@ -20,7 +20,7 @@ from tests.lab.kernels import LabKernel, obtain
 from tests.lab.results import DOCTOR
 
 LIMIT_S = 2700
-"""For all tests of one guest together, in an emulated machine."""
+"""Limit for all tests of one guest together, on an emulated machine."""
 
 SCALE = "0.01"
 PATIENCE = "10"
@@ -40,7 +40,7 @@ class LiveRun:
     boot_s: float = 0.0
     run_s: float = 0.0
     doctor: Mapping[str, Any] | None = None
-    """What `kmemwatch doctor --output json` said in the guest, if that test was run and passed."""
+    """Output of `kmemwatch doctor --output json` in the guest, if that test ran and passed."""
     broken_by_qemu: bool = False
     """Whether this is the second run; see tests/lab/emulator.py."""
 
@@ -64,10 +64,10 @@ class LiveRun:
 
 
 class Matrix:
-    """The guests of a whole run, as many at once as this machine has processors; each boots once."""
+    """The guests of a whole run, as many at once as this machine has CPUs; each boots once."""
 
     def __init__(self, tests: Mapping[LabKernel, Sequence[str]], directory: Path) -> None:
-        """Starts the guests, those with the most to do first; node ids by kernel."""
+        """Start the guests, those with the most tests first. `wanted`: node ids by kernel."""
         self._pool = ThreadPoolExecutor(os.cpu_count() or 1)
         self._directory = directory
         self._stop = threading.Event()
@@ -81,7 +81,7 @@ class Matrix:
         return self._runs[kernel].result()
 
     def shared(self, kernel: str) -> Path:
-        """What the guest saw at SHARED, and where its tests leave things."""
+        """Directory that the guest saw at SHARED, where its tests leave files."""
         return self._directory / kernel
 
     def close(self) -> None:
@@ -91,8 +91,8 @@ class Matrix:
 
 
 def run_live(kernel: LabKernel, shared: Path, nodeids: Sequence[str], stop: threading.Event) -> LiveRun:
-    """Boot and run tests; never raises a LabError, so that every test can say what happened to it. Boots a second time
-    if the emulator broke the first."""
+    """Boot and run tests. It raises no LabError, so that every test can report what happened. It boots a second time
+    if the emulator broke the guest."""
     run = _run_once(kernel, shared, nodeids, stop)
     if not isinstance(run.error, BrokenByEmulator):
         return run

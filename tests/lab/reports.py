@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Makes docs/reports from guests that did the same work: ``python -m tests.lab.reports`` (`make lab-reports`).
 
-A quarter of an hour: one guest after the other, as two at once would slow each other down.
+It takes a quarter of an hour: the guests run one after the other, because two at once would slow each other down.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the lab saw on each kernel: kept in results.json, shown in docs/kernels.md.
 
-``KMEMWATCH_LAB_RESULTS=keep`` (`make lab-results`) writes both anew in a run of the matrix; every other run compares.
+``KMEMWATCH_LAB_RESULTS=keep`` (`make lab-results`) writes both in a run of the matrix; every other run compares.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.lab.kernels import GUESTS, LabKernel
 FILE = Path(__file__).with_name("results.json")
 DOCUMENT = TREE / "docs/kernels.md"
 DOCTOR = "doctor.json"
-"""What a guest leaves in the shared directory."""
+"""File that a guest leaves in the shared directory."""
 KEEP = "KMEMWATCH_LAB_RESULTS"
 
 EXACT, UNCHECKED, NONE = "exact", "unchecked", "none"
@@ -64,18 +64,18 @@ def _truth(prefixes: Sequence[str], outcomes: Mapping[str, GuestOutcome]) -> str
         for nodeid, outcome in outcomes.items()
         if nodeid.startswith(tuple(prefixes)) and "[" not in nodeid.replace("[best]", "")
     ]
-    # Skips are those of needs that this kernel lacks; anything else has failed a test already.
+    # A skip means that this kernel lacks the need; any other skip has failed already.
     return EXACT if prefixes and "passed" in checks and set(checks) <= {"passed", "skipped"} else UNCHECKED
 
 
 def load() -> dict[str, Result]:
-    """Kernel's name -> what was kept of it."""
+    """Kernel's name -> its stored results."""
     kept: dict[str, Result] = json.loads(FILE.read_text()) if FILE.exists() else {}
     return kept
 
 
 def keep(results: Mapping[str, Result]) -> None:
-    """Replace what is known of these kernels, and write the document."""
+    """Replace the results of these kernels, and write the document."""
     known = {**load(), **results}
     ordered = {kernel.name: known[kernel.name] for kernel in GUESTS if kernel.name in known}
     FILE.write_text(json.dumps(ordered, indent=1) + "\n")

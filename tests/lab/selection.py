@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Which tests run in which guest.
 
-The truth of each figure, the lives of memcgs, what pins the dead, and attaching itself are seen on every kernel. What
-does not depend on the kernel is not: a guest is 10 to 30 times slower than this machine, where everything runs as well.
-Prefixes of node ids; tests/unit/test_lab_selection.py sees that each of them means something.
+Every kernel runs the tests of the truth of each figure, of the life of memcgs, of pins, and of attaching. It does not
+run what does not depend on the kernel, because a guest is 10 to 30 times slower than this machine, which runs
+everything. The lists have prefixes of node ids; tests/unit/test_lab_selection.py checks that each matches a test.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ ONE_KERNEL = (
     f"{LIVE}/test_serve.py",
     f"{LIVE}/test_startup.py",
 )
-"""Only SMOKE runs them, in the whole matrix: how commands end, our own bounds, the shapes of a tree of cgroups, what a
-workload does."""
+"""In the whole matrix only SMOKE runs them: how commands end, our own bounds, shapes of a tree of cgroups, the
+workload."""
 
 COMPARED = (comparison.GUEST_TEST,)
 """Only the kernels that are compared with each other run it: four minutes."""
@@ -49,7 +49,7 @@ OTHER_WAYS = (
     f"{LIVE}/test_bulk.py",
     f"{LIVE}/test_churn.py::test_every",
 )
-"""What other kernels than SMOKE run in other ways of attaching than the best: what those ways count."""
+"""Tests that kernels other than SMOKE run also in the other ways of attaching: those of what these count."""
 
 SMOKE_TESTS = (
     f"{LIVE}/test_cgroups.py",
@@ -66,16 +66,16 @@ V1_TESTS = (
     f"{LIVE}/test_churn.py::test_every",
     f"{IN_GUESTS}/test_doctor.py",
 )
-"""What runs in a guest whose memory controller is on cgroup v1, attached in the best way."""
+"""Tests for a guest whose memory controller is on cgroup v1, attached in the best way."""
 
 
 VARIANT_TESTS = (f"{IN_GUESTS}/test_command_line.py", f"{LIVE}/test_truth.py::test_allocations")
-"""What runs in a kernel that was started in another way, attached in the best way; those that need to know owners only
-where there are any."""
+"""Tests for a kernel with another command line, attached in the best way; those about owners only where objects have
+owners."""
 
 
 def nodeids_for(kernel: LabKernel, smoke: bool) -> tuple[str, ...]:
-    """Node ids of what `kernel` runs: in the matrix, or when it is the only one and nobody asked for it."""
+    """Node ids of the tests that `kernel` runs, in the matrix or as the smoke test."""
     everything = all_nodeids()
     if kernel.command_line:
         prefixes = VARIANT_TESTS[:1] if "nokmem" in kernel.command_line else VARIANT_TESTS

@@ -51,7 +51,7 @@ def test_hang(smoke_kernel: KernelFiles, tmp_path: Path) -> None:
 
 
 def test_what_the_emulator_broke_is_not_waited_for(smoke_kernel: KernelFiles, tmp_path: Path) -> None:
-    """The console says what a kernel says that returns to a breakpoint for ever; the command would run on."""
+    """The console shows the message of a kernel that returns to a breakpoint for ever; the command would go on."""
     said = r"<0>watchdog: BUG: soft lockup - CPU#1 stuck for 26s!\n<0> exc_int3+0x1e/0x90\n"
     with pytest.raises(BrokenByEmulator, match=r"executed a breakpoint that was gone"):
         Guest(smoke_kernel, tmp_path).run(f"printf '{said}{said}' >/dev/ttyS0; sleep 600", limit_s=60)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One kernel, booted once more for each command line that changes what kmemwatch can tell."""
+"""Kernels booted with each command line that changes what kmemwatch can tell."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The live tests again, in kernels where kprobes and fentry work, and the guests' own tests; one boot per kernel.
+"""The live tests in kernels where kprobes and fentry work, and the tests for guests only; one boot per kernel.
 
 A live test in a guest is a test here: it passes, fails with the guest's own traceback, or is skipped
 for something that this kernel is known not to have.

@@ -8,4 +8,4 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def live(runner_in_root_cgroup: None) -> None:
-    """Every test here needs what attaching needs, and leaves the runner out of what it measures."""
+    """Every test here needs what attaching needs, and runs with the test runner outside the measured cgroups."""

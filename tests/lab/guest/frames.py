@@ -31,7 +31,7 @@ class Frames:
 
     slabs: int
     pages: Mapping[int, int]
-    """cgroup id -> pages; what belongs to a dead memcg counts for its next living ancestor there."""
+    """cgroup id -> pages; these files count the pages of a dying memcg for its nearest online ancestor."""
 
 
 def look_at_frames() -> Frames:

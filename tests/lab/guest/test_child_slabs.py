@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Slabs of child caches and whom they are charged to, by three accounts of the kernel: its counters of charges, the
+"""Slabs of child caches and their owners, compared with three sources of the kernel: its counters of charges, the
 owner of every frame in /proc/kpagecgroup, the slabs of every cache in /proc/slabinfo. All are older than the feed.
 """
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.needs("root", "bcc", "child caches")
 FILES = 1511
 """Each is an inode and a dentry: slabs of several pages, and of one."""
 SCANS = 20
-"""A slab may move while one looks, then everybody looks again."""
+"""A slab may move between readings; then all are read again."""
 LIMIT_S = 60
 
 
@@ -42,7 +42,7 @@ LIMIT_S = 60
 class Graves:
     feed: LiveFeed
     dying: Mapping[str, OwnCgroup]
-    """Name of a removed cgroup -> its living parent, which has nothing else."""
+    """Name of a removed cgroup -> its online parent, which has nothing else."""
     living: OwnCgroup
     files: Path
 
@@ -55,7 +55,7 @@ class Graves:
 
 @pytest.fixture(scope="module")
 def graves(memory: MemoryMount, runner_in_root_cgroup: None) -> Iterator[Graves]:
-    """Two dead memcgs and a living one, each with slabs charged to it, and then a feed."""
+    """Two dying memcgs and an online one, each with slabs charged to it, and then a feed."""
     files = Path(tempfile.mkdtemp(dir="/run"))  # a tmpfs, whose empty files are nothing but slabs
     warm_up(files)
     parents = {name: OwnCgroup(memory.path, f"kmw-slabs-{name}") for name in ("first", "second")}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernels started in another way: nobody is charged for objects, or some of them lie in pages of their own."""
+"""Kernels with another command line: nobody is charged for objects, or some objects lie in pages of their own."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_doctor_says_that_nobody_is_charged() -> None:
 
 
 def kfence_frees() -> int:
-    """Objects that KFENCE had and let go, by its own count."""
+    """Objects that KFENCE allocated and freed, by its own count."""
     lines = dict(line.rsplit(":", 1) for line in KFENCE.read_text().splitlines() if ":" in line)
     return int(lines["total frees"])
 

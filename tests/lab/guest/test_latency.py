@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""`--latency`: every call is counted, every call that is to be timed is timed or dropped, and the times can be."""
+"""`--latency`: every call is counted, every selected call is timed or dropped, and the times are plausible."""
 
 from __future__ import annotations
 

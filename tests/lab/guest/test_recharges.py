@@ -39,7 +39,7 @@ FENTRY, KPROBE = "fentry", "kprobe"
 SIGNALS = ("recharge", "ids", "caches", "lifecycle")
 WORKERS = 4
 MISSED = frozenset({"skipped_recharge", "recharge_unfollowed"})
-"""Kprobes miss what happens while another one is handled, and are not told of which object they see the end."""
+"""Kprobes miss calls while another one is handled, and at the return of a call they do not see its object."""
 LIVES, KPROBE_LIVES = 131, 53
 """Of each worker; kprobes cost more."""
 CHECKS = 200_000
@@ -202,8 +202,8 @@ def test_failures_are_those_that_were_forced(
 
 @until_nothing_is_lost
 def test_races_for_a_slab_that_were_lost(both: list[Watched], own_cgroup: Callable[..., OwnCgroup]) -> None:
-    """All want the same slabs of the dead, on one processor, while there is no memory to charge them to; each of them
-    looks for some, and lets others run. Then there is memory for all."""
+    """All want the same slabs of dying memcgs, on one CPU, while there is no memory to charge them to. Each of them
+    looks for memory and lets the others run. Then there is memory for all."""
     with workers(1) as (holder,), workers(RACERS) as racers:
         do_all(racers, "pin", 0)
         for racer in racers:
@@ -242,7 +242,7 @@ def race(holder: Worker, racers: list[Worker], own_cgroup: Callable[..., OwnCgro
 
 @until_nothing_is_lost
 def test_slabs_of_nobody_and_of_the_living(both: list[Watched], own_cgroup: Callable[..., OwnCgroup]) -> None:
-    """Tasks that are moved in the middle of an allocation, to the root and to each other's cgroup."""
+    """Tasks move in the middle of an allocation, to the root and to each other's cgroup."""
     places = [own_cgroup().path, own_cgroup().path]
     places.append(places[0].parent)
     before = at_rest(both)

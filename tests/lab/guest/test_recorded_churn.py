@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A recording of `kmemwatch churn`, by the commands that people use, has what the kernel counted and what churn did.
+"""A recording of `kmemwatch churn`, made by users' commands, has what the kernel counted and what churn did.
 
 Recording, report and counters stay in the shared directory, where the host compares kernels (tests/lab/reports.py).
 """
@@ -126,7 +126,7 @@ def rest(recorded: Recorded, memory_root: Path) -> Rest:
 
 @pytest.fixture
 def fillers(memory_root: Path) -> Iterator[None]:
-    """Nothing but churn's memcgs is to die while it is recorded, and no other memcg's id to be reused."""
+    """Only churn's memcgs may die during the recording, and no other memcg's id may be reused."""
     if not HAS_CHILD_CACHES:
         yield
         return

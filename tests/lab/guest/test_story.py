@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the series was made for, as `kmemwatch events` tells it: A fills caches and dies, B takes over its id and
-its caches, allocates from A's slabs and so has them charged to itself, and A is let go."""
+"""The purpose of the series, in the output of `kmemwatch events`: A fills caches and dies, B takes over its id and
+caches and allocates from A's slabs, which are then charged to B, and A is released."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Told = dict[str, Any]
 
 @dataclass
 class Story:
-    """All that a running `kmemwatch events` says."""
+    """The output of a running `kmemwatch events`."""
 
     told: list[Told] = field(default_factory=list)
 
@@ -57,7 +57,7 @@ class Story:
 
 @pytest.fixture
 def story(memory_root: Path) -> Iterator[Story]:
-    """A running `kmemwatch events`, from the moment on from which it tells everything."""
+    """A running `kmemwatch events`, once it prints every event."""
     argv = [*KMEMWATCH, "events", "--output", "ndjson"]
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -151,7 +151,7 @@ def test_a_dies_and_b_takes_over(
     assert counters[1]["caches_created"] - counters[0]["caches_created"] == len(created) == len(made)
     assert counters[4]["caches_created"] == counters[1]["caches_created"]
 
-    # Each cache tells its first move only, of all that there were.
+    # Of all moves of a cache, only the first one is an event.
     names = [story.told[place]["cache"] for place in moved]
     assert set(names) <= made
     assert {f"dentry({kmemcg_id})", f"shmem_inode_cache({kmemcg_id})"} <= set(names)

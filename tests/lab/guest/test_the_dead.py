@@ -45,7 +45,7 @@ def watched(runner_in_root_cgroup: None, fillers: int) -> Iterator[Watched]:
 
 @pytest.fixture
 def parent(memory_root: Path) -> Iterator[OwnCgroup]:
-    """A living cgroup that has nothing itself, and whose children have a memory controller."""
+    """An online cgroup that has nothing itself, and whose children have a memory controller."""
     cgroup = OwnCgroup(memory_root, "kmw-graveyard")
     cgroup.open_for_children()
     yield cgroup
@@ -86,7 +86,7 @@ def dying_below(parent: OwnCgroup, watched: Watched) -> list[Cgroup]:
 
 
 def pinned_pages_are_the_kernels(watched: Watched, parent: OwnCgroup) -> None:
-    """In /proc/kpagecgroup, pages of a dead memcg count for its next living ancestor."""
+    """/proc/kpagecgroup counts the pages of a dying memcg for its nearest online ancestor."""
     deadline = time.monotonic() + LIMIT_S
     while True:
         dying = dying_below(parent, watched)
@@ -99,8 +99,8 @@ def pinned_pages_are_the_kernels(watched: Watched, parent: OwnCgroup) -> None:
 
 
 def contrast(watched: Watched, kernels: dict[str, int | None], fillers: int, stayed: int) -> None:
-    """What the series changes, as our figures show it. Caches and dead of before the test are in none of its limits;
-    `stayed`: how many of its own dead are still there."""
+    """What the series changes, in our figures. The limits do not include caches and dying memcgs from before the test;
+    `stayed`: how many of the test's memcgs are still dying."""
     now = watched.look()
     recharge = {probe.signal: probe.status for probe in now.probes}["recharge"]
     assert kernels["caches_created"] is not None
@@ -113,7 +113,7 @@ def contrast(watched: Watched, kernels: dict[str, int | None], fillers: int, sta
         assert now.ids.reuses_total == 0
     else:
         assert recharge != ABSENT
-        # Objects that stay fill slabs, which keep the last who took from them.
+        # Objects that stay fill slabs, which pin the last memcg that took from them.
         assert stayed < MEMCGS
         assert now.ids.peak_online_memcgs is not None
         assert now.ids.in_use <= now.ids.peak_online_memcgs < fillers + MEMCGS // 10

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a kernel with child caches counts of itself, and the same figures as kmemwatch tells them."""
+"""Counters that the lab's kernels keep themselves, and the same figures from kmemwatch."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def kernel_counters() -> dict[str, int]:
 
 
 def kernel_figures(counters: Mapping[str, int]) -> dict[str, int]:
-    """CUMULATIVE and PRESENT by the kernel's own word."""
+    """CUMULATIVE and PRESENT from the kernel's counters."""
     return {name: counters[name] for name in CUMULATIVE} | {
         "child_caches": counters["caches_created"] - counters["caches_destroyed"],
         "ids_in_use": counters["ids_allocated"] - counters["ids_freed"],
@@ -63,7 +63,7 @@ def kernel_figures(counters: Mapping[str, int]) -> dict[str, int]:
 
 
 def our_figures(now: Snapshot, kinds: Mapping[str, int]) -> dict[str, int | None]:
-    """The same by kmemwatch's; `kinds`: how often each kind of event was told."""
+    """The same from kmemwatch; `kinds`: how often each kind of event came."""
     recharges, ids, totals = now.recharges, now.ids, now.totals
     moved = None if recharges.recharged_bytes_total is None else recharges.recharged_bytes_total // PAGE_BYTES
     return {
@@ -186,8 +186,8 @@ def take_used_ids(memory_root: Path, made: list[Path]) -> None:
 
 @contextmanager
 def every_used_id(memory_root: Path) -> Iterator[list[Path]]:
-    """As `take_used_ids`, and removes them at the end. Whoever looks meanwhile knows all ids that anybody ever had, so
-    that none is new to him when it is reused: one given back before he came, without caches, has left no trace."""
+    """As `take_used_ids`, and removes them at the end. A feed that starts meanwhile sees all ids that any memcg ever
+    had. An id that was given back before it started, without caches, would look new when it is reused."""
     made: list[Path] = []
     try:
         take_used_ids(memory_root, made)
@@ -198,8 +198,8 @@ def every_used_id(memory_root: Path) -> Iterator[list[Path]]:
 
 
 def bury() -> None:
-    """Have the kernel release all that died before, except those that more than empty slabs keep. Else they end when
-    somebody takes over what they have left, while others look at what ends."""
+    """Make the kernel release all memcgs that died before, except those with more than empty slabs. Otherwise they
+    would be released during the test, when another memcg takes over what they left."""
     last, since, until = -1, 0.0, time.monotonic() + REST_S
     while time.monotonic() < until:
         shrink()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A process that allocates kernel memory in cgroups that it is told to enter, as fast as it can.
+"""A process that enters cgroups on command and allocates kernel memory there, as fast as it can.
 
 Run as a script; reads one command a line from stdin, answers one line when it is done, ``done`` or ``done VALUE``:
 
@@ -7,7 +7,7 @@ Run as a script; reads one command a line from stdin, answers one line when it i
     pin CPU             run on that CPU only
     files N PREFIX      N regular files PREFIX0, PREFIX1..., without opening them
     pipes N             N pipes, kept open
-    thin K              close all of the kept but every K-th, and forget about those
+    thin K              close all kept descriptors except every K-th, which stay open
     lives N PARENT NAME DIR PAUSE HOME
                         N times: make the cgroup PARENT/NAME-0, -1..., leave the last one for it, wait PAUSE ms for its
                         caches, allocate, free most of it and some of what the last one left, remove the last one;
@@ -16,7 +16,7 @@ Run as a script; reads one command a line from stdin, answers one line when it i
     resize MS           make the buffers of some pipes large and small again for so long; VALUE is how often
     insist              one pipe, as soon as the kernel has memory for it; VALUE is how often it had none
 
-It is plain system calls through `os`, so that no library allocates behind our back.
+It is plain system calls through `os`, so that no library allocates anything else.
 """
 
 from __future__ import annotations
