@@ -59,7 +59,7 @@ struct online_event {
 struct slab_event {
 	struct lifecycle_event event;
 	u64 cache;       /* address of the struct kmem_cache */
-	u64 from_id;     /* kernfs id of the memcg that lost a slab; 0: it was charged to nobody */
+	u64 from_id;     /* kernfs id of the memcg that lost a slab; 0: no memcg was charged for it */
 	u64 pages;       /* of that slab */
 	s32 kmemcg_id;
 	u32 unused;

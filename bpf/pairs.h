@@ -26,7 +26,7 @@ enum pair_count {
 
 struct pair_key {
 	u64 cache;      /* address of the struct kmem_cache of a root cache */
-	u64 cgroup_id;  /* kernfs id; 0: charged to nobody */
+	u64 cgroup_id;  /* kernfs id; 0: no memcg is charged */
 };
 
 struct pair_value {

@@ -191,7 +191,7 @@ def _without_btf(facts: Facts) -> UnsupportedError:
         )
     why = facts.btf_why or "/sys/kernel/btf/vmlinux: the kernel's BTF type information is there, but cannot be read"
     if os.strerror(errno.EACCES) in why or os.strerror(errno.EPERM) in why:
-        hint = "on a host everybody may read it: look for what forbids it here, such as a container's profile"
+        hint = "every user of a host may read it: look for what forbids it here, such as a container's profile"
     elif facts.btf_why is None or why.startswith("libbpf"):
         hint = "install the library that reads it: apt-get install libbpf1"
     else:

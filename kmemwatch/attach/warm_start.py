@@ -3,7 +3,7 @@
 
 `image_of` makes the data after a cold start, `save` and `load` keep it below /run, `start_from` attaches the same again
 without compiler, BTF or symbols. The kernel runs what these files hold, loaded by root. So a start uses only files of
-its own user, in a directory that is closed to everybody else, and refuses all others; a refusal costs one second.
+its own user, in a directory that no other user can enter, and refuses all others; a refusal costs one second.
 docs/adr/0007-warm-start.md has the reasons.
 """
 

@@ -180,9 +180,9 @@ def _perf_event_open(attr: bytes) -> int:
     """For all processes. The event is registered on CPU 0, and the program runs on every CPU that hits the probe."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = _PERF_EVENT_OPEN.get(os.uname().machine, _PERF_EVENT_OPEN_ELSEWHERE)
-    everybody, cpu, group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
+    all_processes, cpu, group = ctypes.c_long(-1), ctypes.c_long(0), ctypes.c_long(-1)
     flags = ctypes.c_long(_PERF_FLAG_FD_CLOEXEC)
-    fd = int(libc.syscall(ctypes.c_long(number), attr, everybody, cpu, group, flags))
+    fd = int(libc.syscall(ctypes.c_long(number), attr, all_processes, cpu, group, flags))
     return fd if fd >= 0 else _check(-ctypes.get_errno())
 
 

@@ -75,8 +75,8 @@ def _unreadable(path: Path, error: OSError) -> UnsupportedError:
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """Where a member is."""
+class StructMember:
+    """Place and type of a member of a kernel struct."""
 
     offset_bytes: int
     size_bytes: int
@@ -130,7 +130,7 @@ class Btf:
         found = self._find(struct, _KIND_STRUCT)
         return None if found is None else self._type(found)[0].size_or_type
 
-    def field(self, struct: str, path: str) -> Field | None:
+    def field(self, struct: str, path: str) -> StructMember | None:
         """Member `path` ("a.b.c", anonymous structs left out) of ``struct``; None when there is none.
 
         A path that continues behind an array goes through its first element.
@@ -153,7 +153,7 @@ class Btf:
         if kind == _KIND_ARRAY:
             elements = int(_Array.from_address(address + ctypes.sizeof(_Type)).nelems)
         size = int(self._lib.btf__resolve_size(self._btf, type_id))
-        return Field(offset_bits // 8, size, elements, kind == _KIND_PTR)
+        return StructMember(offset_bits // 8, size, elements, kind == _KIND_PTR)
 
     def function_args(self, name: str) -> tuple[str, ...] | None:
         """Argument types of a function, for example ``("kmem_cache *", "gfp_t")``; None when it is not in BTF."""

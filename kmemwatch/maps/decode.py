@@ -98,7 +98,7 @@ class SlabEvent:
     """Address."""
     cache_name: str | None = None
     from_id: int | None = None
-    """cgroup id of the memcg that lost a slab; None: it was charged to nobody."""
+    """cgroup id of the memcg that lost a slab; None: no memcg was charged for it."""
     pages: int = 0
 
 

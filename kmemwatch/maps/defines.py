@@ -78,7 +78,7 @@ class Defines:
         for name in _REQUIRED[source]:
             if name == "SLAB_MARK":
                 if not {"PG_SLAB", "PGTY_SLAB"} & self.values.keys():
-                    return "BTF does not tell how a page is marked as slab (PG_slab or PGTY_slab)"
+                    return "BTF does not say how a page is marked as slab (PG_slab or PGTY_slab)"
             elif name not in self.values and f"OFF_{name}" not in self.values:
                 return f"BTF has no {name.replace('__', '.')}"
         return None

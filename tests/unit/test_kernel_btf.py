@@ -214,12 +214,12 @@ def test_members_of_a_hand_made_struct(tmp_path: Path) -> None:
     bits = [("low", u32, 3 << 24 | 0), ("high", u32, 5 << 24 | 3), ("whole", u32, 32)]
     maker.aggregate(STRUCT, "fields", 8, bits, flag=1)
     with Btf(maker.write(tmp_path / "btf")) as found:
-        assert found.field("outer", "deep") == btf.Field(16, 8, None, False)
-        assert found.field("outer", "other") == btf.Field(8, 4, None, False)
-        assert found.field("outer", "array") == btf.Field(24, 56, 7, False)
-        assert found.field("outer", "alias") == btf.Field(80, 8, None, True)
-        assert found.field("outer", "nodes.node") == btf.Field(96, 8, None, True)
-        assert found.field("fields", "whole") == btf.Field(4, 4, None, False)
+        assert found.field("outer", "deep") == btf.StructMember(16, 8, None, False)
+        assert found.field("outer", "other") == btf.StructMember(8, 4, None, False)
+        assert found.field("outer", "array") == btf.StructMember(24, 56, 7, False)
+        assert found.field("outer", "alias") == btf.StructMember(80, 8, None, True)
+        assert found.field("outer", "nodes.node") == btf.StructMember(96, 8, None, True)
+        assert found.field("fields", "whole") == btf.StructMember(4, 4, None, False)
         assert found.field("fields", "high") is None, "no byte address leads to it"
         assert found.field("outer", "first.x") is None
         assert found.size("outer") == 200
