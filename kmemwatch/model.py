@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct, field
 from msgspec.structs import force_setattr
 
-from kmemwatch.shape import BYTES, ID, NANOSECONDS, SECONDS, TEXT, TIME, About, Count, Gauge, one_of
+from kmemwatch.shape import BYTES, ID, NANOSECONDS, SECONDS, TEXT, TIME, About, Count, Gauge, Whole, one_of
 
 SCHEMA_VERSION = 1
 
@@ -65,7 +65,7 @@ MAX_PREVIOUS_OWNERS = 16
 
 CacheId = Annotated[str, Meta(pattern="^[a-z2-7]{12}$")]
 """See `cacheids`."""
-Number = Annotated[float, Meta(ge=0, le=float(1 << 64))]
+Number = Annotated[float, Meta(ge=0, lt=float(1 << 64))]
 
 if TYPE_CHECKING:
     TimeNs = int
@@ -149,7 +149,7 @@ class Cache(Struct, frozen=True):
         str | None,
         About("Root cache that this one is a child of; null for a root cache.", TEXT, "ROOT CACHE", none="-"),
     ]
-    kmemcg_id: Annotated[int | None, About("kmemcg_id of the memcg that the child cache belongs to.", ID, "ID")]
+    kmemcg_id: Annotated[Whole | None, About("kmemcg_id of the memcg that the child cache belongs to.", ID, "ID")]
     allocations_total: Annotated[
         Count | None,
         About(
@@ -188,7 +188,7 @@ class ChildSlabs(Struct, frozen=True):
 
     cache: Annotated[str, About("Name of the child cache.", TEXT)]
     cache_id: Annotated[CacheId, About("Which cache, as in caches[].id.", ID)]
-    kmemcg_id: Annotated[int, About("Id that the cache belongs to; another memcg may have it by now.", ID)]
+    kmemcg_id: Annotated[Whole, About("Id that the cache belongs to; another memcg may have it by now.", ID)]
     slab_bytes: Annotated[Count, About("Whole slabs, free objects in them included.", BYTES)]
 
 
@@ -214,7 +214,7 @@ class Cgroup(Struct, frozen=True):
         About("online; dying = removed but not yet released by the kernel; released.", TEXT, "STATE", min_width=6),
     ]
     kmemcg_id: Annotated[
-        int | None,
+        Whole | None,
         About(
             "Index of the memcg in the kernel's per-memcg tables: the one that it was given when it went online, kept"
             " after death; on objcg kernels, where nothing is bound to it, the present one. Reused: no identity.",
@@ -399,7 +399,7 @@ class RechargePair(Struct, frozen=True):
         Count, About("Slabs moved from one memcg to the other since kmemwatch was attached.", title="SLABS")
     ]
     recharged_bytes_total: Annotated[Count, About("Bytes of these slabs.", BYTES, "BYTES")]
-    kmemcg_id: Annotated[int | None, About("kmemcg_id that the cache belongs to.", ID, "ID")] = None
+    kmemcg_id: Annotated[Whole | None, About("kmemcg_id that the cache belongs to.", ID, "ID")] = None
 
 
 class RechargeTotal(Struct, frozen=True):
@@ -474,7 +474,7 @@ class Recharges(Struct, frozen=True):
 class KmemcgId(Struct, frozen=True):
     """One kmemcg_id."""
 
-    kmemcg_id: Annotated[int, About("Index of the memcg in each root cache's table of child caches.", ID, "ID")]
+    kmemcg_id: Annotated[Whole, About("Index of the memcg in each root cache's table of child caches.", ID, "ID")]
     cgroup_id: Annotated[
         Count | None,
         About("The memcg that has the id now; null when it was given back and nobody has it.", ID, "CGROUP ID"),
@@ -549,7 +549,7 @@ class Lost(Struct, frozen=True):
     reasons: Annotated[
         Mapping[str, Count],
         About("The same, split by reason: for example ringbuf_full, skipped_alloc, pair_map_full."),
-    ] = field(default_factory=dict)
+    ]
 
     @property
     def total(self) -> int | None:
@@ -662,8 +662,8 @@ class Snapshot(Struct, frozen=True, tag_field="schema", tag=SCHEMA_VERSION):
     ]
     ids: Annotated[Ids, About("The ids that name a memcg's child caches.")]
     lost: Annotated[Lost, About("Every way in which something the kernel did is missing from the figures.")]
-    totals: Annotated[Totals, About("Counts of memcgs.")] = Totals()
-    maps: Annotated[tuple[MapFill, ...], About("How full the BPF maps are.")] = ()
+    totals: Annotated[Totals, About("Counts of memcgs.")]
+    maps: Annotated[tuple[MapFill, ...], About("How full the BPF maps are.")]
     release_delays_s: Annotated[
         tuple[Number, ...],
         About(
@@ -671,7 +671,7 @@ class Snapshot(Struct, frozen=True, tag_field="schema", tag=SCHEMA_VERSION):
             " bounded.",
             SECONDS,
         ),
-    ] = ()
+    ]
     latency: Annotated[
         Latency | None,
         About(
@@ -694,9 +694,9 @@ class Event(Struct, frozen=True):
     pid: Annotated[Count | None, About("The task that did it.", ID)] = None
     comm: Annotated[str | None, About("Its name.", TEXT)] = None
     cache: Annotated[str | None, About("The slab cache.", TEXT)] = None
-    kmemcg_id: Annotated[int | None, About("The kmemcg_id.", ID)] = None
+    kmemcg_id: Annotated[Whole | None, About("The kmemcg_id.", ID)] = None
     other_cgroup_id: Annotated[Count | None, About("Who had the id, or the slab, before.", ID)] = None
-    bytes: Annotated[int | None, About("Bytes of the slab.", BYTES)] = None
+    bytes: Annotated[Whole | None, About("Bytes of the slab.", BYTES)] = None
 
     def __post_init__(self) -> None:
         _as_times(self, "at_ns")

@@ -25,7 +25,9 @@ GAUGE, COUNTER, INFO, HISTOGRAM = "gauge", "counter", "info", "histogram"
 
 GAUGE_END = 1 << 62
 """There are never as many bytes, objects or references; a number of 64 bits that went below 0 is that large."""
-Count = Annotated[int, Meta(ge=0)]
+MOST = (1 << 63) - 1
+Whole = Annotated[int, Meta(ge=-MOST - 1, le=MOST)]
+Count = Annotated[int, Meta(ge=0, le=MOST)]
 Gauge = Annotated[int, Meta(ge=0, lt=GAUGE_END)]
 
 

@@ -49,9 +49,9 @@ def _follow(feed: Feed, output: str, duration: float | None) -> None:
 
 
 def _ndjson(event: Event) -> str:
-    from kmemwatch.codec import dump_json, event_to_dict
+    from kmemwatch.codec import to_json
 
-    return dump_json(event_to_dict(event))
+    return to_json(event).decode()
 
 
 def _text(feed: Feed) -> Callable[[Event], str]:

@@ -11,6 +11,7 @@ import click
 
 from kmemwatch.errors import UsageError
 from kmemwatch.feeds.feed import Feed
+from kmemwatch.units import printable
 
 MOUNT_POINTS = ("/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified", "/sys/fs/cgroup")
 
@@ -76,7 +77,7 @@ def scope_path(text: str | None) -> str | None:
         if text == mount or text.startswith(mount + "/"):
             text = text[len(mount) :]
             break
-    return "/" + "/".join(part for part in text.split("/") if part)
+    return printable("/" + "/".join(part for part in text.split("/") if part))
 
 
 def _scope(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -45,7 +45,7 @@ def command(
     if output == "json":
         from kmemwatch.codec import snapshot_to_json
 
-        text = snapshot_to_json(after or before, INDENT if indent is None else indent or None) + "\n"
+        text = snapshot_to_json(after or before, INDENT if indent is None else indent or None).decode() + "\n"
     else:
         from kmemwatch.views.batch import Printer
         from kmemwatch.views.select import select

@@ -24,7 +24,7 @@ from kmemwatch.feeds.recording import EVENT, SNAPSHOT, Header, RecordingReader
 from kmemwatch.feeds.remote import RemoteFeed
 from kmemwatch.feeds.replay import DEMO, DEMO_FILE
 from kmemwatch.model import Event, Host, Snapshot
-from kmemwatch.units import NS_PER_S, one_line, printable, rfc3339
+from kmemwatch.units import NS_PER_S, rfc3339
 from kmemwatch.views.rates import same_run
 
 JUMP_S = 1.0
@@ -97,7 +97,7 @@ class SideBuilder:
         """Check the host of a recording's header against that of the snapshot after it, which was just added."""
         last = self._last
         if last is not None and host != last.host:
-            said, shown = printable(host.hostname), printable(last.host.hostname)
+            said, shown = host.hostname, last.host.hostname
             self._contradict(f"its header is of host {said}, its snapshots are of {shown}")
 
     def _start_run(self, *, later: bool) -> None:
@@ -171,8 +171,8 @@ class SideBuilder:
             Run(tuple(samples), later, exact=True) for samples, later in zip(self._runs, self._later, strict=True)
         )
         host = HostRuns(
-            printable(last.host.hostname), runs, printable(last.host.kernel),
-            last.kernel.era and printable(last.kernel.era), last.kernel.patchset,
+            last.host.hostname, runs, last.host.kernel,
+            last.kernel.era, last.kernel.patchset,
             last.kernel.cgroup_version, tuple(self._boots),
         )  # fmt: skip
         return Side(
@@ -180,8 +180,7 @@ class SideBuilder:
             delays=self._removals.delays(self._first.taken_at_ns, last),
             inherited=self._inheritance.found(),
             probes=tuple(
-                {"signal": one_line(p.signal), "attachment": p.attachment and one_line(p.attachment),
-                 "status": p.status, "why": p.why and one_line(p.why)}
+                {"signal": p.signal, "attachment": p.attachment, "status": p.status, "why": p.why}
                 for p in last.probes
             ),
             restarts=len(runs) - 1,

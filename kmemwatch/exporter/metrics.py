@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from kmemwatch import __version__
 from kmemwatch.model import ABSENT, MISSING, Ids, MapFill, Pair, Recharges, Snapshot, Totals
 from kmemwatch.shape import BYTES, COUNT, HISTOGRAM, SECONDS, About, shape_of
-from kmemwatch.units import UNKNOWN, printable
+from kmemwatch.units import UNKNOWN
 from kmemwatch.views import derived
 from kmemwatch.views.fields import CACHE, CGROUP, PAIR, RECHARGE_TOTAL, Field, Value, member_fields
 
@@ -41,7 +41,7 @@ def label(value: object) -> str:
     """Label value; ``?`` for None, ``true``/``false`` for a bool."""
     if isinstance(value, bool):
         return str(value).lower()
-    return UNKNOWN if value is None else printable(str(value))
+    return UNKNOWN if value is None else str(value)
 
 
 def exported(fields: Mapping[str, Field[T]]) -> tuple[Field[T], ...]:

@@ -82,6 +82,7 @@ class LiveFeed:
         from kmemwatch.attach.discover import boot_id, hostname
         from kmemwatch.model import Host
         from kmemwatch.state.kernel_state import KernelState
+        from kmemwatch.units import printable
 
         self._source = source
         self._lock = threading.Lock()
@@ -90,7 +91,7 @@ class LiveFeed:
         facts = source.info.facts
         self._state = KernelState(
             source.info,
-            Host(hostname(), facts.release, facts.arch, boot_id()),
+            Host(printable(hostname()), printable(facts.release), printable(facts.arch), boot_id()),
             RealtimeOffset(),
             cache_ids,
         )

@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Final
 
-from kmemwatch.codec import snapshot_from_json
+from kmemwatch.codec import from_json
 from kmemwatch.codec.room import unpack
 from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.feeds.http_client import ANYBODY, Access, Answer, Fetcher, FetchError
@@ -131,7 +131,7 @@ class RemoteFeed:
             raise self._stranger(f"answered with {answer.kind}")
         try:
             text = unpack(answer.body) if answer.encoding == "gzip" else answer.body
-            return snapshot_from_json(text, len(answer.body))
+            return from_json(Snapshot, text, len(answer.body))
         except UsageError as exc:
             raise UsageError(f"{self._url}{SNAPSHOT_PATH}: {exc}", exc.hint or "is it a kmemwatch?") from exc
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.maps.structs import constant, layout, names, numbers, value_bytes
+from kmemwatch.units import printable
 
 PAIR_VALUE = layout("pair_value", "count")
 PAIR_KEY = layout("pair_key", "cache", "cgroup_id")
@@ -153,8 +154,8 @@ class MemcgRecord(NamedTuple):
 
 
 def text(raw: bytes) -> str:
-    """A NUL-terminated name; bytes that are not UTF-8 become surrogate escapes."""
-    return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
+    """A NUL-terminated name, as `units.printable` escapes it."""
+    return printable(raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape"))
 
 
 def event(raw: bytes) -> LifecycleEvent | SlabEvent:

@@ -122,7 +122,7 @@ class App:
         published = self._latest.current()
         if published is None:
             return self._not_ready()
-        body = published.once("json", lambda: snapshot_to_json(self._shown(published.snapshot)).encode("utf-8") + b"\n")
+        body = published.once("json", lambda: snapshot_to_json(self._shown(published.snapshot)) + b"\n")
         if request.gzip:
             body = published.once("json.gz", lambda: GzipStart((body,)).join(b""))
         return Response(_JSON, (body,), headers=_varying(request.gzip, "Accept-Encoding"))
@@ -215,7 +215,7 @@ def _probes(snapshot: Snapshot) -> str:
 
 
 def _cell(text: str) -> str:
-    return f"<td>{escape(printable(text))}</td>"
+    return f"<td>{escape(text)}</td>"
 
 
 def _table(rows: list[list[str]]) -> str:

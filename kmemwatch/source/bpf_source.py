@@ -28,6 +28,7 @@ from kmemwatch.source.losses import MissedCalls
 from kmemwatch.source.lru import LruLists
 from kmemwatch.source.reading import FinalCounts, MapCounts, PairKey, Reading, RechargeCounts, RechargeKey, SourceInfo
 from kmemwatch.source.scan import SlabScan
+from kmemwatch.units import printable
 
 
 class BpfSource:
@@ -224,7 +225,7 @@ def _probe(result: ProbeResult, learn_error: str | None) -> Probe:
     why = result.why
     if learn_error and result.signal in ("alloc", "free", "slabs"):
         why = "; ".join(filter(None, [why, f"caches are not known by name: {learn_error}"]))
-    return Probe(result.signal, result.attachment, result.status, why)
+    return Probe(result.signal, result.attachment, result.status, why and printable(why))
 
 
 def _with_misses(probe: Probe, unknown: str | None) -> Probe:
@@ -232,5 +233,5 @@ def _with_misses(probe: Probe, unknown: str | None) -> Probe:
     if unknown is None or "kprobe:" not in (probe.attachment or ""):
         return probe
     return structs.replace(
-        probe, why="; ".join(filter(None, [probe.why, f"what kprobes miss is not counted: {unknown}"]))
+        probe, why="; ".join(filter(None, [probe.why, f"what kprobes miss is not counted: {printable(unknown)}"]))
     )

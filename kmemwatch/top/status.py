@@ -37,9 +37,9 @@ class Running:
 
 def watched(snapshot: Snapshot, running: Running) -> Text:
     """Host, kernel, losses, probes, delay, source."""
-    kernel = f"{printable(snapshot.host.kernel)} ({printable(snapshot.kernel.era or 'era ?')})"
+    kernel = f"{snapshot.host.kernel} ({snapshot.kernel.era or 'era ?'})"
     parts = [
-        Text(printable(snapshot.host.hostname), STRONG),
+        Text(snapshot.host.hostname, STRONG),
         Text(kernel),
         _lost(snapshot),
         _probes(snapshot),
@@ -59,7 +59,7 @@ def _probes(snapshot: Snapshot) -> Text:
     missing = [p.signal for p in wanted if p.status == MISSING]
     text = Text(f"probes {len(wanted) - len(missing)}/{len(wanted)}")
     if missing:
-        text.append(f" (no {', '.join(printable(m) for m in missing)})", WARN)
+        text.append(f" (no {', '.join(missing)})", WARN)
     return text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.model import Snapshot
-from kmemwatch.units import printable, rfc3339
+from kmemwatch.units import rfc3339
 from kmemwatch.views.fields import NOTHING
 from kmemwatch.views.rows import Frame, frame
 from kmemwatch.views.select import RowSelection
@@ -33,11 +33,11 @@ class Printer:
         begun, self._begun = self._begun, True
         shown = frame(before, after, self._scope) if after is not None else frame(None, before, self._scope)
         if self._output == "json":
-            return snapshot_to_json(shown.snapshot, indent=2) + "\n"
+            return snapshot_to_json(shown.snapshot, indent=2).decode() + "\n"
         view = self._selection.view
         if self._output in ("csv", "ndjson"):
             known = view.rows(shown) is not None
-            self.missing = None if known else f"{view.name}: {printable(view.missing(shown.snapshot))}"
+            self.missing = None if known else f"{view.name}: {view.missing(shown.snapshot)}"
         if self._output == "ndjson":
             return ndjson_rows(shown, self._selection)
         if self._output == "csv":
@@ -78,7 +78,7 @@ def ndjson_rows(shown: Frame, selection: RowSelection) -> str:
     snapshot, view = shown.snapshot, selection.view
     common = {
         TIME_COLUMN: rfc3339(snapshot.taken_at_ns),
-        "host": printable(snapshot.host.hostname),
+        "host": snapshot.host.hostname,
         "view": view.name,
         "interval_s": shown.rates.interval_s,
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from kmemwatch.model import Cgroup, Event
-from kmemwatch.units import UNKNOWN, bytes_human, printable, rfc3339
+from kmemwatch.units import UNKNOWN, bytes_human, rfc3339
 from kmemwatch.views.fields import cgroup_name
 
 _KIND_CELLS = 15
@@ -45,8 +45,8 @@ class EventLines:
         parts = [rfc3339(event.at_ns) or UNKNOWN, event.kind.ljust(_KIND_CELLS), *self._subject(event)]
         known = (
             ("pid", event.pid),
-            ("comm", None if event.comm is None else printable(event.comm)),
-            ("cache", None if event.cache is None else printable(event.cache)),
+            ("comm", event.comm),
+            ("cache", event.cache),
             ("kmemcg_id", event.kmemcg_id),
         )
         parts.extend(f"{name}={value}" for name, value in known if value is not None)
@@ -74,5 +74,5 @@ class EventLines:
             return
         path = self._paths.get(event.other_cgroup_id)
         if path is not None:
-            yield f"{word}={printable(path)}"
+            yield f"{word}={path}"
         yield f"{word}_id={event.other_cgroup_id}"

@@ -130,7 +130,7 @@ class Field(Generic[T]):
         value = self.get(item)
         if self.unit == TIME:
             return rfc3339(None if value is None else int(value))  # type: ignore[arg-type]
-        return printable(value) if isinstance(value, str) else value  # type: ignore[return-value]
+        return value  # type: ignore[return-value]
 
     def of(self, part: Callable[[R], T], *, rank: int = 0, title: str | None = None) -> Field[R]:
         """The same field of something that has a `T`: the column of a row."""
@@ -184,7 +184,7 @@ CGROUP_RATES = member_fields(CgroupRates, top_cache=lambda r: _top(r.top_cache, 
 
 def cgroup_name(cgroup_id: int, path: str | None) -> str:
     """Printable path; the id stands in where nobody knows it."""
-    return f"{UNKNOWN} (id {cgroup_id})" if path is None else printable(path)
+    return f"{UNKNOWN} (id {cgroup_id})" if path is None else path
 
 
 def _top(name: str | None, alloc: AllocRates) -> str:
@@ -192,4 +192,4 @@ def _top(name: str | None, alloc: AllocRates) -> str:
     known = alloc.allocated_bytes_per_s if alloc.allocated_bytes_per_s is not None else alloc.allocations_per_s
     if name is None:
         return UNKNOWN if known is None else NOTHING
-    return printable(name)
+    return name

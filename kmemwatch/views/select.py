@@ -83,6 +83,6 @@ def check_scope(snapshot: Snapshot, scope: str | None) -> None:
     """Raises UsageError when there is no cgroup at or below `scope`."""
     if scope is not None and not any(is_within(c.path, scope) for c in snapshot.cgroups):
         raise UsageError(
-            f"--cgroup: no memory cgroup {printable(scope)!r} on {printable(snapshot.host.hostname)}",
+            f"--cgroup: no memory cgroup {scope!r} on {snapshot.host.hostname}",
             "paths start at the root of the memory hierarchy: kmemwatch top --once lists them",
         )

@@ -7,7 +7,6 @@ from typing import Any
 
 from kmemwatch.model import Cache, Snapshot
 from kmemwatch.shape import BYTES, ID, TEXT, About
-from kmemwatch.units import printable
 from kmemwatch.views import rows
 from kmemwatch.views.fields import ALLOC_RATES, CACHE, PAIR, Field
 from kmemwatch.views.rows import Frame, PairRow, SlabsRow, ZombieRow
@@ -56,7 +55,7 @@ def cgroups_of(cache: tuple[str, str | None]) -> View[PairRow]:
         sort="live_bytes",
         rows=lambda f: _pair_rows(f, cache=cache),
         missing=lambda s: _why_no_pairs(s) or "nothing is known",
-        label=lambda r: printable(r.cgroup),
+        label=lambda r: r.cgroup,
         identity=lambda r: r.pair.cgroup_id,
         empty="no cgroup allocated in it since kmemwatch was attached",
     )
@@ -89,7 +88,7 @@ def slabs_of(cgroup_id: int) -> View[SlabsRow]:
         sort="slab_bytes",
         rows=lambda f: rows.slabs_rows(f, cgroup_id),
         missing=lambda s: why_missing(s, ("slabs",)) or "nothing is known",
-        label=lambda r: printable(r.slabs.cache),
+        label=lambda r: r.slabs.cache,
         identity=lambda r: (r.slabs.cache, r.slabs.cache_id),
         empty="no child cache holds a slab of it",
     )

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from kmemwatch.model import ABSENT, MISSING, Cgroup, Snapshot
 from kmemwatch.shape import BYTES, BYTES_PER_S, COUNT, COUNT_PER_S, SECONDS, TEXT, About
-from kmemwatch.units import UNKNOWN, bytes_human, count_human, printable, seconds_human
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, seconds_human
 from kmemwatch.views import rows
 from kmemwatch.views.derived import PER_MEMCG_ERAS, caches_per_root, dying
 from kmemwatch.views.fields import (
@@ -104,7 +104,7 @@ def _no_cgroups(snapshot: Snapshot) -> str:
 
 def _top_live(row: CgroupRow) -> str:
     if row.top_live_cache is not None:
-        return printable(row.top_live_cache)
+        return row.top_live_cache
     return NOTHING if row.live_is_known else UNKNOWN
 
 
@@ -185,7 +185,7 @@ CGROUPS_OWN = replace(
 
 def _top_cgroup(row: CacheRow) -> str:
     if row.top_cgroup is not None:
-        return printable(row.top_cgroup)
+        return row.top_cgroup
     return UNKNOWN if row.rates.allocations_per_s is None else NOTHING
 
 
@@ -262,7 +262,7 @@ def pinned_by(row: ZombieRow) -> str:
 
 
 def _children_text(count: int, names: Sequence[str]) -> str:
-    told = [printable(name) for name in names] + ["…"] * (count > len(names) > 0)
+    told = [*names] + ["…"] * (count > len(names) > 0)
     return f"{count} dying child{'ren' * (count > 1)}" + (f": {', '.join(told)}" if told else "")
 
 
@@ -389,7 +389,7 @@ def _ids_summary(shown: Frame) -> str | None:
     children = count_human(None if copies is None else sum(copies.values()))
     if copies:
         most = max(copies, key=lambda root: (copies[root], root))
-        children += f", max {count_human(copies[most])} ({printable(most)})"
+        children += f", max {count_human(copies[most])} ({most})"
     parts = (
         f"ids {count_human(ids.in_use)} in use, {count_human(ids.reuses_total)} reuses",
         f"peak {count_human(ids.peak_online_memcgs)} online",
@@ -459,7 +459,7 @@ IDS: View[IdRow] = View(
     sort="slab_bytes",
     rows=rows.id_rows,
     missing=_no_ids,
-    label=lambda r: f"{printable(r.cgroup)} (kmemcg_id {r.id.kmemcg_id})",
+    label=lambda r: f"{r.cgroup} (kmemcg_id {r.id.kmemcg_id})",
     identity=lambda r: r.id.kmemcg_id,
     empty="no ids are in use",
     summary=_ids_summary,
@@ -497,7 +497,7 @@ RECHARGES: View[RechargeRow] = View(
     sort="recharges_total",
     rows=rows.recharge_rows,
     missing=_no_recharges,
-    label=lambda r: f"{RECHARGE['cache'].text(r.pair)} {printable(r.source)} {printable(r.target)}",
+    label=lambda r: f"{RECHARGE['cache'].text(r.pair)} {r.source} {r.target}",
     identity=lambda r: move_key(r.pair),
     empty="no slab was recharged yet",
     summary=_recharges_summary,

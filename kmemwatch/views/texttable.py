@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from kmemwatch.model import LATENCY_KINDS, Snapshot
-from kmemwatch.units import UNKNOWN, bytes_human, count_human, one_line, printable, seconds_human
+from kmemwatch.units import UNKNOWN, bytes_human, count_human, one_line, seconds_human
 from kmemwatch.views import derived
 from kmemwatch.views.fields import SEPARATOR, Field
 from kmemwatch.views.rows import Frame
@@ -103,7 +103,7 @@ def summary(shown: Frame) -> str:
     online, dying = count_human(derived.online_count(snapshot)), count_human(derived.dying_count(snapshot))
     parts = [
         f"memcgs {online} online, {dying} dying",
-        f"kernel memory {bytes_human(kernel_bytes(shown))}" + (f" in {printable(shown.scope)}" if shown.scope else ""),
+        f"kernel memory {bytes_human(kernel_bytes(shown))}" + (f" in {shown.scope}" if shown.scope else ""),
         *timed(snapshot),
         f"lost {count_human(snapshot.lost.total)}",
     ]
@@ -128,8 +128,8 @@ def heading(snapshot: Snapshot, title: str) -> str:
     """Host, kernel, and how long kmemwatch is attached."""
     return SEPARATOR.join(
         (
-            f"kmemwatch {printable(snapshot.host.hostname)}",
-            f"kernel {printable(snapshot.host.kernel)} ({printable(snapshot.kernel.era or 'unknown era')})",
+            f"kmemwatch {snapshot.host.hostname}",
+            f"kernel {snapshot.host.kernel} ({snapshot.kernel.era or 'unknown era'})",
             f"attached {seconds_human(snapshot.duration_s)}",
             one_line(title),
         )
@@ -147,10 +147,10 @@ def table(shown: Frame, selection: RowSelection, cells: int | None, *, title: st
     if (totals := view.summary(shown)) is not None:
         lines.append(totals)
     if (note := view.note(shown)) is not None:
-        lines.append(f"note: {printable(note)}")
+        lines.append(f"note: {note}")
     lines.append("")
     if found is None:
-        lines.append(f"{view.name}: {printable(view.missing(shown.snapshot))}")
+        lines.append(f"{view.name}: {view.missing(shown.snapshot)}")
     elif not found:
         lines.append(f"({'no name matches the filter' if selection.pattern else view.empty})")
     else:

@@ -46,7 +46,7 @@ def test_where_the_caches_are_is_in_no_snapshot(feed: LiveFeed) -> None:
     assert isinstance(source, BpfSource)
     addresses = [cache.address for cache in source._read_caches() or ()]
     assert len(addresses) > 20
-    text = snapshot_to_json(snapshot(feed))
+    text = snapshot_to_json(snapshot(feed)).decode()
     assert [one for one in addresses if f"{one:x}" in text or str(one) in text] == []
     assert_clean(text)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from kmemwatch.cacheids import CacheIds
+from kmemwatch.codec import to_json
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.model import (
     ABSENT,
@@ -42,6 +44,7 @@ from kmemwatch.model import (
     Totals,
 )
 from kmemwatch.shape import shape_of
+from kmemwatch.units import printable
 
 MB = 1 << 20
 IDS = CacheIds(b"secret of the invented host")
@@ -279,7 +282,7 @@ def unknown(seconds: int = 0) -> Snapshot:
             ),
         ),
         pairs=(),
-        lost=Lost(None, None, None),
+        lost=Lost(None, None, None, {}),
         totals=Totals(),
         release_delays_s=(),
     )
@@ -391,8 +394,8 @@ def odd(seconds: int = 0) -> Snapshot:
     """Cgroups and caches with the names that break tables, JSON and Prometheus' text."""
     known = sample(seconds)
     first = known.cgroups[1]
-    cgroups = tuple(replace(first, id=9000 + n, path=name) for n, name in enumerate(ODD_NAMES))
-    caches = tuple(replace(known.caches[0], name=name.strip("/")) for name in ODD_NAMES)
+    cgroups = tuple(replace(first, id=9000 + n, path=printable(name)) for n, name in enumerate(ODD_NAMES))
+    caches = tuple(replace(known.caches[0], name=printable(name.strip("/"))) for name in ODD_NAMES)
     pairs = tuple(replace(known.pairs[0], cgroup_id=9000 + n, cache=c.name) for n, c in enumerate(caches))
     return replace(known, cgroups=cgroups, caches=caches, pairs=pairs)
 
@@ -422,14 +425,20 @@ EVENTS = (
     Event(START_NS + 2 * 10**9, "cache_created", 4001, _DEAD, 77, "kworker/1:2", "dentry(3)", 3),
     Event(START_NS + 3 * 10**9, "id_freed", 4001, _DEAD, 1, "systemd", kmemcg_id=3),
     Event(START_NS + 4 * 10**9, "offline", 4001, _DEAD, 1, "systemd"),
-    Event(START_NS + 5 * 10**9, "id_reused", 2101, "/a b\nc", 900, "sh", kmemcg_id=3, other_cgroup_id=4001),
-    Event(START_NS + 6 * 10**9, "recharge", 2101, "/a b\nc", 901, "find", "dentry(3)", 3, 4001, 4096),
-    Event(START_NS + 7 * 10**9, "recharge", 2101, "/a b\nc", 901, "find", "dentry(3)", 3, None, 8192),
-    Event(START_NS + 8 * 10**9, "recharge_failed", 2101, "/a b\nc", 901, "find", "dentry(3)", 3, 2900),
+    Event(START_NS + 5 * 10**9, "id_reused", 2101, "/a b\\nc", 900, "sh", kmemcg_id=3, other_cgroup_id=4001),
+    Event(START_NS + 6 * 10**9, "recharge", 2101, "/a b\\nc", 901, "find", "dentry(3)", 3, 4001, 4096),
+    Event(START_NS + 7 * 10**9, "recharge", 2101, "/a b\\nc", 901, "find", "dentry(3)", 3, None, 8192),
+    Event(START_NS + 8 * 10**9, "recharge_failed", 2101, "/a b\\nc", 901, "find", "dentry(3)", 3, 2900),
     Event(START_NS + 9 * 10**9, "released", 4001, _DEAD),
     Event(START_NS + 10 * 10**9, "cache_destroyed", None, None, cache="dentry(3)", kmemcg_id=3),
     Event(START_NS + 11 * 10**9, "id_reused", None, None, 900, "sh", kmemcg_id=7),
 )
+
+
+def as_dict(part: Struct) -> dict[str, Any]:
+    """A part of the model as parsed JSON."""
+    found: dict[str, Any] = json.loads(to_json(part))
+    return found
 
 
 class FakeFeed:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Meta, Struct
 
 from kmemwatch import model
+from kmemwatch.units import printable
 
 UNDECODABLE = "".join(map(chr, range(0xDC80, 0xDD00)))
 """What Python makes of bytes that are not UTF-8."""
@@ -23,7 +24,7 @@ PAGES = ("file", "shmem", "anon", "swapcache")
 names = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], include_characters=UNDECODABLE), max_size=12),
     st.sampled_from(("dentry", "/", "/a/b", "/a\nb", 'q"u', "back\\slash", "\\x80", "\udc80", "NaN", "/é", "other")),
-)
+).map(printable)
 times = st.integers(0, 253_402_300_799_999_999_999)
 """Up to the year 9999."""
 
@@ -46,7 +47,8 @@ def of(hint: Any) -> st.SearchStrategy[Any]:
 def _bounded(kind: Any, bounds: Meta) -> st.SearchStrategy[Any]:
     if kind is int:
         least = -(2**63) if bounds.ge is None else int(bounds.ge)
-        return st.integers(least, 2**64 - 1 if bounds.lt is None else int(bounds.lt) - 1)
+        most = 2**63 - 1 if bounds.le is None else int(bounds.le)
+        return st.integers(least, most if bounds.lt is None else int(bounds.lt) - 1)
     if kind is float:
         return st.floats(0, 1e12)
     if kind is str:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 import pytest
 from msgspec.structs import replace
 
-from kmemwatch.codec import dump_json
 from kmemwatch.compare.comparison import compare
 from kmemwatch.compare.figures import Metric, figure, pinned
 from kmemwatch.compare.figures import read as read_snapshot
@@ -168,7 +167,7 @@ def test_a_header_of_something_else_is_one_line(tmp_path: Path, field: str, valu
     recording(path, [snapshot(0)])
     header, rest = path.read_bytes().split(b"\n", 1)
     changed = {key: old for key, old in json.loads(header).items() if key != "crc32"} | {field: value}
-    body = dump_json(changed).encode()[:-1]
+    body = json.dumps(changed, separators=(",", ":")).encode()[:-1]
     path.write_bytes(body + b',"crc32":"%08x"}\n' % zlib.crc32(body) + rest)
     before = path.read_bytes()
     with pytest.raises(UsageError, match=re.escape(f"{path}:1: {said}")):
@@ -351,7 +350,7 @@ def test_a_daemon_that_never_answers_is_an_error() -> None:
 
 
 def test_what_probes_say_of_themselves_cannot_move_a_cursor() -> None:
-    probes = tuple(replace(probe, attachment="a\x1b[2J", why="b\u202ec") for probe in fakes.sample().probes)
+    probes = tuple(replace(probe, attachment="a\\x1b[2J", why="b\\u202ec") for probe in fakes.sample().probes)
     told = watched(replace(snapshot(0), probes=probes)).probes
     assert told
     for probe in told:

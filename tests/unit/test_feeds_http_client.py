@@ -217,7 +217,7 @@ def test_an_error_s_text_is_read_in_part_only() -> None:
 
 def test_a_daemon_that_becomes_slow_is_said_to_be_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kmemwatch.feeds.remote._RETRY_S", 0.01)
-    body = snapshot_to_json(fakes.sample()).encode()
+    body = snapshot_to_json(fakes.sample())
     whole = OK + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
     def at_once(connection: socket.socket) -> None:

@@ -25,7 +25,7 @@ Item = Snapshot | Event
 SUFFIXES = (".kmw", ".kmw.gz")
 
 SMALL = replace(fakes.empty(), host=Host("db1", "6.1", "x86_64", "boot-1"))
-EVENTS = (Event(5, "online", 7, "/a\udcff\n", 1, "sh"), Event(6, "offline", 7))
+EVENTS = (Event(5, "online", 7, "/a\\xff\\n", 1, "sh"), Event(6, "offline", 7))
 
 
 def small(seconds: int) -> Snapshot:

@@ -48,7 +48,7 @@ class Answers(OwnServer):
         super().__init__(Handler)
 
     def snapshot(self, snapshot: Snapshot) -> None:
-        self.status, self.kind, self.body = 200, "application/json", snapshot_to_json(snapshot).encode()
+        self.status, self.kind, self.body = 200, "application/json", snapshot_to_json(snapshot)
 
 
 @pytest.fixture

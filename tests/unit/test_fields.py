@@ -105,8 +105,8 @@ def test_recharges_are_split_by_the_state_of_the_former_owner() -> None:
 
 def test_losses_count_each_loss_once() -> None:
     assert losses(fakes.lossy().lost) == {"ringbuf_full": 1201, "recursion": 4, "pair_map_full": 0}
-    assert losses(Lost(3, None, 1)) == {"events": 3, "unresolved": 1}
-    assert losses(Lost(None, None, None)) == {}
+    assert losses(Lost(3, None, 1, {})) == {"events": 3, "unresolved": 1}
+    assert losses(Lost(None, None, None, {})) == {}
 
 
 def test_age_of_the_dying() -> None:
@@ -218,7 +218,9 @@ def test_what_is_charged_to_nobody_does_not_prove_that_nothing_is_held() -> None
 
 def test_no_more_children_are_named_than_there_is_room_for() -> None:
     parent = replace(fakes.sample().cgroups[-2], id=10, pins={}, references=5000, dying_children=5000)
-    others = tuple(replace(parent, id=11 + n, path=f"/p/c\x1b{n}", parent_id=10, dying_children=0) for n in range(5000))
+    others = tuple(
+        replace(parent, id=11 + n, path=f"/p/c\\x1b{n}", parent_id=10, dying_children=0) for n in range(5000)
+    )
     row = rows.zombie_row(Frame(replace(fakes.sample(), cgroups=(parent, *others))), parent)
     assert pinned_by(row) == "5000 dying children: c\\x1b0, c\\x1b1, c\\x1b2, …"
     one = replace(parent, references=1, dying_children=1)

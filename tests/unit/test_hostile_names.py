@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from kmemwatch.cli.process import say
 from kmemwatch.feeds.recording import RecordingWriter
 from kmemwatch.model import Snapshot
-from kmemwatch.units import one_line
+from kmemwatch.units import one_line, printable
 from kmemwatch.views.batch import csv_header, csv_rows
 from kmemwatch.views.rows import frame
 from kmemwatch.views.select import select
@@ -194,7 +194,7 @@ FORMULAS = (
 
 def named(names: tuple[str, ...]) -> Snapshot:
     sample = fakes.sample()
-    caches = tuple(replace(cache, name=name) for cache, name in zip(sample.caches * 9, names, strict=False))
+    caches = tuple(replace(cache, name=printable(name)) for cache, name in zip(sample.caches * 9, names, strict=False))
     return replace(sample, caches=caches, pairs=())
 
 

@@ -23,11 +23,11 @@ from kmemwatch.cacheids import without_addresses
 from kmemwatch.cli import doctor
 from kmemwatch.cli.doctor import Diagnosis, to_text
 from kmemwatch.cli.main import report as report_error
-from kmemwatch.codec import event_to_dict, snapshot_to_dict, snapshot_to_json
+from kmemwatch.codec import snapshot_to_json
 from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.feeds.recording import RecordingWriter
-from kmemwatch.feeds.recording.format import _line, header_line, snapshot_line
+from kmemwatch.feeds.recording.format import _closed, header_line, snapshot_line
 from kmemwatch.feeds.replay import ReplayFeed
 from kmemwatch.maps.decode import LifecycleEvent, SlabEvent
 from kmemwatch.model import DYING, Event, Snapshot
@@ -153,7 +153,7 @@ def test_everything_that_is_printed(seen: tuple[list[Snapshot], list[Event]]) ->
     told.learn(seen[0][-1].cgroups)
     for event in seen[1]:
         assert_clean(told.line(event))
-        assert_clean(json.dumps(event_to_dict(event)))
+        assert_clean(json.dumps(fakes.as_dict(event)))
 
 
 @pytest.mark.parametrize("view", [view.name for view in VIEWS])
@@ -250,7 +250,7 @@ def test_the_package_holds_none() -> None:
 
 
 def test_one_host_has_the_same_ids_in_all_that_it_tells(seen: tuple[list[Snapshot], list[Event]]) -> None:
-    first, second = (snapshot_to_dict(snapshot) for snapshot in seen[0])
+    first, second = (fakes.as_dict(snapshot) for snapshot in seen[0])
     ids = [{(c["name"], c["id"]) for c in document["caches"]} for document in (first, second)]
     assert ids[0] == ids[1]
     assert {(p["cache"], p["cache_id"]) for p in second["pairs"]} <= ids[1]
@@ -267,7 +267,7 @@ def with_addresses(snapshot: Snapshot, line: bytes) -> bytes:
         cache["address"] = numbers[cache.pop("id")]
     for row in [*document["pairs"], *(one for c in document["cgroups"] for one in c["child_slabs"] or ())]:
         row["cache_address"] = numbers[row.pop("cache_id")]
-    return _line(body)
+    return _closed(json.dumps(body, separators=(",", ":")).encode()[:-1])
 
 
 def test_an_older_recording_plays_and_its_addresses_go_no_further(tmp_path: Path, start: Sites) -> None:
@@ -285,7 +285,7 @@ def test_an_older_recording_plays_and_its_addresses_go_no_further(tmp_path: Path
     rates_of = frame(first, second).rates
     assert any(rate.allocations_per_s for rate in rates_of.pairs.values())
     for one in (first, second):
-        assert_clean(snapshot_to_json(one))
+        assert_clean(snapshot_to_json(one).decode())
         site = start()
         site.service.handle(messages.pack(PublishedSnapshot(one, time.monotonic())))
         assert_clean(site.ask("/api/v1/snapshot")[2].decode())

@@ -16,23 +16,18 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated
+
+from msgspec import DecodeError, Raw, Struct, json
 
 from kmemwatch import __version__
-from kmemwatch.codec import (
-    dump_json,
-    event_from_dict,
-    event_to_dict,
-    host_from_dict,
-    parse_json,
-    snapshot_from_dict,
-    snapshot_to_dict,
-)
-from kmemwatch.codec.reader import Reader
+from kmemwatch.codec import from_json, parse_json, snapshot_to_json, to_json
 from kmemwatch.errors import UsageError
-from kmemwatch.model import Event, Host, Snapshot
+from kmemwatch.model import Event, Host, Kernel, Snapshot, TimeNs
+from kmemwatch.shape import TEXT, About
 
 FORMAT_VERSION = 1
+FORMAT = "kmemwatch-recording"
 MAGIC = b'{"format":"kmemwatch-recording","version":'
 
 HEADER = "header"
@@ -45,12 +40,32 @@ _END_BYTES = len(b',"crc32":"00000000"}\n')
 _VERSION = re.compile(re.escape(MAGIC) + rb"(\d{1,9}),")
 
 
-class Header(NamedTuple):
+class Header(Struct, frozen=True):
     """Which kmemwatch recorded the following lines, and on which host."""
 
-    kmemwatch: str | None
-    """Release."""
+    kmemwatch: Annotated[str | None, About("Release that recorded.", TEXT)]
+    host: Annotated[Host, About("The host that was recorded.")]
+
+
+class _HeaderLine(Struct, frozen=True):
+    format: str
+    version: int
+    seq: int
+    type: str
+    kmemwatch: str
+    started_at: TimeNs
     host: Host
+    kernel: Kernel
+
+
+class _Content(Struct, frozen=True):
+    """What a line holds, not looked into."""
+
+    snapshot: Raw = Raw(b"null")
+    event: Raw = Raw(b"null")
+
+
+_CONTENT = json.Decoder(_Content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,54 +81,42 @@ class Record:
 
     def snapshot(self) -> Snapshot:
         """Of a SNAPSHOT record. Raises UsageError that names the malformed field."""
-        return snapshot_from_dict(self.data().get("snapshot"))
+        return from_json(Snapshot, bytes(self._content().snapshot), self.file_bytes)
 
     def event(self) -> Event:
         """Of an EVENT record. Raises UsageError that names the malformed field."""
-        return event_from_dict(self.data().get("event"))
+        return from_json(Event, bytes(self._content().event), self.file_bytes)
 
     def header(self) -> Header:
         """Of a HEADER record. Raises UsageError that names the malformed field."""
-        data = self.data()
-        return Header(Reader(data, "").opt_text("kmemwatch"), host_from_dict(data.get("host")))
+        return from_json(Header, self.line, self.file_bytes)
 
-    def data(self) -> dict[str, Any]:
-        """The whole line. Raises UsageError when it is not a JSON object."""
-        data = parse_json(self.line, self.file_bytes)
-        if not isinstance(data, dict):
-            raise UsageError("not a JSON object")
-        return data
+    def _content(self) -> _Content:
+        try:
+            return _CONTENT.decode(self.line)
+        except (DecodeError, RecursionError):
+            parse_json(self.line, self.file_bytes)  # says where
+            raise UsageError("not a JSON object") from None
 
 
 def snapshot_line(seq: int, snapshot: Snapshot) -> bytes:
     """The line of a SNAPSHOT record."""
-    return _line({"seq": seq, "type": SNAPSHOT, "snapshot": snapshot_to_dict(snapshot)})
+    return _closed(b'{"seq":%d,"type":"snapshot","snapshot":%b' % (seq, snapshot_to_json(snapshot)))
 
 
 def event_line(seq: int, event: Event) -> bytes:
     """The line of an EVENT record."""
-    return _line({"seq": seq, "type": EVENT, "event": event_to_dict(event)})
+    return _closed(b'{"seq":%d,"type":"event","event":%b' % (seq, to_json(event)))
 
 
 def header_line(seq: int, first: Snapshot) -> bytes:
     """The line that starts a run of snapshots; `first` is the first of them."""
-    doc = snapshot_to_dict(first)
-    return _line(
-        {
-            "format": "kmemwatch-recording",
-            "version": FORMAT_VERSION,
-            "seq": seq,
-            "type": HEADER,
-            "kmemwatch": __version__,
-            "started_at": doc["taken_at"],
-            "host": doc["host"],
-            "kernel": doc["kernel"],
-        }
-    )
+    header = _HeaderLine(FORMAT, FORMAT_VERSION, seq, HEADER, __version__, first.taken_at_ns, first.host, first.kernel)
+    return _closed(to_json(header)[:-1])
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    body = dump_json(value).encode("utf-8")[:-1]
+def _closed(body: bytes) -> bytes:
+    """The line that begins so, with its check sum."""
     return body + b',"crc32":"%08x"}\n' % zlib.crc32(body)
 
 

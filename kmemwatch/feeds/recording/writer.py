@@ -21,7 +21,6 @@ from kmemwatch.feeds.recording.format import HEADER, event_line, header_line, sn
 from kmemwatch.feeds.recording.reader import RecordingReader
 from kmemwatch.feeds.user_files import check_place, replaced
 from kmemwatch.model import Event, Snapshot
-from kmemwatch.units import printable
 
 _NEW_FILE_HINT = "record to another file"
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
@@ -79,7 +78,7 @@ class RecordingWriter:
         """Write the header of a run whose first snapshot is `first`; `first` itself is not written."""
         for hostname, boot in self._old.hosts if self._old is not None else ():
             if hostname != first.host.hostname:
-                raise UsageError(f"{self.path}: recording of another host, {printable(hostname)}", _NEW_FILE_HINT)
+                raise UsageError(f"{self.path}: recording of another host, {hostname}", _NEW_FILE_HINT)
             if boot != first.host.boot_id:
                 raise UsageError(f"{self.path}: recorded before this host was booted", _NEW_FILE_HINT)
         if self._fd < 0:
