@@ -40,6 +40,15 @@ _PLACE = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 _MISSING = re.compile(r"Object missing required field `(.*)`")
 _WORDS = re.compile(r"Expected `str` matching regex '\^\(\?:(.*)\)\$'")
 _CACHE_ID = re.compile(r"(?:^|\.)(?:cache_id|caches\[\d+\]\.id)$")
+_TYPE = re.compile(r"`(?:object|array|int|float|str|bool)(?: \| null)?`")
+_TYPES = {
+    f"`{name}{null}`": words + or_null
+    for name, words in {
+        "object": "an object", "array": "an array", "int": "a whole number", "float": "a number", "str": "a string",
+        "bool": "true or false",
+    }.items()
+    for null, or_null in (("", ""), (" | null", " or null"))
+}  # fmt: skip
 _STEP = re.compile(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)")
 
 
@@ -145,8 +154,8 @@ def _explained(message: str, data: object) -> str:
         what = f"expected one of {words[1].replace('|', ', ')}"
     elif what.startswith("Expected `str") and _CACHE_ID.search(place):
         what = "expected the id of a cache, such as k5mw2pcq7xg3"
-    place = _named(place, data) or "document"
-    return f"{place}: {what[:1].lower()}{what[1:].replace('`', '')}"
+    what = _TYPE.sub(lambda match: _TYPES.get(match[0], match[0]), what)
+    return f"{_named(place, data) or 'document'}: {what[:1].lower()}{what[1:]}"
 
 
 def _named(place: str, data: Any) -> str:

@@ -21,7 +21,7 @@ from kmemwatch.views.rows import Frame, frame
 from kmemwatch.views.select import check_scope, select, sort_rows
 from kmemwatch.views.tables import VIEWS
 from kmemwatch.views.texttable import char_width, cut_head, cut_tail, fit, layout, summary, table, width
-from tests.unit import fakes
+from tests.unit import fakes, strategies
 
 SAMPLE = frame(fakes.sample(), fakes.sample(3))
 PATCHED = frame(fakes.patched(), fakes.patched(3))
@@ -317,7 +317,7 @@ def test_event_lines_remember_the_latest_only(monkeypatch: pytest.MonkeyPatch) -
     assert shown == ["/1", "?", "/3"]
 
 
-@given(path=st.text(max_size=50), comm=st.text(max_size=20), other=st.text(max_size=50))
+@given(path=strategies.names, comm=strategies.names, other=strategies.names)
 def test_an_event_is_always_one_line(path: str, comm: str, other: str) -> None:
     lines = EventLines()
     assert lines.line(Event(0, "offline", 2, other)).isprintable()
