@@ -28,6 +28,7 @@ from kmemwatch.source.reading import (
     Reading,
     SourceInfo,
 )
+from kmemwatch.state.memcgs import MemcgTree
 
 NOBODY = 0
 """The owner in the maps of objects that nobody is charged for."""
@@ -94,29 +95,16 @@ class Counts:
         """(cache, online ancestor) -> charged objects that released memcgs below it left alive."""
         self._unseen: set[int] = set()
         """Ids in the maps that the last walk did not show: they came after it, or were released before it."""
-        self._ancestors: Mapping[int, int] = {}
-        self._released: Set[int] = set()
+        self._tree = MemcgTree(None, set(), {}, {}, frozenset())
         self._root_id: int | None = None
-        self._young: frozenset[int] = frozenset()
-        self.accounted = True
-        """The kernel charges kernel memory to memcgs."""
+        self._accounted = True
 
-    def update(
-        self,
-        reading: Reading,
-        present: Set[int] | None,
-        released: Set[int],
-        ancestors: Mapping[int, int],
-        parents: Mapping[int, int | None],
-        young: frozenset[int],
-    ) -> tuple[list[PairKey], list[int]]:
-        """Add a reading; return the (pairs, cgroup ids) whose counters the source can drop.
+    def update(self, reading: Reading, tree: MemcgTree, accounted: bool) -> tuple[list[PairKey], list[int]]:
+        """Fold in a reading; return the (pairs, cgroup ids) whose counters the source can drop.
 
-        `present`: ids that may still count; `released`: ids that certainly do not; `ancestors`: id -> id of the memcg
-        that is charged for what it leaves; `parents`: also of memcgs that this update no longer shows; `young`: as in
-        `Reparented`.
+        `accounted`: the kernel charges kernel memory to memcgs.
         """
-        self._ancestors, self._released, self._young = ancestors, released, young
+        self._tree, self._accounted = tree, accounted
         if reading.memcgs:
             self._root_id = next((record.cgroup_id for record in reading.memcgs if not record.parent_css), None)
         self._pass_on_inheritance()
@@ -124,9 +112,9 @@ class Counts:
         mapped = {cgroup_id for _, cgroup_id in pairs} | charges.keys()
         self._count(pairs, charges)
         for subtrees in (self._charged_below, self._allocated_below):
-            subtrees.place(parents, mapped)
-        self._charged.keep(parents.keys() | mapped)
-        ended = self._ended(mapped - {NOBODY}, present)
+            subtrees.place(tree.parents, mapped)
+        self._charged.keep(tree.parents.keys() | mapped)
+        ended = self._ended(mapped - {NOBODY})
         ended_pairs = [key for key in pairs if key[1] in ended] if ended else []
         if ended_pairs:
             caches = {cache.address: cache for cache in reading.caches or ()}
@@ -151,24 +139,24 @@ class Counts:
         self._charged.add(charged.items, charged.columns)
         self._charged_below.add(charged.items, charged.columns)
 
-    def _ended(self, mapped: set[int], present: Set[int] | None) -> set[int]:
+    def _ended(self, mapped: set[int]) -> set[int]:
         """The ids in the maps whose counters can never change again."""
-        ended = mapped & self._released
-        if present is not None:
-            unseen = mapped - present - ended
+        ended = mapped & self._tree.released
+        if self._tree.present is not None:
+            unseen = mapped - self._tree.present - ended
             ended |= unseen & self._unseen
             self._unseen = unseen - ended
         return ended
 
     def _heir(self, cgroup_id: int) -> int | None:
         """The memcg that is charged for what this one left; None if unknown, or if it is this one."""
-        heir = self._ancestors.get(cgroup_id, self._root_id)
+        heir = self._tree.ancestors.get(cgroup_id, self._root_id)
         return None if heir == cgroup_id else heir
 
     def _pass_on_inheritance(self) -> None:
         """Pass on what memcgs inherited that are released themselves by now."""
         for address, cgroup_id in list(self._inherited):
-            if cgroup_id in self._released or cgroup_id not in self._ancestors:
+            if cgroup_id in self._tree.released or cgroup_id not in self._tree.ancestors:
                 heir = self._heir(cgroup_id)
                 if heir is not None:
                     self._inherited[address, heir] += self._inherited.pop((address, cgroup_id))
@@ -187,7 +175,7 @@ class Counts:
         return self._charged_bytes(self._charged_below[cgroup_id])
 
     def _charged_bytes(self, pages: tuple[int, ...]) -> tuple[int | None, int | None]:
-        if not self._knows_charges or not self.accounted:
+        if not self._knows_charges or not self._accounted:
             return None, None
         return pages[0] * self._page_bytes, pages[1] * self._page_bytes
 
@@ -237,10 +225,10 @@ class Counts:
     def _reparented(self, caches: Mapping[int, CacheRecord]) -> Reparented:
         """With objcg the parent is charged for what a dying memcg had, but its frees may still count for the dying
         one."""
-        moved = {own: heir for own, heir in self._ancestors.items() if own != heir} if self._era == OBJCG else {}
+        moved = {own: heir for own, heir in self._tree.ancestors.items() if own != heir} if self._era == OBJCG else {}
         given: dict[PairKey, int] = defaultdict(int)
         for (address, cgroup_id), left in self._inherited.items():
-            given[address, self._ancestors.get(cgroup_id, cgroup_id)] += left
+            given[address, self._tree.ancestors.get(cgroup_id, cgroup_id)] += left
         for key, counts in self._pairs.latest.items() if moved else ():
             address, cgroup_id = key
             if cgroup_id in moved:
@@ -248,7 +236,7 @@ class Counts:
                 own, freed = 0 if cgroup_id == self._root_id else charged, counts[FREED_OBJECTS]
                 if own is not None and (own or freed):
                     given[address, moved[cgroup_id]] += own - freed
-        return Reparented(dict(given), frozenset(moved), self._root_id, self._young)
+        return Reparented(dict(given), frozenset(moved), self._root_id, self._tree.young)
 
     def _cache_of_pairs(self, address: int, cache: CacheRecord | None) -> CacheOfPairs:
         if cache is None:
@@ -264,7 +252,7 @@ class Counts:
 
     def _charges_all(self, cache: CacheRecord | None) -> bool | None:
         """As `CacheOfPairs.charges_all`."""
-        if cache is None or self._info.slab_account is None or not self.accounted:
+        if cache is None or self._info.slab_account is None or not self._accounted:
             return None
         if cache.flags & self._info.slab_account:
             return True

@@ -68,7 +68,7 @@ def test_who_only_waits_for_events_forgets_the_dead(source: FakeSource, monkeypa
         source.now_ns += 3600 * 10**9
     feed.wait_events(0)
     feed.wait_events(0)
-    assert len(feed._state._memcgs) <= 2
+    assert len(feed._state._memcgs.by_id) <= 2
     assert source.pairs == {}
     feed.close()
 

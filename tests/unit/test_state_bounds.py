@@ -10,7 +10,7 @@ import pytest
 
 from kmemwatch.counters import Growth, Totals
 from kmemwatch.model import RELEASED
-from kmemwatch.state import kernel_state as state_module
+from kmemwatch.state import memcgs as state_module
 from kmemwatch.state.kernel_state import KernelState
 from tests.unit.fake_source import MS, ROOT, SECOND, FakeSource, make_state
 from tests.unit.state_host import Host, allocations, cgroup, pair
@@ -46,7 +46,12 @@ def test_20000_memcgs_come_and_go() -> None:
 
 def sizes(state: KernelState) -> dict[str, bool]:
     """Which containers hold more than a few entries."""
-    parts: dict[str, Any] = {**vars(state), **vars(state._counts), **vars(state._counts._charged_below)}
+    parts: dict[str, Any] = {
+        **vars(state),
+        **vars(state._memcgs),
+        **vars(state._counts),
+        **vars(state._counts._charged_below),
+    }
     for name, value in parts.items():
         if isinstance(value, Growth | Totals):
             parts[name] = value.latest if isinstance(value, Growth) else value.keys()
@@ -96,7 +101,7 @@ def test_times_are_those_of_the_events() -> None:
 
 
 def test_events_that_nobody_takes_are_bounded_and_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_module, "MAX_PENDING_EVENTS", 10)
+    monkeypatch.setattr("kmemwatch.state.kernel_state.MAX_PENDING_EVENTS", 10)
     source = FakeSource()
     state = make_state(source)
     for number in range(25):

@@ -167,7 +167,7 @@ class Kernel(RuleBasedStateMachine):
 
     @invariant()
     def delays_are_no_nonsense(self) -> None:
-        assert all(0 <= delay < 1e6 for delay in self.state._delays)
+        assert all(0 <= delay < 1e6 for delay in self.state._memcgs.release_delays_s)
 
 
 Kernel.TestCase.settings = settings(

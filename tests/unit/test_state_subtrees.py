@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from kmemwatch.state.counts import Counts
-from kmemwatch.state.kernel_state import KEEP_RELEASED_NS
+from kmemwatch.state.memcgs import KEEP_RELEASED_NS, MemcgTree
 from kmemwatch.views.rates import rates
 from kmemwatch.views.rows import cgroup_rows, frame
 from kmemwatch.views.tables import CGROUPS, CGROUPS_OWN
@@ -51,7 +51,7 @@ def test_what_those_below_did_counts_above_them_also_when_they_are_gone() -> Non
 
 
 def test_more_that_are_released_at_once_than_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kmemwatch.state.kernel_state.MAX_RELEASED", 3)
+    monkeypatch.setattr("kmemwatch.state.memcgs.MAX_RELEASED", 3)
     host = Host()
     host.snapshot()
     top = host.source.mkdir("slice")
@@ -112,7 +112,7 @@ def test_ids_that_go_in_a_circle_end() -> None:
     source = FakeSource()
     counts = Counts(source.info, None, IDS)
     reading = replace(source.read(), charges={1: (5, 1), 2: (0, 0)})
-    counts.update(reading, {1, 2}, set(), {1: 1, 2: 2}, {1: 2, 2: 1}, frozenset())
+    counts.update(reading, MemcgTree({1, 2}, set(), {1: 2, 2: 1}, {1: 1, 2: 2}, frozenset()), accounted=True)
     assert (counts.charges_below(2)[0] or 0) >= 5 * PAGE
 
 
