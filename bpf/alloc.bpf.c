@@ -11,9 +11,9 @@
  */
 
 #ifdef GFP_ACCOUNT
-#define ALLOCATED(gfp_flags) (((gfp_flags) & GFP_ACCOUNT) / GFP_ACCOUNT) /* PAIR_OBJECTS or PAIR_ACCOUNT_OBJECTS */
+#define ALLOCATED(gfp_flags) (((gfp_flags) & GFP_ACCOUNT) / GFP_ACCOUNT) /* PAIR_PLAIN_OBJECTS or PAIR_ACCOUNT_OBJECTS */
 #else
-#define ALLOCATED(gfp_flags) PAIR_OBJECTS
+#define ALLOCATED(gfp_flags) PAIR_PLAIN_OBJECTS
 #endif
 
 static __always_inline int count_alloc(u64 cache, u64 gfp_flags, u64 objects)

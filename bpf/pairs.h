@@ -18,7 +18,7 @@
 #define OWNER_HASH 0x9E3779B1
 
 enum pair_count {
-	PAIR_OBJECTS,         /* allocated without __GFP_ACCOUNT */
+	PAIR_PLAIN_OBJECTS,         /* allocated without __GFP_ACCOUNT */
 	PAIR_ACCOUNT_OBJECTS, /* allocated with it */
 	PAIR_FREED_OBJECTS,   /* freed, of those charged to the memcg */
 	PAIR_COUNTS,

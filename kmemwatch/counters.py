@@ -2,8 +2,8 @@
 """Sums of counters that only grow, although what is counted ends, moves, or begins again at 0.
 
 A memcg is released and its counters leave the map; its id is used again; a cgroup moves to another series; a daemon
-restarts. A plain sum of what is there falls or jumps then, and whoever takes a rate of it sees work that nobody did. So
-nothing here adds up counters: `Growth` finds what each of them grew by since the last look, `Totals` adds that up.
+restarts. The sum of the counters falls or jumps then, and its rate shows work that nobody did. So nothing here adds up
+counters: `Growth` finds what each of them grew by since the last look, and `GrowingTotals` adds that up.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def _grown(after: Sequence[tuple[Number, ...]], before: Sequence[tuple[Number, .
     return columns
 
 
-class Totals(Generic[Key, Number]):
+class GrowingTotals(Generic[Key, Number]):
     """Sums for each key: as many as the counters that are added to them."""
 
     def __init__(self, width: int) -> None:

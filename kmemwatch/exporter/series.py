@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from kmemwatch.counters import Growth, Totals
+from kmemwatch.counters import GrowingTotals, Growth
 from kmemwatch.exporter.folding import OTHER, Folding, fold
 from kmemwatch.exporter.metrics import METRICS, MetricTable, label
 from kmemwatch.exporter.selection import ALL, SeriesSelection
@@ -75,7 +75,7 @@ class CounterSeries:
         self.kept: Mapping[Labels, float] = {}
         """The series of ``other``, which stay even while nothing is added to them."""
         self._growth: Growth[Hashable, float] = Growth(1)
-        self._totals: Totals[Labels, float] = Totals(1)
+        self._totals: GrowingTotals[Labels, float] = GrowingTotals(1)
         self._values: dict[Hashable, tuple[float]] = {}
         self._labels: dict[Hashable, Labels] = {}
 

@@ -17,7 +17,9 @@ PairKey = tuple[int, int]
 """Cache address, cgroup id; cgroup id 0 is nobody."""
 MapCounts = tuple[int, ...]
 """What a map counts for one key since the start: a row of counters, summed over CPUs."""
-OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS = map(PAIR_COUNTS.index, ("objects", "account_objects", "freed_objects"))
+PLAIN_OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS = map(
+    PAIR_COUNTS.index, ("plain_objects", "account_objects", "freed_objects")
+)
 """Indices of the counters of a pair: objects allocated without __GFP_ACCOUNT, with it, and freed."""
 
 

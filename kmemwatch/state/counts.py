@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
-from kmemwatch.counters import Growth, Totals
+from kmemwatch.counters import GrowingTotals, Growth
 from kmemwatch.kernel.facts import OBJCG, RECHARGE
 from kmemwatch.maps.decode import PAIR_COUNTS
 from kmemwatch.model import Cache, Pair
 from kmemwatch.source.reading import (
     ACCOUNT_OBJECTS,
     FREED_OBJECTS,
-    OBJECTS,
+    PLAIN_OBJECTS,
     MapCounts,
     PairKey,
     Reading,
@@ -39,15 +39,15 @@ _MAX_CHANGED = 1 << 17
 
 
 class Subtrees:
-    """Totals of memcgs including all memcgs that are, or were, below them; mutable."""
+    """GrowingTotals of memcgs including all memcgs that are, or were, below them; mutable."""
 
     def __init__(self, width: int) -> None:
-        self._totals: Totals[int, int] = Totals(width)
-        self._unplaced: Totals[int, int] = Totals(width)
-        """Totals of ids whose place in the tree is not yet, or no longer, known."""
+        self._totals: GrowingTotals[int, int] = GrowingTotals(width)
+        self._unplaced: GrowingTotals[int, int] = GrowingTotals(width)
+        """GrowingTotals of ids whose place in the tree is not yet, or no longer, known."""
 
     def add(self, cgroup_ids: Sequence[int], columns: Sequence[Sequence[int]]) -> None:
-        """What these memcgs themselves did, as for `Totals.add`."""
+        """What these memcgs themselves did, as for `GrowingTotals.add`."""
         self._unplaced.add(cgroup_ids, columns)
 
     def place(self, parents: Mapping[int, int | None], mapped: Set[int]) -> None:
@@ -84,9 +84,9 @@ class Counts:
         self._pairs: Growth[PairKey, int] = Growth(len(PAIR_COUNTS))
         self._changed: dict[PairKey, None] = {}
         """Pairs whose rows are out of date, in the order of the reading, in which making them is twice as fast."""
-        self._by_cache: Totals[int, int] = Totals(len(PAIR_COUNTS))
+        self._by_cache: GrowingTotals[int, int] = GrowingTotals(len(PAIR_COUNTS))
         self._charges: Growth[int, int] = Growth(2)
-        self._charged: Totals[int, int] = Totals(2)
+        self._charged: GrowingTotals[int, int] = GrowingTotals(2)
         """Pages charged and uncharged, by cgroup id."""
         self._charged_below: Subtrees = Subtrees(2)
         self._allocated_below: Subtrees = Subtrees(1)
@@ -133,7 +133,7 @@ class Counts:
             self._changed.clear()
             self._rows.make_all_anew()
         self._by_cache.add([address for address, _ in grown.items], grown.columns)
-        objects = list(map(int.__add__, grown.columns[OBJECTS], grown.columns[ACCOUNT_OBJECTS]))
+        objects = list(map(int.__add__, grown.columns[PLAIN_OBJECTS], grown.columns[ACCOUNT_OBJECTS]))
         self._allocated_below.add([cgroup_id for _, cgroup_id in grown.items], [objects])
         charged = self._charges.look(charges)
         self._charged.add(charged.items, charged.columns)
@@ -205,7 +205,7 @@ class Counts:
             cache, counts = caches.get(address), self._by_cache[address]
             size = cache.size_bytes if cache else None
             child = cache is not None and cache.root is not None
-            objects = counts[OBJECTS] + counts[ACCOUNT_OBJECTS]
+            objects = counts[PLAIN_OBJECTS] + counts[ACCOUNT_OBJECTS]
             rows.append(
                 Cache(
                     name=cache.name if cache else self._ids.name(address),
@@ -248,7 +248,7 @@ class Counts:
         charges_all = self._charges_all(cache)
         if charges_all is None:
             return None
-        return counts[ACCOUNT_OBJECTS] + (counts[OBJECTS] if charges_all else 0)
+        return counts[ACCOUNT_OBJECTS] + (counts[PLAIN_OBJECTS] if charges_all else 0)
 
     def _charges_all(self, cache: CacheRecord | None) -> bool | None:
         """As `CacheOfPairs.charges_all`."""
@@ -354,7 +354,7 @@ class PairRows:
         rows, of_pairs, places = self._rows, self._caches, self._places
         given, moved, root_id, young = self._reparented
         caches, number, most = len(places), len(rows), self.host_bytes
-        plain, account, freed_at = OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS
+        plain, account, freed_at = PLAIN_OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS
         for key in keys:
             address, cgroup_id = key
             if cgroup_id == NOBODY:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
-from kmemwatch.counters import Growth, Totals
+from kmemwatch.counters import GrowingTotals, Growth
 from kmemwatch.model import RechargePair, Recharges, RechargeTotal
 from kmemwatch.source.reading import RechargeCounts, RechargeKey
 
@@ -27,9 +27,9 @@ class RechargeHistory:
         self._page_bytes = page_bytes
         self._counts: RechargeCounts | None = None
         self._growth: Growth[RechargeKey, int] = Growth(2)
-        self._moves: Totals[RechargeKey, int] = Totals(2)
+        self._moves: GrowingTotals[RechargeKey, int] = GrowingTotals(2)
         """Recharges and pages between memcgs that are shown."""
-        self._past: Totals[tuple[str, str], int] = Totals(2)
+        self._past: GrowingTotals[tuple[str, str], int] = GrowingTotals(2)
         """(root cache, state) -> recharges and pages between memcgs that are no longer shown."""
         self._caches: dict[int, _ChildCache] = {}
         """By address; kept for as long as `_moves` needs it."""

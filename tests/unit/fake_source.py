@@ -20,7 +20,7 @@ from kmemwatch.model import ATTACHED, MISSING, Host, Probe
 from kmemwatch.source.reading import (
     ACCOUNT_OBJECTS,
     FREED_OBJECTS,
-    OBJECTS,
+    PLAIN_OBJECTS,
     FinalCounts,
     MapCounts,
     PairKey,
@@ -171,7 +171,7 @@ class FakeSource:
 
     def _pair_counts(self) -> Iterator[tuple[PairKey, MapCounts]]:
         for key, (objects, account, freed) in self.pairs.items():
-            counts = {OBJECTS: objects - account, ACCOUNT_OBJECTS: account, FREED_OBJECTS: freed}
+            counts = {PLAIN_OBJECTS: objects - account, ACCOUNT_OBJECTS: account, FREED_OBJECTS: freed}
             yield key, tuple(counts[place] for place in sorted(counts))
 
     def _walk(self, top: Memcg) -> Iterable[MemcgRecord]:

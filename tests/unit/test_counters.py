@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from kmemwatch.counters import Growth, Totals
+from kmemwatch.counters import GrowingTotals, Growth
 
 items = st.integers(0, 5)
 keys = st.integers(0, 2)
@@ -50,7 +50,7 @@ def test_a_look_at_nothing_has_all_columns() -> None:
 
 
 def test_totals_of_a_key_that_nothing_was_added_to_are_0() -> None:
-    totals: Totals[str, int] = Totals(2)
+    totals: GrowingTotals[str, int] = GrowingTotals(2)
     assert totals["a"] == (0, 0)
     assert list(totals) == []
     totals.add(["a", "b", "a"], ([1, 2, 3], [0, 0, 4]))
@@ -69,7 +69,7 @@ class Books(RuleBasedStateMachine):
         self.unread: dict[int, list[int]] = {}
         """What was counted since the last look."""
         self.growth: Growth[int, int] = Growth(2)
-        self.totals: Totals[int, int] = Totals(2)
+        self.totals: GrowingTotals[int, int] = GrowingTotals(2)
         self.expected: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
 
     @rule(item=items, first=amounts, second=amounts)

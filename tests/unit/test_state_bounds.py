@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kmemwatch.counters import Growth, Totals
+from kmemwatch.counters import GrowingTotals, Growth
 from kmemwatch.model import RELEASED
 from kmemwatch.state import memcgs as state_module
 from kmemwatch.state.kernel_state import KernelState
@@ -53,7 +53,7 @@ def sizes(state: KernelState) -> dict[str, bool]:
         **vars(state._counts._charged_below),
     }
     for name, value in parts.items():
-        if isinstance(value, Growth | Totals):
+        if isinstance(value, Growth | GrowingTotals):
             parts[name] = value.latest if isinstance(value, Growth) else value.keys()
     return {name: len(value) > 10 for name, value in parts.items() if isinstance(value, dict | Set)}
 
