@@ -52,8 +52,8 @@ _TYPES = {
 _STEP = re.compile(r"\[(\d+|\.\.\.)\]|([^.\[\]]+)")
 
 
-def _encode(value: Any) -> Any:
-    """What msgspec does not know."""
+def encode_other(value: Any) -> Any:
+    """msgspec's `enc_hook`: what it does not know itself."""
     if isinstance(value, TimeNs):
         return rfc3339(value, digits=9)
     if isinstance(value, MappingProxyType):
@@ -61,8 +61,8 @@ def _encode(value: Any) -> Any:
     raise NotImplementedError(type(value))
 
 
-def _decode(kind: Any, value: Any) -> Any:
-    """What msgspec does not know."""
+def decode_other(kind: Any, value: Any) -> Any:
+    """msgspec's `dec_hook`."""
     if kind is not TimeNs:
         raise NotImplementedError(kind)
     try:
@@ -74,12 +74,12 @@ def _decode(kind: Any, value: Any) -> Any:
     return TimeNs(at_ns)
 
 
-_ENCODER = msgspec.json.Encoder(enc_hook=_encode)
+_ENCODER = msgspec.json.Encoder(enc_hook=encode_other)
 
 
 @cache
 def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
-    return msgspec.json.Decoder(kind, dec_hook=_decode)
+    return msgspec.json.Decoder(kind, dec_hook=decode_other)
 
 
 def to_json(value: Struct) -> bytes:
@@ -132,7 +132,7 @@ def from_builtins(kind: type[T], data: object) -> T:
         raise UsageError(f"document: expected an object, got {_preview(data)}")
     data = old.renewed(kind, data)
     try:
-        found: T = old.checked(msgspec.convert(data, kind, dec_hook=_decode))
+        found: T = old.checked(msgspec.convert(data, kind, dec_hook=decode_other))
     except ValidationError as exc:
         raise UsageError(_explained(str(exc), data)) from exc
     return found

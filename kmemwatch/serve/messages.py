@@ -1,31 +1,31 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages from the process that reads the kernel to the one that serves HTTP, over a Unix socket.
 
-pickle is safe here because the trusted process writes the messages. The other one answers in lines of JSON: one when
+A snapshot is packed by msgspec, all else by pickle, which is safe because the trusted process writes the messages. The
+other one answers in lines of JSON: one when
 it serves, or cannot and why, and one when it has its first snapshot.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import pickle
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import starmap
 from operator import attrgetter
-from types import MappingProxyType
 from typing import Any
 
+from msgspec import Struct, msgpack
 from msgspec.structs import replace
 
+from kmemwatch.codec import decode_other, encode_other
 from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
 from kmemwatch.exporter.published import PublishedSnapshot, ReaderCost
 from kmemwatch.exporter.selection import SelectionOptions
-from kmemwatch.model import Cgroup, Pair, Snapshot
+from kmemwatch.model import Pair, Snapshot
 from kmemwatch.web.config import LoadedConfig
 
 _HEAD = struct.Struct("=Q")
@@ -33,8 +33,25 @@ _MAX_ANSWER_BYTES = 64 * 1024
 _PROTOCOL = 5
 _ERRORS = {kind.__name__: kind for kind in (KmemwatchError, UsageError, UnsupportedError)}
 
-_CGROUP = attrgetter(*Cgroup.__struct_fields__)
-_PAIR = attrgetter(*Pair.__struct_fields__)
+_NUMBERS = attrgetter(*Pair.__struct_fields__[2:])
+
+
+class _Packed(Struct, frozen=True, array_like=True):
+    """There may be 65,536 pairs, so they go as columns, and what names a cache goes once: as rows they would take five
+    times the bytes, and the process that unpacks them 20 MB more."""
+
+    rest: Snapshot
+    """Without pairs."""
+    caches: list[tuple[str, str | None]]
+    """`Pair.cache` and `Pair.cache_id`, each couple once."""
+    places: list[int]
+    """In `caches`, of each pair."""
+    numbers: list[list[int | None]]
+    """The other columns."""
+
+
+_ENCODER = msgpack.Encoder(enc_hook=encode_other)
+_DECODER = msgpack.Decoder(_Packed, dec_hook=decode_other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +64,10 @@ class SnapshotMessage:
 
     def open(self) -> Snapshot:
         """Unpack the snapshot."""
-        snapshot, cgroups, pairs = pickle.loads(self.packed)
-        assert isinstance(snapshot, Snapshot)
-        return replace(
-            snapshot,
-            cgroups=tuple(starmap(Cgroup, zip(*cgroups, strict=True))),
-            pairs=tuple(starmap(Pair, zip(*pairs, strict=True))),
-        )
+        found = _DECODER.decode(self.packed)
+        caches = map(found.caches.__getitem__, found.places)
+        numbers = zip(*found.numbers, strict=True)
+        return replace(found.rest, pairs=tuple(Pair(*c, *n) for c, n in zip(caches, numbers, strict=True)))
 
     @property
     def published(self) -> PublishedSnapshot:
@@ -92,38 +106,22 @@ class BrokenConfig:
 def pack(published: PublishedSnapshot) -> SnapshotMessage:
     """A message with this snapshot."""
     snapshot = published.snapshot
-    # Column by column: there may be 65,536 pairs, and an object each takes six times as long.
-    cgroups = tuple(zip(*map(_CGROUP, snapshot.cgroups), strict=True))
-    pairs = tuple(zip(*map(_PAIR, snapshot.pairs), strict=True))
-    rest = replace(snapshot, cgroups=(), pairs=())
-    return SnapshotMessage(_dumps((rest, cgroups, pairs)), published.published_s, published.reader)
-
-
-class _Pickler(pickle.Pickler):
-    def reducer_override(self, thing: Any) -> Any:
-        """The model has read-only mappings, which pickle cannot handle."""
-        return (_read_only, (dict(thing),)) if isinstance(thing, MappingProxyType) else NotImplemented
-
-
-def _read_only(items: dict[Any, Any]) -> Mapping[Any, Any]:
-    return MappingProxyType(items)
-
-
-def _dumps(thing: object) -> bytes:
-    file = io.BytesIO()
-    _Pickler(file, _PROTOCOL).dump(thing)
-    return file.getvalue()
+    caches: dict[tuple[str, str | None], int] = {}
+    places = [caches.setdefault((pair.cache, pair.cache_id), len(caches)) for pair in snapshot.pairs]
+    numbers = list(zip(*map(_NUMBERS, snapshot.pairs), strict=True))
+    packed = _Packed(replace(snapshot, pairs=()), list(caches), places, numbers)  # type: ignore[arg-type]
+    return SnapshotMessage(_ENCODER.encode(packed), published.published_s, published.reader)
 
 
 def framed(message: object) -> bytes:
     """The bytes that `send` sends."""
-    text = _dumps(message)
+    text = pickle.dumps(message, _PROTOCOL)
     return _HEAD.pack(len(text)) + text
 
 
 def send(channel: socket.socket, message: object) -> None:
     """Send to the HTTP process. Raises OSError when it has ended."""
-    text = _dumps(message)
+    text = pickle.dumps(message, _PROTOCOL)
     channel.sendall(_HEAD.pack(len(text)))
     channel.sendall(text)
 
