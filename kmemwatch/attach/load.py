@@ -23,8 +23,8 @@ from kmemwatch.kernel.btf import Btf
 from kmemwatch.maps import decode
 from kmemwatch.maps.handles import MapHandle, MapReader
 from kmemwatch.maps.peek import Peek
+from kmemwatch.maps.structs import maps_of
 
-_PER_CPU = ("lost", "pairs", "charges", "missed_runs", "recharge_counts", "recharges", "runs", "timed", "latency")
 _HEADERS = {
     "pairs.h": {"alloc.bpf.c"},
     "slab.h": {"alloc.bpf.c", "recharge.bpf.c", "scan.bpf.c"},
@@ -117,13 +117,16 @@ def best_only(chosen: Plan, refused: Mapping[str, Sequence[str]]) -> Plan:
     return replace(chosen, signals=tuple(signals))
 
 
-def source_text(chosen: Plan) -> str:
-    """All C files that the plan needs, as one text; line directives keep file and line in the compiler's messages."""
-    names = ["compat.h", "maps.h", "hooks.h"]
+def source_files(chosen: Plan) -> list[str]:
+    """Files of bpf/ that the plan needs, in the order in which they are compiled."""
     sources = dict.fromkeys(signal.source for signal in chosen.signals if signal.candidates)
-    names += [header for header, users in _HEADERS.items() if users & sources.keys()]
-    names += sources
-    return "\n".join(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in names)
+    headers = [header for header, users in _HEADERS.items() if users & sources.keys()]
+    return ["compat.h", "maps.h", "hooks.h", *headers, *sources]
+
+
+def source_text(chosen: Plan) -> str:
+    """Those files as one text; line directives keep file and line in the compiler's messages."""
+    return "\n".join(f'#line 1 "bpf/{name}"\n{(_SOURCES / name).read_text()}' for name in source_files(chosen))
 
 
 def compiled(chosen: Plan, bcc: Any, include: Path) -> Any:
@@ -233,20 +236,11 @@ class _Attempt:
         """All maps, also those that only programs use (`counted`, `recharging`, `scan_chunk` and the like): a warm
         start has to make them."""
         handles = {}
-        names = ["lost", "events"]
-        sources = {signal.source for signal in self._plan.signals if signal.candidates}
-        names += ["page_base"] if _HEADERS["slab.h"] & sources else []
-        names += ["pairs", "slots"] if "alloc.bpf.c" in sources else []
-        names += ["counted", "missed_runs"] if any(hook.twice for hook in self._plan.hooks) else []
-        names += ["runs"] if any(hook.counts_runs for hook in self._plan.hooks) else []
-        names += ["timed", "latency"] if "latency.bpf.c" in sources else []
-        names += ["charges"] if "charge.bpf.c" in sources else []
-        recharge = ("recharge_counts", "recharges", "recharging", "recharging_tasks", "no_frames")
-        names += recharge if "recharge.bpf.c" in sources else ()
-        names += ["child_slabs", "scan", "scan_chunk"] if "scan.bpf.c" in sources else []
-        names += ["peek_out", "peek_in", "peek_parts", "walk_out", "walk"] if "peek.bpf.c" in sources else []
-        for name in names:
-            table = self._bpf[name]
+        for name, per_cpu in maps_of(source_files(self._plan)).items():
+            try:
+                table = self._bpf[name]
+            except KeyError:  # `runs` exists only with kprobes
+                continue
             ring = name == "events"
             handles[name] = MapHandle(
                 name,
@@ -254,7 +248,7 @@ class _Attempt:
                 0 if ring else ctypes.sizeof(table.Key),
                 0 if ring else ctypes.sizeof(getattr(table, "sLeaf", table.Leaf)),  # of one CPU
                 0 if ring else int(table.max_entries),
-                name in _PER_CPU,
+                per_cpu,
             )
         decode.check_sizes({handle.name: handle.value_bytes for handle in handles.values() if handle.value_bytes})
         return handles

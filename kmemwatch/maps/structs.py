@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
@@ -142,16 +142,32 @@ def value_bytes() -> dict[str, int]:
     return found
 
 
+def maps_of(files: Iterable[str]) -> dict[str, bool]:
+    """Map that these files of bpf/ declare -> whether each CPU has values of its own."""
+    found = {}
+    for file in files:
+        for kind, text in _MAP.findall(_files()[file]):
+            name, _ = _MAP_ARGUMENTS.get(kind, (0, 0))
+            found[text.split(", ")[name]] = kind.startswith("PERCPU_")
+    return found
+
+
 def _size(kind: str) -> int:
     return struct.calcsize(f"={_TYPES[kind]}")
 
 
 @cache
-def _source() -> str:
-    """All of bpf/, without comments."""
+def _files() -> Mapping[str, str]:
+    """File of bpf/ -> its text without comments."""
     directory = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
     files = sorted([*directory.glob("*.h"), *directory.glob("*.bpf.c")])
-    return _COMMENT.sub("", "\n".join(file.read_text(encoding="utf-8") for file in files))
+    return {file.name: _COMMENT.sub("", file.read_text(encoding="utf-8")) for file in files}
+
+
+@cache
+def _source() -> str:
+    """All of bpf/, without comments."""
+    return "\n".join(_files().values())
 
 
 @cache

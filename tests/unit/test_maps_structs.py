@@ -151,3 +151,14 @@ def test_every_map_has_the_layout_that_the_compiler_made(monkeypatch: pytest.Mon
     finally:
         module.cleanup()
     assert {"struct pair_value.count", "struct memcg_record.kmemcg_id", "struct walk_state.done"} <= seen
+
+
+def test_maps_of_files() -> None:
+    assert layouts.maps_of(["maps.h", "hooks.h", "latency.bpf.c"]) == {
+        "lost": True,
+        "events": False,
+        "runs": True,
+        "timed": True,
+        "latency": True,
+    }
+    assert layouts.maps_of(["pairs.h", "slab.h"]) == {"pairs": True, "slots": False, "page_base": False}
