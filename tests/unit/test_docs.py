@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The README shows what the commands print; docs/reports and docs/compare.md show comparisons that the lab tests."""
+"""The README shows what the commands print, the reference tables what the code has, docs/reports and docs/compare.md
+comparisons that the lab tests."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from kmemwatch.cli.main import cli
 from kmemwatch.compare.comparison import CLAIMS
 from kmemwatch.compare.verdict import BYTES_PER_HOUR, PER_HOUR
+from tests import docs_tables
 from tests.lab import comparison, reports
 from tests.unit.test_compare_agreement import check_cell
 
@@ -39,6 +41,17 @@ def test_the_beginning_of_the_readme_fits_a_terminal() -> None:
     assert screen.count("```") == 2
     for part in ("what keeps removed", "make top", "--replay demo", "PINNED BY"):
         assert any(part in line for line in screen), part
+
+
+def test_reference_tables_are_current() -> None:
+    text = docs_tables.INTERFACES.read_text()
+    assert docs_tables.filled(text) == text, "run: make docs"
+
+
+def test_there_is_a_place_for_each_reference_table() -> None:
+    assert sorted(re.findall(r"<!-- table: (\S+) -->", docs_tables.INTERFACES.read_text())) == sorted(
+        docs_tables.tables()
+    )
 
 
 def test_the_document_shows_what_was_printed() -> None:
