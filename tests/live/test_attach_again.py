@@ -132,7 +132,7 @@ def test_a_hundred_times(patience: Callable[[float], float]) -> None:
 def _at_rest(before: set[tuple[str, object]], patience: Callable[[float], float]) -> tuple[int, Counter[str]]:
     """(our, the kernel's) bytes once all that was attached is gone; it frees maps and programs a little later."""
     nothing: set[tuple[str, object]] = set()
-    assert settled(lambda: objects() - before, nothing, patience(10)) == nothing
+    assert settled(lambda: objects() - before, nothing, patience(30)) == nothing
     return own_bytes(), kernel_bytes()
 
 

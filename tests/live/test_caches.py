@@ -37,7 +37,7 @@ def test_sizes_equal_slabinfo_at_rest(feed: LiveFeed, patience: Callable[[float]
         return sorted((before.keys() & after.keys()) - equal)
 
     nothing: list[str] = []
-    assert settled(different, nothing, patience(20)) == nothing
+    assert settled(different, nothing, patience(30)) == nothing
 
 
 def test_every_cache_of_slabinfo_is_there_and_no_other(feed: LiveFeed, patience: Callable[[float], float]) -> None:
@@ -50,4 +50,4 @@ def test_every_cache_of_slabinfo_is_there_and_no_other(feed: LiveFeed, patience:
         return names - ours, ours - names
 
     none: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    assert settled(difference, none, patience(10)) == none
+    assert settled(difference, none, patience(30)) == none

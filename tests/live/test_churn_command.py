@@ -129,7 +129,7 @@ def test_kmemwatch_and_the_kernel_see_as_many_dead_as_were_made(
         "--hold", str(patience(600)), "--list",
     )  # fmt: skip
     parent = running.held(patience(60))
-    seen = settled(lambda: len(below(feed, parent, DYING)), number, patience(10))
+    seen = settled(lambda: len(below(feed, parent, DYING)), number, patience(30))
     seen_ids = below(feed, parent, DYING)
     changed = others_dying(feed, parent) - others
     running.process.send_signal(signal.SIGINT)
@@ -183,7 +183,7 @@ def kept_open(process: subprocess.Popen[bytes], kind: str) -> int:
 def look(running: Churn, feed: LiveFeed, number: int, patience: Callable[[float], float]) -> tuple[Snapshot, int, int]:
     """While it holds: all that kmemwatch sees, and how many pipes' ends and sockets are kept open."""
     parent = running.held(patience(60))
-    assert settled(lambda: len(below(feed, parent, DYING)), number, patience(10)) == number
+    assert settled(lambda: len(below(feed, parent, DYING)), number, patience(30)) == number
     return snapshot(feed), kept_open(running.process, "pipe"), kept_open(running.process, "socket")
 
 
@@ -237,7 +237,7 @@ def test_kinds_with_pages_or_references_keep_their_cgroups_dying(
     running = churn("--kind", kind, "--cgroups", "5", "--objects", "11", "--hold", str(patience(600)))
     parent = running.held(patience(60))
     time.sleep(patience(1))  # the kernel releases what nothing keeps in less
-    assert settled(lambda: len(below(feed, parent, DYING)), 5, patience(10)) == 5
+    assert settled(lambda: len(below(feed, parent, DYING)), 5, patience(30)) == 5
     running.process.terminate()
     running.end(patience(60))
     assert left_dying(feed, parent, 0, memory_root, patience(30)) == 0

@@ -26,7 +26,7 @@ def nothing_left(patience: Callable[[float], float]) -> Iterator[None]:
     before, kprobes_before = loaded("prog"), kprobe_events()
     yield
     nothing: set[int] = set()
-    more = settled(lambda: loaded("prog") - before, nothing, patience(10))
+    more = settled(lambda: loaded("prog") - before, nothing, patience(30))
     assert {number: program.name for number, program in loaded_programs().items() if number in more} == {}
     assert kprobe_events() == kprobes_before
 
@@ -134,7 +134,7 @@ def test_killing_the_child_that_attaches_is_an_error_of_one_line(
     nothing_left: None, patience: Callable[[float], float]
 ) -> None:
     running = start("snapshot")
-    (child,) = wait_for(lambda: children(running.pid), patience(10), every_s=0.002)
+    (child,) = wait_for(lambda: children(running.pid), patience(30), every_s=0.002)
     os.kill(child, signal.SIGKILL)
     _, told = running.communicate(timeout=patience(20))
     assert running.returncode == 1

@@ -164,7 +164,7 @@ def test_a_compiling_process_that_is_killed(elsewhere: Elsewhere, complete: dict
                 os.kill(child, signal.SIGKILL)
             out, err = process.communicate(timeout=60)
         check(subprocess.CompletedProcess(["killed"], process.returncode, out, err), complete)
-    wait_for(lambda: not loaded("prog") - before, 10)
+    wait_for(lambda: not loaded("prog") - before, 30)
     check_afterwards(elsewhere, complete, tmp_path)
 
 

@@ -112,7 +112,7 @@ def test_a_warm_start_counts_exactly(
             work.do(f"eventfd {number}")
             work.do("close")
             expected = before[0] + number, before[1] + number
-            found = settled(counted, expected, patience(10))
+            found = settled(counted, expected, patience(30))
             if snapshot(feed).lost == lost:  # otherwise that run proves nothing
                 break
         else:
@@ -132,7 +132,7 @@ def test_a_warm_start_follows_cgroups_into_death(
     assert dead is not None, "it died before the start and is pinned by a file"
     assert dead.state == DYING
     younger = own_cgroup()
-    wait_for(lambda: cgroup_of(snapshot(feed), younger.id), patience(10))
+    wait_for(lambda: cgroup_of(snapshot(feed), younger.id), patience(30))
     younger.remove()
     events = [event.kind for event in feed.take_events() if event.cgroup_id == younger.id]
     assert events[:1] == ["online"]
@@ -184,7 +184,7 @@ def test_what_cannot_be_used_is_no_reason_to_fail(
     feed = starts.open()
     assert snapshot(feed).caches
     starts.close()
-    wait_for(lambda: not loaded("prog") - before, patience(10))
+    wait_for(lambda: not loaded("prog") - before, patience(30))
     if starts.kept.stat().st_mode & 0o077 == 0:
         assert len(starts.file.read_bytes()) == pytest.approx(len(starts.image), abs=200)
         assert snapshot(starts.open(warm=True)).caches
