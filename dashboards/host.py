@@ -83,10 +83,8 @@ def _numbers(board: builders.Dashboard) -> None:
             ((None, GOOD), (1000, WARN), (10_000, BAD)),
         ),
         number(
-            "Memory they keep",
-            "Memory that keeps dying memory cgroups.",
-            f"sum(kmemwatch_dying_cgroup_bytes{{{HOST}}})",
-            BYTES,
+            "Memory they keep", "Memory that keeps dying memory cgroups.",
+            f"sum(kmemwatch_dying_cgroup_bytes{{{HOST}}})", BYTES,
         ),
         number(
             "Oldest dying",
@@ -94,7 +92,7 @@ def _numbers(board: builders.Dashboard) -> None:
             f"max(kmemwatch_oldest_dying_cgroup_seconds{{{HOST}}})",
             SECONDS,
         ),
-    ):
+    ):  # fmt: skip
         board.with_panel(panel)
 
 
