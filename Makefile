@@ -57,8 +57,9 @@ dashboards: setup-test ## write dashboards/*.json from their source, and draw do
 	$(BIN)/python -m dashboards
 	KMEMWATCH_PICTURES=$(CURDIR)/docs/dashboards $(PYTEST) tests/e2e -k draw
 
-docs: setup-test ## write the reference tables of docs/interfaces.md from the source
+docs: setup-test ## write the tables of docs/interfaces.md and the JSON Schema from the source
 	$(BIN)/python -m tests.docs_tables
+	$(BIN)/python -m tests.snapshot_schema
 
 test-lab: setup-test ## boot KERNELS (a list; all of them) in QEMU and run the live tests in them
 	KMEMWATCH_LAB_KERNELS=$(KERNELS) $(SUDO) $(TIDY) $(BIN)/python -m tests.lab.kernels

@@ -2,8 +2,7 @@
 """Messages from the process that reads the kernel to the one that serves HTTP, over a Unix socket.
 
 A snapshot is packed by msgspec, all else by pickle, which is safe because the trusted process writes the messages. The
-other one answers in lines of JSON: one when
-it serves, or cannot and why, and one when it has its first snapshot.
+other one answers in lines of JSON: one when it serves, or cannot and why, and one when it has its first snapshot.
 """
 
 from __future__ import annotations

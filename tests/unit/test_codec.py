@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import json
-from importlib import resources
 from typing import Any
 
 import jsonschema
@@ -21,9 +20,10 @@ from kmemwatch.codec.old import is_of_this_release
 from kmemwatch.errors import UsageError
 from kmemwatch.model import Event, Snapshot
 from kmemwatch.units import parse_rfc3339, printable, rfc3339, unprintable
+from tests import snapshot_schema
 from tests.unit import fakes, strategies
 
-SCHEMA = json.loads((resources.files("kmemwatch") / "data/snapshot.schema.json").read_text())
+SCHEMA = json.loads(snapshot_schema.FILE.read_text())
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 SAMPLES = [fakes.sample(), fakes.unknown(), fakes.empty(), fakes.lossy(), fakes.patched(), fakes.odd()]
 
@@ -89,6 +89,10 @@ def test_pages_of_an_older_recording_are_no_more_than_the_memory_that_they_are_p
         cgroup["memory_bytes"], cgroup["pins"] = 96 << 10, pins
         told.append(from_builtins(Snapshot, document).cgroups[0].pins)
     assert told == [None, None, {"anon": 96 << 10, "swap": 1 << 30}]
+
+
+def test_the_schema_is_that_of_the_model() -> None:
+    assert snapshot_schema.FILE.read_text() == snapshot_schema.text(), "make docs"
 
 
 def test_the_schema_is_itself_valid_and_closed() -> None:
