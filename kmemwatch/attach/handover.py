@@ -14,17 +14,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import kmemwatch
 from kmemwatch import errors
 from kmemwatch.cacheids import without_addresses
 from kmemwatch.errors import KmemwatchError, ShortageError, raise_if_shortage, shortage_error, shortage_of
+from kmemwatch.kernel.facts import Facts
 from kmemwatch.kernel.lifeline import TiedProcess
-
-if TYPE_CHECKING:  # imported later, when the child is already running
-    from kmemwatch.kernel.facts import Facts
-    from kmemwatch.maps.handles import MapHandle
+from kmemwatch.maps.handles import MapHandle
+from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +39,6 @@ class ProbeResult:
     @property
     def status(self) -> str:
         """As in `model.Probe`."""
-        from kmemwatch.model import ABSENT, ATTACHED, FALLBACK, MISSING
-
         if self.attachment is None:
             return MISSING if self.applies else ABSENT
         return FALLBACK if self.fell_back else ATTACHED
@@ -73,9 +70,6 @@ class Manifest:
     @staticmethod
     def from_raw(raw: Mapping[str, Any]) -> Manifest:
         """Inverse of `to_raw`, also after JSON has made lists of tuples."""
-        from kmemwatch.kernel.facts import Facts
-        from kmemwatch.maps.handles import MapHandle
-
         return Manifest(
             **{
                 **raw,

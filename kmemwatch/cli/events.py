@@ -12,8 +12,10 @@ import click
 
 from kmemwatch.cli.options import Seconds, open_feed, replay_option, without_option
 from kmemwatch.cli.process import say, until_stopped
+from kmemwatch.codec import to_json
 from kmemwatch.feeds.feed import Feed
 from kmemwatch.model import Event
+from kmemwatch.views.eventlines import EventLines
 
 POLL_S = 1.0
 """How late a closed pipe or the end of --duration is noticed at worst."""
@@ -49,15 +51,11 @@ def _follow(feed: Feed, output: str, duration: float | None) -> None:
 
 
 def _ndjson(event: Event) -> str:
-    from kmemwatch.codec import to_json
-
     return to_json(event).decode()
 
 
 def _text(feed: Feed) -> Callable[[Event], str]:
     """Events speak of cgroups that were there before, too; the first snapshot has their paths."""
-    from kmemwatch.views.eventlines import EventLines
-
     lines = EventLines()
     first = feed.next_snapshot(0)
     if first is not None:

@@ -40,14 +40,14 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
 
 
 def without_option(function: F) -> F:
-    """``--without LIST`` -> `without: tuple[str, ...]`, for `LiveOptions`."""
+    """``--without LIST`` -> `without: tuple[str, ...]`, for `open_feed`."""
     return click.option(
         "--without", metavar="LIST", callback=_names, help="Do not attach by these kinds of hook, e.g. raw_tp,fentry."
     )(function)
 
 
 def latency_option(function: F) -> F:
-    """``--latency`` -> `latency: bool`, for `LiveOptions`."""
+    """``--latency`` -> `latency: bool`, for `open_feed`."""
     return click.option(
         "--latency", is_flag=True, help="Time one allocation in 64; adds some 180 instructions to each."
     )(function)
@@ -117,8 +117,8 @@ def open_feed(
 ) -> Feed:
     """The feed that the options select; the running kernel without `connect` and `replay`. Raises KmemwatchError.
 
-    `realtime`: a recording plays in the time that it took; else it is read as fast as possible. Imports the selected
-    feed only: of the three, the live one must start early, and a remote one is slow to import.
+    `realtime`: a recording plays in the time that it took; else it is read as fast as possible. This is where feeds are
+    imported: only the selected one, and the live one while its child attaches.
     """
     check_source(connect, replay, without, latency)
     if replay is not None:
@@ -129,6 +129,9 @@ def open_feed(
         from kmemwatch.feeds.remote import RemoteFeed
 
         return RemoteFeed(connect)
-    from kmemwatch.feeds.live import LiveOptions, open_live
+    from kmemwatch.attach.handover import Child
 
-    return open_live(LiveOptions(without=without, latency=latency))
+    child = Child(without, latency=latency)
+    from kmemwatch.feeds.live import take_over
+
+    return take_over(child)

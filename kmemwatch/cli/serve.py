@@ -7,23 +7,26 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from kmemwatch.cli.options import Seconds, check_source, latency_option, open_feed, replay_option, without_option
 from kmemwatch.cli.process import say, until_stopped
 from kmemwatch.errors import KmemwatchError
+from kmemwatch.exporter.published import STALE_INTERVALS, ProgramRuns, ReaderCost, reader_cost
+from kmemwatch.exporter.selection import SelectionOptions
+from kmemwatch.feeds.feed import Feed
+from kmemwatch.feeds.live import LiveFeed
+from kmemwatch.serve.http_process import HttpProcess
+from kmemwatch.serve.memory import keep_memory_low
+from kmemwatch.serve.messages import BrokenConfig, NewConfig, Settings
+from kmemwatch.serve.paths import check_telemetry_path
+from kmemwatch.serve.publisher import Publisher
+from kmemwatch.web import listening, privileges
+from kmemwatch.web.config import LoadedConfig
+from kmemwatch.web.configfiles import WebConfigFiles
 from kmemwatch.web.listening import DEFAULT_ADDRESS
-
-if TYPE_CHECKING:
-    from kmemwatch.exporter.published import ReaderCost
-    from kmemwatch.exporter.selection import SelectionOptions
-    from kmemwatch.feeds.feed import Feed
-    from kmemwatch.serve.http_process import HttpProcess
-    from kmemwatch.serve.publisher import Publisher
-    from kmemwatch.web.config import LoadedConfig
-    from kmemwatch.web.configfiles import WebConfigFiles
 
 INTERVAL_S = 5.0
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 3600.0
@@ -63,7 +66,6 @@ _FIRST_S = 2.0
 @latency_option
 def command(**given: Any) -> None:
     """Serve metrics for Prometheus, and the latest snapshot as JSON, over HTTP until SIGTERM or Ctrl-C."""
-    from kmemwatch.serve.memory import keep_memory_low
 
     keep_memory_low()
     with until_stopped(), ExitStack() as stack:
@@ -87,8 +89,6 @@ class ServeOptions:
     @staticmethod
     def of(given: dict[str, Any]) -> ServeOptions:
         """Raises UsageError."""
-        from kmemwatch.exporter.selection import SelectionOptions
-        from kmemwatch.serve.paths import check_telemetry_path
 
         check_source(None, given["replay"], given["without"], given["latency"])
         check_telemetry_path(given["telemetry_path"])
@@ -124,8 +124,6 @@ class Daemon:
 
     def run(self) -> None:
         """Run until an exception ends it. Raises KmemwatchError."""
-        from kmemwatch.serve.messages import BrokenConfig, NewConfig
-        from kmemwatch.serve.publisher import Publisher
 
         # First what fails fast: a port in use must not cost the time to attach.
         files, web = self._read_web()
@@ -165,8 +163,6 @@ class Daemon:
     def _read_web(self) -> tuple[WebConfigFiles, LoadedConfig] | tuple[None, None]:
         if self._options.config_file is None:
             return None, None
-        from kmemwatch.web import privileges
-        from kmemwatch.web.configfiles import WebConfigFiles
 
         files = WebConfigFiles(self._options.config_file)
         # Without capabilities, as after each later change: an unreadable certificate must be an error now.
@@ -175,10 +171,6 @@ class Daemon:
 
     def _start_http(self, web: LoadedConfig | None) -> tuple[HttpProcess, list[str]]:
         """(the process that serves, its URLs)."""
-        from kmemwatch.exporter.published import reader_cost
-        from kmemwatch.serve.http_process import HttpProcess
-        from kmemwatch.serve.messages import Settings
-        from kmemwatch.web import listening
 
         listeners = listening.listen_all(self._options.addresses)
         self._stack.callback(listening.remove_unix, self._options.addresses)
@@ -213,28 +205,24 @@ class Daemon:
             http.check()
 
     def _stale_s(self) -> float:
-        from kmemwatch.exporter.published import STALE_INTERVALS
 
         # A recording ends, and its last snapshot stays current.
         return STALE_INTERVALS * self._options.interval_s if self._options.replay is None else float("inf")
 
     def _cost(self, feed: Feed) -> Callable[[], ReaderCost]:
         """Returns what this process and its BPF programs cost."""
-        from kmemwatch.exporter.published import ProgramRuns, reader_cost
 
         runs = getattr(feed, "program_runs", dict)
         return lambda: reader_cost({name: ProgramRuns(*counted) for name, counted in runs().items()})
 
 
 def _is_live(feed: Feed) -> bool:
-    from kmemwatch.feeds.live import LiveFeed
 
     return isinstance(feed, LiveFeed)
 
 
 def give_up_privileges(feed: Feed) -> None:
     """Keep only the capabilities that reading needs: none on most kernels, CAP_BPF on some. Raises KmemwatchError."""
-    from kmemwatch.web import privileges
 
     # A whole snapshot tries every way in which the feed reads the kernel.
     _, enough = privileges.least_needed(lambda: feed.next_snapshot(0))

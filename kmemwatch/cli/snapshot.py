@@ -11,7 +11,10 @@ import click
 from kmemwatch.cli.options import Seconds, open_feed, source_options
 from kmemwatch.cli.process import say
 from kmemwatch.cli.top import VIEW_NAMES
+from kmemwatch.codec import snapshot_to_json
 from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.views.batch import Printer
+from kmemwatch.views.select import select
 
 OUTPUTS = ("json", "csv", "table")
 DURATION_S = 1.0
@@ -43,13 +46,8 @@ def command(
             raise KmemwatchError(f"{feed.title}: it ended before there was anything to show")
         title, notice = feed.title, feed.notice
     if output == "json":
-        from kmemwatch.codec import snapshot_to_json
-
         text = snapshot_to_json(after or before, INDENT if indent is None else indent or None).decode() + "\n"
     else:
-        from kmemwatch.views.batch import Printer
-        from kmemwatch.views.select import select
-
         printer = Printer(select(view or VIEW_NAMES[0]), None, output, title, None)
         text = printer.text(before, after)
         if printer.missing is not None:

@@ -9,15 +9,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from kmemwatch.attach import secret
+from kmemwatch.attach.discover import boot_id, hostname
 from kmemwatch.attach.handover import Child
+from kmemwatch.cacheids import CacheIds
 from kmemwatch.clock import RealtimeOffset
-
-if TYPE_CHECKING:  # imported while the child attaches, see `open_live`
-    from kmemwatch.cacheids import CacheIds
-    from kmemwatch.model import Event, Snapshot
-    from kmemwatch.source.reading import KernelSource, Reading
+from kmemwatch.model import Event, Host, Snapshot
+from kmemwatch.source.bpf_source import BpfSource
+from kmemwatch.source.reading import KernelSource, Reading
+from kmemwatch.state.kernel_state import KernelState
+from kmemwatch.units import printable
 
 _TICK_S = 0.1
 """Longest time that `close` waits for another thread's poll, except between snapshots that are far apart:"""
@@ -39,15 +41,12 @@ class LiveOptions:
 
 def open_live(options: LiveOptions = LiveOptions()) -> LiveFeed:
     """Attach. Raises UnsupportedError when this kernel or these privileges cannot do it."""
-    child = Child(options.without, latency=options.latency)
-    try:
-        # The child takes a while. Meanwhile import what reads its answer.
-        import kmemwatch.state.kernel_state  # noqa: F401
-        from kmemwatch.attach import secret
-        from kmemwatch.attach.discover import boot_id
-        from kmemwatch.cacheids import CacheIds
-        from kmemwatch.source.bpf_source import BpfSource
+    return take_over(Child(options.without, latency=options.latency))
 
+
+def take_over(child: Child) -> LiveFeed:
+    """The same, with a child that was started earlier."""
+    try:
         handed = child.wait()
         try:
             return LiveFeed(BpfSource(handed), CacheIds(secret.of_boot(boot_id())))
@@ -79,11 +78,6 @@ class LiveFeed:
 
     def __init__(self, source: KernelSource, cache_ids: CacheIds | None = None) -> None:
         """`cache_ids`: the ids of this boot."""
-        from kmemwatch.attach.discover import boot_id, hostname
-        from kmemwatch.model import Host
-        from kmemwatch.state.kernel_state import KernelState
-        from kmemwatch.units import printable
-
         self._source = source
         self._lock = threading.Lock()
         self._closed = threading.Event()

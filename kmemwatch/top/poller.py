@@ -7,13 +7,10 @@ import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from kmemwatch.feeds.feed import Feed
-
-if TYPE_CHECKING:  # imported once there is a feed, not while it is being opened
-    from kmemwatch.model import Snapshot
-    from kmemwatch.views.rows import Frame
+from kmemwatch.model import Snapshot
+from kmemwatch.views.rows import Frame, frame
 
 FIRST_DELAY_S = 1.0
 """The first rates come soon, however long the delay: nobody wants to see only `?` for a minute."""
@@ -119,8 +116,6 @@ class Poller:
                 self._say(Failed(exc))
 
     def _read(self, feed: Feed) -> None:
-        from kmemwatch.views.rows import frame
-
         before: Snapshot | None = None
         delay_s, refreshes = 0.0, 0
         while not self._stopped.is_set():
