@@ -172,14 +172,9 @@ CGROUPS = View[CgroupRow](
     label=lambda r: _cgroup_text(r.cgroup),
     identity=lambda r: r.cgroup.id,
     empty="no cgroups",
-    summary=lambda _: "figures with child cgroups; without: OWN, ALLOCATED FROM, TOP CACHE",
+    summary=lambda _: "figures include child cgroups, except OWN ..., ALLOCATED FROM and TOP CACHE",
 ).with_others(CGROUP, _of_cgroup, but=("references",))
-CGROUPS_OWN = replace(
-    CGROUPS,
-    columns=_columns(own=True),
-    sort="own_kernel_bytes",
-    summary=lambda _: "OWN, ALLOCATED FROM, TOP CACHE: without child cgroups; others with them",
-)
+CGROUPS_OWN = replace(CGROUPS, columns=_columns(own=True), sort="own_kernel_bytes")
 """The same, for a narrow screen: figures of each cgroup itself come first."""
 
 

@@ -30,7 +30,7 @@ NAMES = [view.name for view in VIEWS]
 CGROUPS_80 = """\
 kmemwatch db1 · kernel 6.18.44 (objcg) · attached 10m03s · live
 memcgs 217 online, 4 dying · kernel memory 1.8G · lost 0
-figures with child cgroups; without: OWN, ALLOCATED FROM, TOP CACHE
+figures include child cgroups, except OWN ..., ALLOCATED FROM and TOP CACHE
 
 CGROUP                 STATE   KERNEL  MEMORY CHARGED/s ALLOC/s ALLOCATED FROM
 /                      online    1.8G   13.9G     27.6M   15.0k dentry
