@@ -15,7 +15,7 @@ from pathlib import Path
 from kmemwatch.attach.discover import CacheRecord
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.kernel.facts import Facts
-from kmemwatch.maps.decode import LifecycleEvent, MemcgRecord, SlabEvent
+from kmemwatch.maps.decode import PAIR_COUNTS, LifecycleEvent, MemcgRecord, SlabEvent
 from kmemwatch.model import ATTACHED, MISSING, Host, Probe
 from kmemwatch.source.reading import (
     ACCOUNT_OBJECTS,
@@ -160,9 +160,7 @@ class FakeSource:
             at_monotonic_ns=self.now_ns,
             memcgs=list(self._walk(self.root)) if "pins" in signals else None,
             caches=list(self.caches),
-            pairs={key: (counts[0] - counts[1], counts[1], counts[2]) for key, counts in self.pairs.items()}
-            if "alloc" in signals
-            else None,
+            pairs=dict(self._pair_counts()) if "alloc" in signals else None,
             charges={key: (counts[0], counts[1]) for key, counts in self.charges.items()}
             if "charge" in signals
             else None,
@@ -172,7 +170,7 @@ class FakeSource:
     def _pair_counts(self) -> Iterator[tuple[PairKey, MapCounts]]:
         for key, (objects, account, freed) in self.pairs.items():
             counts = {PLAIN_OBJECTS: objects - account, ACCOUNT_OBJECTS: account, FREED_OBJECTS: freed}
-            yield key, tuple(counts[place] for place in sorted(counts))
+            yield key, tuple(counts.get(place, 0) for place in range(len(PAIR_COUNTS)))
 
     def _walk(self, top: Memcg) -> Iterable[MemcgRecord]:
         children: dict[int, list[Memcg]] = {}

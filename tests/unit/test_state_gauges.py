@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from msgspec import Struct, structs
 
 from kmemwatch.attach.discover import CacheRecord
-from kmemwatch.maps.decode import REFERENCES_COUNTED, LruPages, MemcgRecord
+from kmemwatch.maps.decode import PAIR_COUNTS, REFERENCES_COUNTED, LruPages, MemcgRecord
 from kmemwatch.model import Snapshot
 from kmemwatch.source.reading import Reading, RechargeCounts, RechargeKey
 from tests.unit.fake_source import DENTRY, FILP, ROOT, SECOND, STATS, Clock, FakeSource, make_state, recorded_facts
@@ -64,7 +64,7 @@ readings = st.builds(
     at_monotonic_ns=st.just(0),
     memcgs=st.none() | records(),
     caches=st.none() | st.lists(cache_records, max_size=2, unique_by=lambda cache: cache.address),
-    pairs=st.none() | st.dictionaries(st.tuples(caches, st.just(0) | ids), st.tuples(totals, totals, totals)),
+    pairs=st.none() | st.dictionaries(st.tuples(caches, st.just(0) | ids), st.tuples(*[totals] * len(PAIR_COUNTS))),
     charges=st.none() | st.dictionaries(ids, st.tuples(totals, totals)),
     recharges=st.none() | recharges,
     child_slabs=st.none() | st.dictionaries(ids, st.dictionaries(caches, words)),

@@ -162,6 +162,6 @@ def test_each_screen_says_which_is_which(cells: int) -> None:
         said = view.summary(shown)
         assert said is not None
         assert len(said) <= 80
-        assert "without" in said
+        assert "include child cgroups, except" in said
     assert {f.key for f in CGROUPS.fields} == {f.key for f in CGROUPS_OWN.fields}
     assert len(cgroup_rows(shown)) == len(CGROUPS_OWN.rows(shown) or ())
