@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Listening sockets: made here, or handed over by systemd."""
+"""Listening sockets: made by this process, or passed by systemd."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FIRST_FD = 3
 """SD_LISTEN_FDS_START."""
 
 DEFAULT_ADDRESS = "127.0.0.1:10777"
-"""Prometheus' list of default ports gave away 9100 to 9999 and goes on from 10000; this one was not on it."""
+"""Prometheus' list of default ports has assigned 9100 to 9999 and goes on from 10000; this one was free."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT``, ``[IPv6]:PORT`` or ``:PORT`` -> (host, port); host is empty for all interfaces."""
     host, colon, port = text.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
-    # Unlike int(), which takes spaces, signs and underscores.
+    # int() alone would accept spaces, signs and underscores.
     valid = colon and port.isascii() and port.isdigit() and int(port) <= 65535 and (bracketed or ":" not in host)
     if not valid or not host.isprintable() or " " in host:
         raise UsageError(
@@ -40,7 +40,7 @@ def parse_address(text: str) -> tuple[str, int]:
 def listen_all(
     addresses: Sequence[str], environ: MutableMapping[str, str] = os.environ, pid: int | None = None
 ) -> list[socket.socket]:
-    """A listening socket for each address, several for ``fd://``. Raises as `listen`, and keeps none then."""
+    """A listening socket for each address, several for ``fd://``. Raises as `listen` does, and then closes all."""
     sockets: list[socket.socket] = []
     inherited: list[tuple[str, int]] | None = None
     try:
@@ -58,7 +58,7 @@ def listen_all(
 
 
 def listen(address: str) -> socket.socket:
-    """A listening socket. Raises UsageError for text that is no address, KmemwatchError when it cannot be had."""
+    """A listening socket. Raises UsageError for text that is no address, KmemwatchError when listening fails."""
     if address.startswith(UNIX):
         return _listen_unix(address)
     host, port = parse_address(address)
@@ -77,7 +77,7 @@ def listen(address: str) -> socket.socket:
 
 def _refused(address: str, exc: OSError) -> KmemwatchError:
     hints = {
-        errno.EADDRINUSE: f"another program has it; choose another one with {OPTION}",
+        errno.EADDRINUSE: f"another program uses it; choose another one with {OPTION}",
         errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE, a socket the right to write its directory",
         errno.EADDRNOTAVAIL: "this host has no such address; see: ip address",
         errno.ENOENT: "make the directory first",
@@ -111,7 +111,7 @@ def _listen_unix(address: str) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on any more; everything else stays and is in the way."""
+    """Remove a socket on which no process listens any more. Anything else stays, and binding fails."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             return
@@ -123,17 +123,17 @@ def _remove_stale(path: Path) -> None:
         pass
 
 
-def remove_unix(listeners: Sequence[str]) -> None:
-    """Remove the sockets of `unix:` addresses at the end."""
-    for address in listeners:
+def remove_unix(addresses: Sequence[str]) -> None:
+    """Remove the files of `unix:` addresses."""
+    for address in addresses:
         if address.startswith(UNIX):
             Path(address.removeprefix(UNIX).removeprefix("//")).unlink(missing_ok=True)
 
 
 def take_inherited(environ: MutableMapping[str, str], pid: int | None = None) -> list[tuple[str, int]]:
-    """(name, descriptor) of what systemd hands over, see sd_listen_fds(3). Taken once: the variables are removed.
+    """(name, descriptor) of each socket that systemd passes, see sd_listen_fds(3).
 
-    They are meant for us only if LISTEN_PID says so, and must not reach the processes that we start.
+    They are for this process only if LISTEN_PID is its id. The variables are removed, so that no child gets them.
     """
     values = {name: environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")}
     if not values["LISTEN_FDS"].isdecimal() or values["LISTEN_PID"] != str(os.getpid() if pid is None else pid):
@@ -150,7 +150,7 @@ def take_inherited(environ: MutableMapping[str, str], pid: int | None = None) ->
 
 
 def _named(address: str, inherited: Sequence[tuple[str, int]]) -> list[socket.socket]:
-    """The sockets that ``fd://``, ``fd://NAME`` or ``fd://NUMBER`` means."""
+    """The sockets for ``fd://``, ``fd://NAME`` or ``fd://NUMBER``."""
     wanted = address.removeprefix(FD)
     found = [fd for name, fd in inherited if wanted in ("", name, str(fd))]
     if not found:
