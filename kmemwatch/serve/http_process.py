@@ -157,21 +157,26 @@ class HttpProcess:
             self._beats = -1
 
     def _send_all(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._stopping or self._next is not None or self._control)
-                if self._stopping:
-                    return
-                waiting, published = [*self._control], self._next
-                self._control.clear()
-                self._next = None
-            if published is not None:
-                waiting.append(messages.pack(published))
-            try:
-                for message in waiting:
-                    messages.send(self._channel, message)
-            except OSError:
-                return  # the process has ended, which `check` reports
+        try:
+            while self._send_waiting():
+                pass
+        except OSError:
+            pass  # the process has ended, which `check` reports
+
+    def _send_waiting(self) -> bool:
+        """Wait for messages and send them; False at the end. Keeps nothing of them meanwhile: they may be megabytes."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._stopping or self._next is not None or self._control)
+            if self._stopping:
+                return False
+            waiting, published = [*self._control], self._next
+            self._control.clear()
+            self._next = None
+        if published is not None:
+            waiting.append(messages.pack(published))
+        for message in waiting:
+            messages.send(self._channel, message)
+        return True
 
     def _ended(self) -> KmemwatchError:
         status = self._process.wait(_STOP_S)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages from the process that reads the kernel to the one that serves HTTP, over a Unix socket.
 
-A snapshot is packed by msgspec, all else by pickle, which is safe because the trusted process writes the messages. The
-other one answers in lines of JSON: one when it serves, or cannot and why, and one when it has its first snapshot.
+msgspec packs snapshots, pickle all other messages; that is safe because the trusted process writes them. The other one
+answers in lines of JSON: one when it serves, or cannot and why, and one when it has its first snapshot.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import pickle
 import socket
@@ -49,8 +50,10 @@ class _Packed(Struct, frozen=True, array_like=True):
     """The other columns."""
 
 
-_ENCODER = msgpack.Encoder(enc_hook=encode_other)
-_DECODER = msgpack.Decoder(_Packed, dec_hook=decode_other)
+@functools.cache
+def _decoder() -> msgpack.Decoder[_Packed]:
+    """Only the process that serves HTTP needs it."""
+    return msgpack.Decoder(_Packed, dec_hook=decode_other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ class SnapshotMessage:
 
     def open(self) -> Snapshot:
         """Unpack the snapshot."""
-        found = _DECODER.decode(self.packed)
+        found = _decoder().decode(self.packed)
         caches = map(found.caches.__getitem__, found.places)
         numbers = zip(*found.numbers, strict=True)
         return replace(found.rest, pairs=tuple(Pair(*c, *n) for c, n in zip(caches, numbers, strict=True)))
@@ -109,7 +112,8 @@ def pack(published: PublishedSnapshot) -> SnapshotMessage:
     places = [caches.setdefault((pair.cache, pair.cache_id), len(caches)) for pair in snapshot.pairs]
     numbers = list(zip(*map(_NUMBERS, snapshot.pairs), strict=True))
     packed = _Packed(replace(snapshot, pairs=()), list(caches), places, numbers)  # type: ignore[arg-type]
-    return SnapshotMessage(_ENCODER.encode(packed), published.published_s, published.reader)
+    encoded = msgpack.Encoder(enc_hook=encode_other).encode(packed)
+    return SnapshotMessage(encoded, published.published_s, published.reader)
 
 
 def framed(message: object) -> bytes:

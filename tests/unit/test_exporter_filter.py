@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kmemwatch.exporter.published import PublishedSnapshot
-from kmemwatch.exporter.selection import SelectionOptions, SnapshotFilter
+from kmemwatch.exporter.selection import SelectionOptions
+from kmemwatch.exporter.snapshot_filter import SnapshotFilter
 from kmemwatch.model import (
     DYING,
     FROM_NONE,
