@@ -15,7 +15,6 @@ from pathlib import Path
 from kmemwatch.errors import UsageError
 from kmemwatch.units import printable
 from kmemwatch.web.config import LoadedConfig, Pem
-from kmemwatch.web.configformat import parse
 
 MAX_BYTES = 1 << 20
 
@@ -59,6 +58,9 @@ class WebConfigFiles:
             use(reading.result)
 
     def _read_all(self) -> _Reading:
+        # Not at the top: a daemon without a configuration has no use for a YAML parser in its memory.
+        from kmemwatch.web.configformat import parse
+
         reading = _Reading()
         try:
             config = parse(reading.read(self._path, str(self._path)), str(self._path))
