@@ -12,8 +12,12 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 TIDY := $(if $(SUDO),env PYTHONDONTWRITEBYTECODE=1 HYPOTHESIS_STORAGE_DIRECTORY=/tmp/kmemwatch-hypothesis)
 BIN := .venv/bin
 PYTEST := $(SUDO) $(TIDY) $(BIN)/python -m pytest $(if $(SUDO),-p no:cacheprovider)
+# Unit tests run on all processors, a file on one of them; tests that watch the kernel must be alone.
+SIDE_BY_SIDE := -n auto --dist loadfile
 # Options for the command, for example: make top ARGS="--view zombies"; make test-unit ARGS="-k units"
 ARGS ?=
+# pytest ends with 5 when there is no test that ARGS asks for.
+NONE_IS_RIGHT := $(if $(ARGS),|| [ $$? -eq 5 ])
 # For example: make test-lab KERNELS=patched,7.x; see tests/lab/kernels.py
 KERNELS ?= all
 
@@ -33,10 +37,11 @@ top: setup ## install what is missing, then show live which cgroups and caches h
 	@$(SUDO) $(BIN)/kmemwatch top $(ARGS)
 
 test: lint ## install what is missing, then run every check and test, some in QEMU
-	$(PYTEST) tests/unit tests/live tests/e2e tests/load tests/lab $(ARGS)
+	$(PYTEST) $(SIDE_BY_SIDE) tests/unit $(ARGS) $(NONE_IS_RIGHT)
+	$(PYTEST) tests/live tests/e2e tests/load tests/lab $(ARGS) $(NONE_IS_RIGHT)
 
 test-unit: setup-test ## run the tests that need neither root nor a special kernel
-	$(BIN)/python -m pytest tests/unit $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/unit $(ARGS)
 
 test-live: setup-test ## run the tests that attach to the running kernel
 	$(PYTEST) tests/live $(ARGS)
