@@ -117,21 +117,34 @@ def open_feed(
 ) -> Feed:
     """The feed that the options select; the running kernel without `connect` and `replay`. Raises KmemwatchError.
 
-    `realtime`: a recording plays in the time that it took; else it is read as fast as possible. This is where feeds are
-    imported: only the selected one, and the live one while its child attaches.
+    `realtime`: a recording plays in the time that it took; else it is read as fast as possible.
     """
     check_source(connect, replay, without, latency)
+    return begin_feed(connect, replay, without, latency=latency, realtime=realtime)()
+
+
+def begin_feed(
+    connect: str | None, replay: str | None, without: tuple[str, ...], *, latency: bool, realtime: bool
+) -> Callable[[], Feed]:
+    """Start the process that attaches, if the feed needs one; the result waits for it, and opens the feed.
+
+    Feeds are imported here: only the selected one, and the live one while the other process attaches.
+    """
     if replay is not None:
         from kmemwatch.feeds.replay import ReplayFeed
 
-        return ReplayFeed(replay, realtime)
+        return lambda: ReplayFeed(replay, realtime)
     if connect is not None:
         from kmemwatch.feeds.remote import RemoteFeed
 
-        return RemoteFeed(connect)
+        return lambda: RemoteFeed(connect)
     from kmemwatch.attach.handover import Child
 
     child = Child(without, latency=latency)
-    from kmemwatch.feeds.live import take_over
 
-    return take_over(child)
+    def attach() -> Feed:
+        from kmemwatch.feeds.live import take_over
+
+        return take_over(child)
+
+    return attach
