@@ -27,11 +27,11 @@ State = Annotated[str, one_of(ONLINE, DYING, RELEASED)]
 
 ATTACHED = "attached"
 FALLBACK = "fallback"
-"""Attached, but a better candidate failed; `Probe.why` says how."""
+"""Attached, but a better candidate failed; `Probe.why` has the reason."""
 MISSING = "missing"
 """Nothing is attached; `Probe.why` says what this kernel lacks."""
 ABSENT = "absent"
-"""Nothing is attached because this kernel does nothing that the signal could tell of; `Probe.why` says what."""
+"""Nothing is attached because this kernel has nothing to measure for the signal; `Probe.why` says why."""
 Status = Annotated[str, one_of(ATTACHED, FALLBACK, MISSING, ABSENT)]
 
 FROM_NONE = "none"
@@ -59,7 +59,7 @@ EventKind = Annotated[str, one_of(*EVENT_KINDS)]
 
 MAX_MEMCG_IDS = 65_535
 """The kernel's MEM_CGROUP_ID_MAX. Since Linux kernel commit 73f576c04b94 ("mm: memcontrol: fix cgroup creation failure
-after many small jobs") (v4.8) a memcg gives its id back when it goes offline, unless swap still speaks of it."""
+after many small jobs") (v4.8) a memcg gives its id back when it goes offline, unless pages in swap still have it."""
 MAX_PREVIOUS_OWNERS = 16
 """Of `KmemcgId.previous_owners`: when there are that many, there may have been more."""
 
@@ -90,7 +90,7 @@ class Host(Struct, frozen=True):
     arch: Annotated[str, About("uname -m.", TEXT)]
     boot_id: Annotated[
         str | None,
-        About("/proc/sys/kernel/random/boot_id: tells a reboot from a restart of kmemwatch.", TEXT),
+        About("/proc/sys/kernel/random/boot_id; it changes with a reboot, not with a restart of kmemwatch.", TEXT),
     ]
 
 
@@ -115,14 +115,12 @@ class Probe(Struct, frozen=True):
     status: Annotated[
         Status,
         About(
-            "fallback: attached, but not the best way. missing: something is lost. absent: this kernel does nothing"
-            " that the signal could tell of.",
+            "fallback: attached, but not by the best hook. missing: not measured. absent: this kernel has nothing that"
+            " the signal could measure.",
             TEXT,
         ),
     ]
-    why: Annotated[
-        str | None, About("Reason for all but attached, and what an attached probe cannot see; one line.", TEXT)
-    ]
+    why: Annotated[str | None, About("Why the signal is not attached, or what its hook cannot see; one line.", TEXT)]
 
 
 class Cache(Struct, frozen=True):
@@ -137,12 +135,12 @@ class Cache(Struct, frozen=True):
     ]  # fmt: skip
     id: Annotated[
         CacheId | None,
-        About("Tells caches of one name apart; stays the same until a reboot.", ID, "CACHE ID", min_width=12),
+        About("Distinguishes caches of one name; stays the same until a reboot.", ID, "CACHE ID", min_width=12),
     ]
     object_bytes: Annotated[
         Count | None,
         About(
-            "Bytes one object takes in the slab, metadata and padding included (kmem_cache.size).", BYTES, "OBJ SIZE"
+            "Bytes that one object takes in the slab, with metadata and padding (kmem_cache.size).", BYTES, "OBJ SIZE"
         ),
     ]
     root: Annotated[
@@ -176,7 +174,7 @@ class Cache(Struct, frozen=True):
     slab_bytes: Annotated[
         Count | None,
         About(
-            "Memory of all slabs of the cache, free objects in them included, whenever they were made: num_slabs times"
+            "Memory of all slabs of the cache, including free objects, whenever they were made: num_slabs times"
             " pagesperslab of /proc/slabinfo.",
             BYTES, "SIZE", "kmemwatch_cache_slab_bytes",
         ),
@@ -189,11 +187,11 @@ class ChildSlabs(Struct, frozen=True):
     cache: Annotated[str, About("Name of the child cache.", TEXT)]
     cache_id: Annotated[CacheId, About("Which cache, as in caches[].id.", ID)]
     kmemcg_id: Annotated[Whole, About("Id that the cache belongs to; another memcg may have it by now.", ID)]
-    slab_bytes: Annotated[Count, About("Whole slabs, free objects in them included.", BYTES)]
+    slab_bytes: Annotated[Count, About("Whole slabs, including free objects.", BYTES)]
 
 
 class Cgroup(Struct, frozen=True):
-    """One memory cgroup, from its birth to the moment the kernel frees it."""
+    """One memory cgroup, from its creation until the kernel frees it."""
 
     id: Annotated[
         Count,
@@ -216,8 +214,8 @@ class Cgroup(Struct, frozen=True):
     kmemcg_id: Annotated[
         Whole | None,
         About(
-            "Index of the memcg in the kernel's per-memcg tables: the one that it was given when it went online, kept"
-            " after death; on objcg kernels, where nothing is bound to it, the present one. Reused: no identity.",
+            "Index of the memcg in the kernel's per-memcg tables. With child caches, the one that it got when it went"
+            " online, kept after death; on objcg kernels the present one. The kernel reuses it.",
             ID, "KMEMCG ID",
         ),
     ]  # fmt: skip
@@ -279,7 +277,7 @@ class Cgroup(Struct, frozen=True):
         Gauge | None,
         About(
             "References that keep a dying memcg (css reference count): one for each folio of page cache, shmem or"
-            " anonymous memory, one for each dying child, one for whatever else refers to it. Unknown for a moment"
+            " anonymous memory, one for each dying child, and one for every other reference. Unknown for a moment"
             " after the removal, until the kernel has added up the counts of all CPUs.",
             title="REFS",
         ),
@@ -287,14 +285,14 @@ class Cgroup(Struct, frozen=True):
     child_slabs: Annotated[
         tuple[ChildSlabs, ...] | None,
         About(
-            "What child caches still hold of a dying memcg, largest first; null while online, while it is not known"
-            " yet, and on kernels without child caches.",
+            "What child caches still hold of a dying memcg, largest first; null while online, while it is not yet"
+            " known, and on kernels without child caches.",
         ),
     ] = None
     parent_id: Annotated[
         Count | None,
         About(
-            "CGROUP ID of the memcg right above it, kept after death; null for the root, and where it is not known.",
+            "CGROUP ID of the memcg right above it, kept after death; null for the root, and where it is unknown.",
             ID, "PARENT ID",
         ),
     ] = None  # fmt: skip
@@ -302,15 +300,15 @@ class Cgroup(Struct, frozen=True):
         Count | None,
         About(
             "Dying memcgs right below it; each holds one of its references. null once it is released, and where it is"
-            " not known.",
+            " unknown.",
             title="DYING BELOW",
         ),
     ] = None
     own_kernel_bytes: Annotated[
         Gauge | None,
         About(
-            "Kernel memory of the memcg itself, in bytes: KERNEL less that of its children; what dead ones left to it"
-            " is in it. Unknown where the kernel's counters do not tell, as of dying memcgs on objcg kernels.",
+            "Kernel memory of the memcg itself, in bytes: KERNEL less that of its children, including what removed"
+            " ones left to it. Unknown where the kernel does not show it, as of dying memcgs on objcg kernels.",
             BYTES, "OWN KERNEL",
         ),
     ] = None  # fmt: skip
@@ -321,7 +319,7 @@ class Cgroup(Struct, frozen=True):
     subtree_charged_bytes_total: Annotated[
         Count | None,
         About(
-            "Kernel memory charged to the memcg and those below it, also those that are gone, since kmemwatch was"
+            "Kernel memory charged to the memcg and those below it, including removed ones, since kmemwatch was"
             " attached, in bytes.",
             BYTES, "CHARGED",
         ),
@@ -329,7 +327,7 @@ class Cgroup(Struct, frozen=True):
     subtree_uncharged_bytes_total: Annotated[
         Count | None,
         About(
-            "Kernel memory uncharged from the memcg and those below it, also those that are gone, since kmemwatch was"
+            "Kernel memory uncharged from the memcg and those below it, including removed ones, since kmemwatch was"
             " attached, in bytes.",
             BYTES, "UNCHARGED",
         ),
@@ -337,7 +335,7 @@ class Cgroup(Struct, frozen=True):
     subtree_allocations_total: Annotated[
         Count | None,
         About(
-            "Objects that tasks of the memcg and of those below it, also those that are gone, allocated in all caches"
+            "Objects that tasks of the memcg and of those below it, including removed ones, allocated in all caches"
             " since kmemwatch was attached.",
             title="ALLOCS",
         ),
@@ -367,7 +365,7 @@ class Pair(Struct, frozen=True, gc=False):
     frees_total: Annotated[
         Count | None,
         About(
-            "Objects charged to the cgroup that were freed since kmemwatch was attached, whoever freed them.",
+            "Objects charged to the cgroup that any task freed since kmemwatch was attached.",
             title="FREES",
         ),
     ]
@@ -375,8 +373,8 @@ class Pair(Struct, frozen=True, gc=False):
         Gauge | None,
         About(
             "Bytes of the objects that are charged to the cgroup and not freed; unknown for a cgroup that is older than"
-            " kmemwatch, the root among them, which may have objects that were never counted, and where the counts"
-            " cannot be right.",
+            " kmemwatch, such as the root, because it may have objects that were never counted, and where the counts"
+            " are impossible.",
             BYTES, "LIVE",
         ),
     ]  # fmt: skip
@@ -403,7 +401,7 @@ class RechargePair(Struct, frozen=True):
 
 
 class RechargeTotal(Struct, frozen=True):
-    """All recharges in the child caches of one root cache, those between memcgs that are long gone included."""
+    """All recharges in the child caches of one root cache, including those between memcgs that are gone."""
 
     cache: Annotated[str, About("Name of the root cache.", TEXT)]
     from_state: Annotated[
@@ -427,7 +425,7 @@ class RechargeTotal(Struct, frozen=True):
 
 
 class Recharges(Struct, frozen=True):
-    """Slabs that moved from one memcg to another; all null on kernels that do not do that."""
+    """Slabs that moved from one memcg to another; all null on kernels without recharging."""
 
     checks_total: Annotated[
         Count | None,
@@ -446,8 +444,7 @@ class Recharges(Struct, frozen=True):
     failures_total: Annotated[
         Count | None,
         About(
-            "Slabs that could not be moved to another memcg, because they could not be charged to it: the allocation"
-            " failed.",
+            "Slabs that did not move because they could not be charged to the new memcg; the allocation failed.",
             metric="kmemwatch_recharge_failures_total",
         ),
     ] = None
@@ -465,8 +462,8 @@ class Recharges(Struct, frozen=True):
     totals: Annotated[
         tuple[RechargeTotal, ...] | None,
         About(
-            "All recharges by root cache and state of the former owner, those between memcgs that are long gone"
-            " included; sorted by these two.",
+            "All recharges by root cache and state of the former owner, including those between memcgs that"
+            " are gone; sorted by these two.",
         ),
     ] = None
 
@@ -482,7 +479,7 @@ class KmemcgId(Struct, frozen=True):
     since_ns: Annotated[
         TimeNs | None,
         About(
-            "Since when it has it, or when the last one gave it back; null when that was before the start.",
+            "When the owner got it, or the last one gave it back; null if that was before the start.",
             TIME, "SINCE",
         ),
     ] = field(name="since")  # fmt: skip
@@ -496,7 +493,7 @@ class KmemcgId(Struct, frozen=True):
     ]  # fmt: skip
     caches: Annotated[Count | None, About("Child caches with this id.", title="CACHES", column="child_caches")]
     slab_bytes: Annotated[
-        Count | None, About("Memory of all slabs of these caches, whoever they are charged to.", BYTES, "SIZE")
+        Count | None, About("Memory of all slabs of these caches, charged to any memcg or none.", BYTES, "SIZE")
     ] = None
 
     def __post_init__(self) -> None:
@@ -508,7 +505,7 @@ class Ids(Struct, frozen=True):
 
     in_use: Annotated[
         Count | None,
-        About("kmemcg_ids that belong to a memcg, be it dead.", metric="kmemwatch_kmemcg_ids_in_use"),
+        About("kmemcg_ids that belong to a memcg, online or dying.", metric="kmemwatch_kmemcg_ids_in_use"),
     ] = None
     peak_online_memcgs: Annotated[
         Count | None, About("Most memcgs below the root that were online at once since kmemwatch was attached.")
@@ -538,7 +535,7 @@ class Ids(Struct, frozen=True):
 
 
 class Lost(Struct, frozen=True):
-    """Every way in which something the kernel did is missing from the figures."""
+    """What happened in the kernel and is missing from the figures, by cause."""
 
     events_total: Annotated[
         Count | None,
@@ -553,7 +550,7 @@ class Lost(Struct, frozen=True):
 
     @property
     def total(self) -> int | None:
-        """Sum of all of them; None when one is not known, as the sum could be anything then."""
+        """Sum of all of them; None if one is unknown."""
         counts = (self.events_total, self.map_full_total, self.unresolved_total)
         return None if None in counts else sum(filter(None, counts))
 
@@ -616,7 +613,7 @@ class LatencyHistogram(Struct, frozen=True):
     samples_total: Annotated[Count, About("Calls that were timed.")]
     sum_ns_total: Annotated[
         Count,
-        About("Nanoseconds of all of them, kmemwatch's own programs that ran meanwhile included.", NANOSECONDS),
+        About("Nanoseconds of all of them, including kmemwatch's own programs that ran meanwhile.", NANOSECONDS),
     ]
     buckets: Annotated[
         tuple[Count, ...],
@@ -627,18 +624,18 @@ class LatencyHistogram(Struct, frozen=True):
 class Latency(Struct, frozen=True):
     """How long some of the allocations took, and some of the recharge checks."""
 
-    one_in: Annotated[Annotated[int, Meta(ge=1)], About("Of so many calls on a CPU one is timed.")]
+    one_in: Annotated[Annotated[int, Meta(ge=1)], About("One of this many calls on a CPU is timed.")]
     calls_total: Annotated[
         Mapping[str, Count],
         About("Calls of the functions that are timed: allocation, and recharge_check where the kernel has it."),
     ]
     dropped_total: Annotated[
         Mapping[str, Count],
-        About("The same keys: calls that were to be timed, and could not be followed from entry to return."),
+        About("The same keys: selected calls that could not be followed from entry to return."),
     ]
     histograms: Annotated[
         tuple[LatencyHistogram, ...],
-        About("One for each kind of call that can be told apart; only the first on kernels without a recharge check."),
+        About("One for each kind of call; only the first on kernels without a recharge check."),
     ]
 
 
@@ -658,10 +655,10 @@ class Snapshot(Struct, frozen=True, tag_field="schema", tag=SCHEMA_VERSION):
     cgroups: Annotated[tuple[Cgroup, ...], About("Sorted by id.")]
     pairs: Annotated[tuple[Pair, ...], About("Sorted by cgroup id, cache and cache_id.")]
     recharges: Annotated[
-        Recharges, About("Slabs that moved from one memcg to another; all null on kernels that do not do that.")
+        Recharges, About("Slabs that moved from one memcg to another; all null on kernels without recharging.")
     ]
     ids: Annotated[Ids, About("The ids that name a memcg's child caches.")]
-    lost: Annotated[Lost, About("Every way in which something the kernel did is missing from the figures.")]
+    lost: Annotated[Lost, About("What happened in the kernel and is missing from the figures, by cause.")]
     totals: Annotated[Totals, About("Counts of memcgs.")]
     maps: Annotated[tuple[MapFill, ...], About("How full the BPF maps are.")]
     release_delays_s: Annotated[
