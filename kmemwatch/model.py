@@ -184,10 +184,10 @@ class Cache(Struct, frozen=True):
 class ChildSlabs(Struct, frozen=True):
     """Slabs of one child cache that are charged to the memcg."""
 
-    cache: Annotated[str, About("Name of the child cache.", TEXT)]
+    cache: Annotated[str, About("Name of the child cache.", TEXT, "CACHE", min_width=20)]
     cache_id: Annotated[CacheId, About("Which cache, as in caches[].id.", ID)]
-    kmemcg_id: Annotated[Whole, About("Id that the cache belongs to; another memcg may have it by now.", ID)]
-    slab_bytes: Annotated[Count, About("Whole slabs, including free objects.", BYTES)]
+    kmemcg_id: Annotated[Whole, About("Id that the cache belongs to; another memcg may have it by now.", ID, "ID")]
+    slab_bytes: Annotated[Count, About("Whole slabs, including free objects.", BYTES, "BYTES")]
 
 
 class Cgroup(Struct, frozen=True):

@@ -26,8 +26,7 @@ T = TypeVar("T")
 class MetricTable(Generic[S, T]):
     """Metrics that share their labels: one series per item, field and label values.
 
-    Two items may have the same labels (two caches of one name, a path that was used twice):
-    whoever exports them adds them up.
+    Two items may have the same labels (two caches of one name, a path that was used twice); their values are added up.
     """
 
     items: Callable[[S], Iterable[T]]

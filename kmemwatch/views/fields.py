@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 from msgspec.structs import replace
 
-from kmemwatch.model import MAX_PREVIOUS_OWNERS, Cache, Cgroup, KmemcgId, Pair, RechargePair, RechargeTotal
+from kmemwatch.model import MAX_PREVIOUS_OWNERS, Cache, Cgroup, ChildSlabs, KmemcgId, Pair, RechargePair, RechargeTotal
 from kmemwatch.shape import (
     BYTES,
     BYTES_PER_S,
@@ -162,6 +162,7 @@ CACHE = member_fields(
 )
 CGROUP = member_fields(Cgroup, path=lambda c: cgroup_name(c.id, c.path))
 PAIR = member_fields(Pair)
+CHILD_SLABS = member_fields(ChildSlabs)
 RECHARGE = member_fields(RechargePair)
 RECHARGE_TOTAL = member_fields(RechargeTotal)
 KMEMCG_ID = member_fields(KmemcgId)
@@ -183,12 +184,12 @@ CGROUP_RATES = member_fields(CgroupRates, top_cache=lambda r: _top(r.top_cache, 
 
 
 def cgroup_name(cgroup_id: int, path: str | None) -> str:
-    """Printable path; the id stands in where nobody knows it."""
+    """The path, or the id where the path is unknown."""
     return f"{UNKNOWN} (id {cgroup_id})" if path is None else path
 
 
 def _top(name: str | None, alloc: AllocRates) -> str:
-    """A name; `-` when nothing was allocated; `?` when nobody knows."""
+    """A name; `-` when nothing was allocated, `?` when that is unknown."""
     known = alloc.allocated_bytes_per_s if alloc.allocated_bytes_per_s is not None else alloc.allocations_per_s
     if name is None:
         return UNKNOWN if known is None else NOTHING

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from kmemwatch.model import Cache, Snapshot
-from kmemwatch.shape import BYTES, ID, TEXT, About
+from kmemwatch.shape import TEXT, About
 from kmemwatch.views import rows
-from kmemwatch.views.fields import ALLOC_RATES, CACHE, PAIR, Field
+from kmemwatch.views.fields import ALLOC_RATES, CACHE, CHILD_SLABS, PAIR, Field
 from kmemwatch.views.rows import Frame, PairRow, SlabsRow, ZombieRow
 from kmemwatch.views.tables import ZOMBIES, View, why_missing
 
@@ -23,7 +23,7 @@ _pair_figures: tuple[Field[PairRow], ...] = (
 
 
 def _pair_rows(shown: Frame, **which: Any) -> list[PairRow] | None:
-    """None: nobody counts; an empty list: nothing was counted yet."""
+    """None: allocations are not counted here; an empty list: none was counted yet."""
     counted = shown.snapshot.pairs or _why_no_pairs(shown.snapshot) is None
     return rows.pair_rows(shown, **which) if counted else None
 
@@ -80,9 +80,7 @@ def slabs_of(cgroup_id: int) -> View[SlabsRow]:
     return View(
         "child caches that hold its slabs",
         columns=(
-            Field("cache", About("", TEXT, "CACHE", min_width=20), lambda r: r.slabs.cache),
-            Field("kmemcg_id", About("", ID, "ID"), lambda r: r.slabs.kmemcg_id),
-            Field("slab_bytes", About("", BYTES, "BYTES"), lambda r: r.slabs.slab_bytes),
+            *(field.of(lambda r: r.slabs) for field in CHILD_SLABS.values() if field.title),
             Field("owner", About("", TEXT, "ID IS NOW OF", min_width=20), lambda r: r.owner),
         ),
         sort="slab_bytes",

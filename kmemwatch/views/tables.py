@@ -257,8 +257,8 @@ def pinned_by(row: ZombieRow) -> str:
 
 
 def _children_text(count: int, names: Sequence[str]) -> str:
-    told = [*names] + ["…"] * (count > len(names) > 0)
-    return f"{count} dying child{'ren' * (count > 1)}" + (f": {', '.join(told)}" if told else "")
+    shown = [*names] + ["…"] * (count > len(names) > 0)
+    return f"{count} dying child{'ren' * (count > 1)}" + (f": {', '.join(shown)}" if shown else "")
 
 
 def _other_references(cgroup: Cgroup) -> list[str]:
