@@ -70,9 +70,9 @@ static __always_inline int count_free_of(u64 object, u64 cache)
  * The kernel never starts a program that already runs on the same CPU. So when an interrupt hits while a program counts an
  * object, the kernel skips the program for everything that the interrupt frees, and that may be all that an RCU grace
  * period has released. Each of these hooks therefore has two programs. The first counts the object and remembers it. The
- * second (..._missed) runs right after the first for the same event, and counts only objects that were not remembered. An
- * interrupt inside the first finds the second free, and the first has counted what an interrupt inside the second makes
- * that one miss. Still missed: `recursion_misses` of the first, less what the second has counted in `missed_runs`.
+ * second (..._missed) runs right after the first for the same event, and counts only objects that were not remembered. So
+ * when an interrupt hits inside one of them, the other one counts what the interrupt frees. Both miss it only when the
+ * interrupted program has itself interrupted the other: that is `recursion_misses` of the first less `missed_runs`.
  */
 #define REMEMBERED 8
 
