@@ -24,6 +24,26 @@ static __always_inline int count_alloc(u64 cache, u64 gfp_flags, u64 objects)
 	return 0;
 }
 
+#if (defined(HAVE_CACHE_IN_TP_ALLOC) && defined(USE_raw_tp_kmem_cache_alloc)) || defined(USE_fexit_kmem_cache_alloc)
+#define MAX_FAILED_CACHES 1024
+
+/* Allocations that failed, by address of the root cache. Only with hooks that have the cache of an object that does not
+ * exist. Not per CPU, as failures are rare. */
+BPF_HASH(failed_allocations, u64, u64, MAX_FAILED_CACHES);
+
+static __always_inline void count_failure(u64 cache)
+{
+	u64 root = root_cache(cache), zero = 0, *count = failed_allocations.lookup_or_try_init(&root, &zero);
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else
+		count_lost(LOST_PAIR_MAP_FULL, 1);
+}
+#else
+#define count_failure(cache)
+#endif
+
 static __always_inline int count_alloc_object(u64 object, u64 gfp_flags)
 {
 	u64 cache;
@@ -174,6 +194,8 @@ static __always_inline int count_tp_kmem_cache_alloc(struct bpf_raw_tracepoint_a
 #ifdef HAVE_CACHE_IN_TP_ALLOC
 	if (object)
 		count_alloc(ctx->args[2], ctx->args[3], 1);
+	else
+		count_failure(ctx->args[2]);
 #else
 	count_alloc_object(object, ctx->args[4]);
 #endif
@@ -247,6 +269,8 @@ static __always_inline int count_returned(unsigned long long *ctx, int gfp_at, i
 		return 0;
 	if (object)
 		count_alloc(KMW_SCALAR(ctx[0]), ctx[gfp_at], 1);
+	else
+		count_failure(KMW_SCALAR(ctx[0]));
 	return end_counting(second, MISSED_ALLOC, object);
 }
 

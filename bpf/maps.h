@@ -7,7 +7,7 @@
 /* Why an event is missing from the figures. Index of `lost`; without LOST_ and in small letters, the reason in metrics. */
 enum lost_reason {
 	LOST_RINGBUF_FULL,        /* lifecycle events that found the ring buffer full */
-	LOST_PAIR_MAP_FULL,       /* objects whose (cache, cgroup) pair found the map full */
+	LOST_PAIR_MAP_FULL,       /* objects whose (cache, cgroup) pair found the map full, and failures whose cache did */
 	LOST_CHARGE_MAP_FULL,     /* charges and uncharges whose cgroup found the map full */
 	LOST_CGROUP_UNREADABLE,   /* objects, charges and lifecycle events whose memcg could not be read */
 	LOST_CACHE_UNREADABLE,    /* objects whose slab could not be read */

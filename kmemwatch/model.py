@@ -179,6 +179,14 @@ class Cache(Struct, frozen=True):
             BYTES, "SIZE", "kmemwatch_cache_slab_bytes",
         ),
     ] = None  # fmt: skip
+    failed_allocations_total: Annotated[
+        Count | None,
+        About(
+            "Calls of kmem_cache_alloc() for this slab cache that returned NULL since kmemwatch was attached. Unknown"
+            " for the caches of kmalloc(), and where the hooks do not have the cache.",
+            title="FAILED", metric="kmemwatch_cache_failed_allocations_total",
+        ),
+    ] = None  # fmt: skip
 
 
 class ChildSlabs(Struct, frozen=True):

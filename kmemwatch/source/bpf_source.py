@@ -88,6 +88,7 @@ class BpfSource:
                 caches=self._read_caches(),
                 pairs=self._read_pairs(),
                 charges=self._read_charges(),
+                failed_allocations=self._read_failed_allocations(),
                 recharges=self._read_recharges(),
                 child_slabs=self._read_child_slabs(memcgs or ()),
                 latency=self._read_latency(),
@@ -132,6 +133,13 @@ class BpfSource:
         self._fill += (MapFill("charges", len(sums), reader.handle.max_entries),)
         ids = (row[0] for row in struct.iter_unpack("=Q", keys))
         return dict(zip(ids, sums, strict=True))
+
+    def _read_failed_allocations(self) -> dict[int, int] | None:
+        reader = self._readers.get("failed_allocations")
+        if reader is None:
+            return None
+        keys, sums = reader.sums()
+        return dict(zip((row[0] for row in struct.iter_unpack("=Q", keys)), (row[0] for row in sums), strict=True))
 
     def _read_recharges(self) -> RechargeCounts | None:
         reader = self._readers.get("recharges")

@@ -68,6 +68,8 @@ class Reading:
     """Counts in the order of `PAIR_COUNTS`."""
     charges: Mapping[int, MapCounts] | None
     """cgroup id -> (charged pages, uncharged pages)."""
+    failed_allocations: Mapping[int, int] | None = None
+    """Address of a root cache -> allocations from it that failed; missing: none."""
     recharges: RechargeCounts | None = None
     child_slabs: Mapping[int, Mapping[int, int]] | None = None
     """cgroup id -> address of a child cache -> pages of its slabs that are charged to that memcg: for every memcg that

@@ -34,6 +34,8 @@ NOBODY = 0
 """The owner in the maps of objects that nobody is charged for."""
 
 
+_OF_KMALLOC = ("kmalloc-", "dma-kmalloc-")
+"""A kmalloc() that fails does not tell in which of these caches."""
 _MAX_CHANGED = 1 << 17
 """Twice as many pairs as the map holds."""
 
@@ -195,9 +197,9 @@ class Counts:
         self._rows.host_bytes = reading.host_bytes
         pairs = self._rows.rows(self._pairs.latest, self._changed, of_pairs, reparented)
         self._changed.clear()
-        return self._cache_rows(caches), pairs
+        return self._cache_rows(caches, reading.failed_allocations), pairs
 
-    def _cache_rows(self, caches: Mapping[int, CacheRecord]) -> tuple[Cache, ...]:
+    def _cache_rows(self, caches: Mapping[int, CacheRecord], failed: Mapping[int, int] | None) -> tuple[Cache, ...]:
         """A row for each cache, also if nothing happened in it."""
         allocs, frees = self._knows_allocations, self._knows_frees
         rows = []
@@ -206,6 +208,7 @@ class Counts:
             size = cache.size_bytes if cache else None
             child = cache is not None and cache.root is not None
             objects = counts[PLAIN_OBJECTS] + counts[ACCOUNT_OBJECTS]
+            tells = cache is not None and not child and not cache.name.startswith(_OF_KMALLOC)
             rows.append(
                 Cache(
                     name=cache.name if cache else self._ids.name(address),
@@ -218,6 +221,7 @@ class Counts:
                     allocated_bytes_total=objects * size if allocs and size is not None and not child else None,
                     frees_total=counts[FREED_OBJECTS] if frees and not child else None,
                     slab_bytes=cache.slab_bytes if cache else None,
+                    failed_allocations_total=failed.get(address, 0) if failed is not None and tells else None,
                 )
             )
         return tuple(sorted(rows, key=lambda row: (row.name, row.id or "")))

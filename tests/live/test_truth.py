@@ -104,6 +104,43 @@ def test_allocations_and_frees_equal_the_workloads_own_count(
         assert 0 < result["filp"][1] <= number
 
 
+def test_allocations_that_fail(
+    feed: LiveFeed,
+    own_cgroup: Callable[..., OwnCgroup],
+    memory: MemoryMount,
+    scale: Callable[[int], int],
+) -> None:
+    """In a cgroup at its limit, the kernel answers ENOMEM to each open() whose struct file it cannot charge."""
+    cgroup, number = own_cgroup(), scale(101)
+    limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+    if memory.version == 2:
+        limit, usage = "memory.max", "memory.current"
+    else:
+        (cgroup.path / "memory.oom_control").write_text("1")
+    made = 0
+
+    def failed() -> int | None:
+        return cache_named(snapshot(feed), "filp").failed_allocations_total
+
+    with workload(cgroup) as work:
+        if memory.version == 2:
+            Path(f"/proc/{work.pid}/oom_score_adj").write_text("-1000")
+
+        def attempt() -> None:
+            nonlocal made
+            before = failed()
+            work.do(f"fail {number} {cgroup.path / limit} {cgroup.path / usage}")
+            made = (failed() or 0) - (before or 0)
+
+        without_loss(feed, attempt)
+    taken = snapshot(feed)
+    if failed() is None:  # at their entry, and before v6.1, hooks do not tell
+        assert {cache.failed_allocations_total for cache in taken.caches} == {None}
+        return
+    assert made == number
+    assert cache_named(taken, "kmalloc-64").failed_allocations_total is None
+
+
 def test_files_on_tmpfs_come_and_go_in_both_their_caches(
     feed: LiveFeed,
     own_cgroup: Callable[..., OwnCgroup],

@@ -11,6 +11,7 @@ Run as a script inside a cgroup of its own; reads one command a line from stdin 
     epoll N          N times: have epoll watch an eventfd, and no longer
     trie N           N times: put an entry of TRIE_VALUE_BYTES into a BPF trie and take it out again
     submit N         N requests of io_uring that wait for ever; `close` ends them
+    fail N LIMIT USAGE   open files until memory for N of them was missing, with the file LIMIT set to what USAGE says
     receive BYTES    a TCP connection from the other end with BYTES unread, sent to descriptor 3
 
 It is plain system calls through `os`, so that no library opens further files.
@@ -19,8 +20,10 @@ It is plain system calls through `os`, so that no library opens further files.
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import resource
 import select
 import socket
 import stat
@@ -32,6 +35,7 @@ _kept: list[int] = []
 TRIE_VALUE_BYTES = 200
 _BPF, _IO_URING_SETUP, _IO_URING_ENTER = 321, 425, 426
 _MAP_CREATE, _MAP_UPDATE, _MAP_DELETE, _LPM_TRIE, _NO_PREALLOC = 0, 2, 3, 11, 1
+_MOST_FILES = 32768
 _POLL_ADD, _RING_PARAMS_BYTES, _SQE_BYTES, _SQES_AT = 6, 120, 64, 0x10000000
 
 
@@ -120,6 +124,33 @@ def _submit(count: int) -> None:
         assert _syscall(_IO_URING_ENTER, ring, count, 0, 0, None, 0) == count
 
 
+def _fail(count: int, limit: str, usage: str) -> None:
+    """While no kernel memory is left, nothing else is done here: output, or a page fault, would wait for ever."""
+    _, limit_of_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit_of_files, limit_of_files))
+    first = os.dup(0)
+    os.close(os.dup2(0, min(limit_of_files, _MOST_FILES) - 1))  # grows the table of descriptors
+    libc = ctypes.CDLL(None, use_errno=True)
+    open_, failures, most = libc.open, 0, first
+    for _ in range(100):  # whatever is made on first use
+        os.close(open_(b"/dev/null", os.O_RDONLY))
+    limit_fd = os.open(limit, os.O_WRONLY)
+    with open(usage, "rb") as file:
+        full = file.read()
+    os.write(limit_fd, full)
+    while failures < count:
+        fd = open_(b"/dev/null", os.O_RDONLY)
+        if fd < 0:
+            failures += 1
+        else:
+            most = fd
+    error = ctypes.get_errno()
+    os.write(limit_fd, b"-1" if limit.endswith("limit_in_bytes") else b"max")
+    os.close(limit_fd)
+    os.closerange(first, most + 1)
+    assert error == errno.ENOMEM, os.strerror(error)
+
+
 _COUNTED = {"eventfd": _eventfd, "epoll": _epoll, "trie": _trie, "submit": _submit}
 
 
@@ -146,6 +177,8 @@ def _run(words: list[str]) -> None:
         _receive(int(args[0]))
     elif command == "inotify":
         _inotify()
+    elif command == "fail":
+        _fail(int(args[0]), args[1], args[2])
     elif command in _COUNTED:
         _COUNTED[command](int(args[0]))
     else:
