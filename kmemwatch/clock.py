@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From the kernel's time of an event to the time of day."""
+"""Converts the kernel's time of an event to the time of day."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 
 TOLERANCE_NS = 1_000_000
-"""What the two clocks may drift apart before it is followed: less than that would only put events out of order."""
+"""Drift of the two clocks that is ignored, because following it would only put events out of order."""
 _FIRST_TRIES = 5
 
 
 class RealtimeOffset:
-    """Nanoseconds to add to CLOCK_MONOTONIC to get CLOCK_REALTIME; the same until the time of day was set, or corrected
-    by `TOLERANCE_NS`. Whoever reads two clocks may be interrupted in between, so one reading of both proves little."""
+    """Nanoseconds to add to CLOCK_MONOTONIC to get CLOCK_REALTIME. It stays the same until the time of day is set, or
+    corrected by `TOLERANCE_NS`. An interrupt between reading the two clocks makes one reading unreliable."""
 
     def __init__(
         self, realtime_ns: Callable[[], int] = time.time_ns, monotonic_ns: Callable[[], int] = time.monotonic_ns
@@ -30,7 +30,7 @@ class RealtimeOffset:
         return self._offset_ns
 
     def _bounds(self) -> tuple[int, int]:
-        """(least, most) that it can be now."""
+        """(lower, upper) bound of the present offset."""
         before = self._monotonic_ns()
         now = self._realtime_ns()
         after = self._monotonic_ns()

@@ -29,13 +29,13 @@ class Grown(Generic[Item, Number]):
     items: Sequence[Item]
     """Those that have a counter that changed, and those that are new."""
     columns: Sequence[Sequence[Number]]
-    """For each counter, what it grew by in each of `items`. Columns, as there may be 65,536 items."""
+    """For each counter, its growth in each of `items`. Columns, because there may be 65,536 items."""
     gone: Set[Item]
     """Those that were there at the last look only."""
 
 
 class Growth(Generic[Item, Number]):
-    """Remembers the counters of the latest look, and nothing of what is not in it."""
+    """Keeps only the counters of the latest look."""
 
     def __init__(self, width: int) -> None:
         """`width`: number of counters of each item."""

@@ -106,9 +106,9 @@ def _escape(char: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""A line for a terminal or a log, whatever is in it: control characters and the like as in `printable`.
+    r"""A line that is safe for a terminal or a log: control characters and the like as in `printable`.
 
-    Backslashes stay, for most of it may have passed `printable` before: two texts may become the same.
+    Backslashes stay, because most of it may have passed `printable` before. So two texts may become the same.
     """
     return text if text.isprintable() else "".join(char if char == "\\" else _escape(char) for char in text)
 

@@ -47,7 +47,7 @@ def _follow(feed: Feed, output: str, duration: float | None) -> None:
             return
         for event in events:
             sys.stdout.write(line(event) + "\n")
-            sys.stdout.flush()  # whoever reads a pipe wants it now
+            sys.stdout.flush()  # the reader of a pipe wants it now
 
 
 def _ndjson(event: Event) -> str:

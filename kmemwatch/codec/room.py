@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How much memory JSON may take once it is parsed, which is up to 60 times its text: told from the text, before."""
+"""Limits the memory that parsed JSON takes, which is up to 60 times its text. The text is checked before parsing."""
 
 from __future__ import annotations
 

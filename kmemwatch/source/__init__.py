@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the running kernel says now: totals, as a Reading, and events."""
+"""Reads the running kernel: totals, as a `Reading`, and events."""
