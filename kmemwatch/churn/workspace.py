@@ -152,7 +152,7 @@ def _rmdir(path: str, until: float) -> None:
 
 
 def sweep(root: Path, directory: str) -> None:
-    """Remove what killed runs left: directories that nobody has locked and that were not made just now."""
+    """Remove what killed runs left: directories that are not locked and were not made just now."""
     stale = time.time() - STALE_S
     for left in (*root.glob(f"{PREFIX}*"), *Path(directory).glob(f"{PREFIX}*")):
         with contextlib.suppress(OSError):

@@ -124,7 +124,7 @@ def _report_other(cause: BaseException) -> int:
     if isinstance(cause, process.OutputError):
         return _say(f"cannot write to standard output: {cause.why}", None, KmemwatchError.exit_code)
     if isinstance(cause, OSError) and str(cause.filename).startswith(("/proc/", "/sys/")):
-        from kmemwatch.kernel.facts import why_unmounted
+        from kmemwatch.kernel.facts import why_unmounted  # only this error needs it
 
         if (unmounted := why_unmounted()) is not None:
             return _say(*unmounted, UnsupportedError.exit_code)

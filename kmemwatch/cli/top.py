@@ -94,7 +94,7 @@ def command(
         output, view, sort, filter_, cgroup, connect, replay, without, latency,
     )  # fmt: skip
     opening = None if options.batch else options.begin()
-    from kmemwatch.cli.topviews import run_batch, run_screen
+    from kmemwatch.cli.topviews import run_batch, run_screen  # while the other process attaches
 
     if opening is not None:
         run_screen(options, opening)

@@ -33,16 +33,16 @@ def run_batch(options: TopOptions) -> None:
             raise KmemwatchError(f"{feed.title}: it ended before there was anything to show")
         check_scope(before, options.cgroup)
         printer = Printer(selection, options.cgroup, options.output, feed.title, _cells())
-        done, noted = 0, None
+        done, shown = 0, None
         while options.iterations is None or done < options.iterations:
             after = feed.next_snapshot(options.delay_s)
             if after is None and done:
                 break
             sys.stdout.write(printer.text(before, after))
             sys.stdout.flush()
-            if printer.missing not in (None, noted):
+            if printer.missing not in (None, shown):
                 say(f"kmemwatch: note: {printer.missing}")
-            noted = printer.missing
+            shown = printer.missing
             if after is None:  # a recording of one snapshot: show it, without rates
                 break
             before, done = after, done + 1

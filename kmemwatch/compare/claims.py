@@ -159,7 +159,7 @@ def _judge_ids(
 
 
 def _ids_of_dying(values: Values) -> float | None:
-    """None also when memcgs online have no id: then nobody knows which ids are theirs."""
+    """None also when memcgs online have no id: then it is unknown which ids are theirs."""
     in_use, online = Metric.IDS.of(values), Metric.ONLINE.of(values)
     extra = None if in_use is None or online is None else in_use - max(0.0, online - 1)
     return extra if extra is None or extra >= 0 else None
