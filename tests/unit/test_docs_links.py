@@ -52,3 +52,15 @@ def test_the_index_has_every_page_and_every_decision() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         if page.name != "README.md":
             assert f"({page.relative_to(ROOT / 'docs')})" in index, page.name
+
+
+def test_decisions_are_numbered_and_of_one_form() -> None:
+    pages = sorted((ROOT / "docs/adr").glob("*.md"))
+    numbers = [int(page.name[:4]) for page in pages]
+    assert numbers == list(range(1, len(pages) + 1))
+    for number, page in zip(numbers, pages, strict=True):
+        text = page.read_text()
+        assert text.startswith(f"# {number}. ")
+        headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert headings[0] == "Context", page.name
+        assert {"Decision", "Consequences"} <= set(headings), page.name
