@@ -47,6 +47,11 @@ def test_links_and_anchors_exist(page: Path) -> None:
         assert not anchor or anchor in anchors(target.read_text()), f"{path}#{anchor}"
 
 
+@each_page
+def test_no_merge_was_left_unfinished(page: Path) -> None:
+    assert not re.search(r"^(<<<<<<<|>>>>>>>) ", page.read_text(), re.MULTILINE)
+
+
 def test_the_index_has_every_page_and_every_decision() -> None:
     index = (ROOT / "docs/README.md").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
