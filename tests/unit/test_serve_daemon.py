@@ -326,6 +326,7 @@ before = set(sys.modules)
 import base64, encodings.idna, http.client, os, ssl, pathlib, tempfile, subprocess  # of the test itself, from here on
 from tests.unit.certificates import Authority
 from tests.unit.web import sites
+import kmemwatch.web.configformat  # which the other process imports
 directory = pathlib.Path(tempfile.mkdtemp())
 ours = Authority(directory, "ours")
 server = ours.sign("server", "IP:127.0.0.1")
