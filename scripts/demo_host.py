@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload
+from tests.live.helpers import Workload
 
 ROOT = Path("/sys/fs/cgroup")
 DISK = Path("/var/tmp/demo")

@@ -22,7 +22,7 @@ from tests import terminal
 from tests.cgroup_mounts import memory_mount
 from tests.daemon import KMEMWATCH, ON_A_FREE_PORT, Daemon, started
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import workload
+from tests.live.helpers import workload
 from tests.processes import Memory, cpu_s, memory, tree
 
 MARKER = "kmw-first-screen"

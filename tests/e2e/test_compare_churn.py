@@ -19,7 +19,7 @@ from tests.daemon import KMEMWATCH
 from tests.e2e.servers import START_S, Program
 from tests.e2e.test_compare import compare, figure
 from tests.live.cgroups import directories, kernels_count
-from tests.live.tell import empty_batches, empty_stocks
+from tests.live.helpers import empty_batches, empty_stocks
 from tests.waiting import rested, wait_for
 
 pytestmark = pytest.mark.needs("root", "bcc", "a memory controller", "no lab")

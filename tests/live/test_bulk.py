@@ -12,8 +12,8 @@ import pytest
 
 from kmemwatch.feeds.live import LiveFeed
 from tests.live.cgroups import OwnCgroup
+from tests.live.helpers import SLAB_SYSFS, Workload, address_of, cache_named, pair_of, snapshot, workload
 from tests.live.kprobe_truth import recorded_calls
-from tests.live.tell import SLAB_SYSFS, Workload, address_of, cache_named, pair_of, snapshot, workload
 from tests.live.test_truth import charged, counts, frees_are_exact, kmalloc_is_complete, without_loss
 from tests.symbols import existing
 from tests.waiting import rested, settled

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kmemwatch.feeds.live import LiveFeed
-from tests.live.tell import snapshot
+from tests.live.helpers import snapshot
 from tests.waiting import settled
 
 SLABINFO = Path("/proc/slabinfo")

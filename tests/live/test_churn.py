@@ -15,7 +15,7 @@ from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import RELEASED, Event
 from kmemwatch.units import printable
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import lost_lifecycle, snapshot
+from tests.live.helpers import lost_lifecycle, snapshot
 from tests.waiting import settled
 
 

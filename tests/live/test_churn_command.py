@@ -25,7 +25,7 @@ from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import printable
 from tests.cgroup_mounts import MemoryMount
 from tests.daemon import KMEMWATCH
-from tests.live.tell import empty_batches, empty_stocks, lost_lifecycle, pair_of, snapshot
+from tests.live.helpers import empty_batches, empty_stocks, lost_lifecycle, pair_of, snapshot
 from tests.processes import children
 from tests.waiting import rested, settled, wait_for
 

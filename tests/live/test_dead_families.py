@@ -14,7 +14,7 @@ import pytest
 from kmemwatch.feeds.live import LiveFeed
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, snapshot, wake_processors, warm_up, workload
+from tests.live.helpers import cgroup_of, snapshot, wake_processors, warm_up, workload
 from tests.waiting import settled
 
 PAGE = 4096

@@ -24,8 +24,8 @@ from kmemwatch.maps import handles as maps
 from kmemwatch.maps.handles import MapHandle, MapReader, possible_cpus
 from kmemwatch.maps.peek import Peek
 from kmemwatch.source.losses import KprobeMisses, MissedCalls
+from tests.live.helpers import workload
 from tests.live.kprobe_truth import attach_inside, calling, doing_nothing, profile, tracefs_probes
-from tests.live.tell import workload
 from tests.symbols import has_member
 
 T = TypeVar("T")

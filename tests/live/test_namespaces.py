@@ -9,7 +9,7 @@ from collections.abc import Callable
 from kmemwatch.feeds.live import LiveFeed
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import snapshot
+from tests.live.helpers import snapshot
 
 MAKE = """
 set -e

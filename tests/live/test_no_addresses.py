@@ -17,7 +17,7 @@ from kmemwatch.attach import warm_start
 from kmemwatch.codec import snapshot_to_json
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.source.bpf_source import BpfSource
-from tests.live.tell import snapshot
+from tests.live.helpers import snapshot
 from tests.live.test_privileges import LIMIT_S, serving
 from tests.waiting import wait_for
 

@@ -20,7 +20,7 @@ from kmemwatch.model import DYING, RELEASED
 from kmemwatch.source.bpf_source import BpfSource
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, near, pair_of, snapshot, workload
+from tests.live.helpers import cgroup_of, near, pair_of, snapshot, workload
 from tests.needs import NEEDS
 from tests.waiting import rested, settled
 

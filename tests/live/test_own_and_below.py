@@ -12,7 +12,7 @@ import pytest
 from kmemwatch.feeds.live import LiveFeed
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, snapshot, workload
+from tests.live.helpers import cgroup_of, snapshot, workload
 from tests.live.test_truth import kernel_file_bytes
 from tests.waiting import settled
 

@@ -20,7 +20,7 @@ from tests.bpf_objects import loaded
 from tests.daemon import KMEMWATCH
 from tests.live.cgroups import OwnCgroup
 from tests.live.fixtures import WITHOUT
-from tests.live.tell import cgroup_of, pair_of, snapshot, workload
+from tests.live.helpers import cgroup_of, pair_of, snapshot, workload
 from tests.waiting import settled, wait_for
 
 FIRST_SCREEN_S = 1.5

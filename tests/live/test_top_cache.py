@@ -9,7 +9,7 @@ from pathlib import Path
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.views.rows import CgroupRow, Frame, cgroup_row
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cache_named, cgroup_of, pair_of, snapshot, workload
+from tests.live.helpers import cache_named, cgroup_of, pair_of, snapshot, workload
 
 FILES = 1511
 

@@ -21,7 +21,7 @@ from kmemwatch.model import Pair, Snapshot
 from tests.bpf_objects import attached_by
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import Workload, address_of, cache_named, cgroup_of, pair_of, snapshot, workload
+from tests.live.helpers import Workload, address_of, cache_named, cgroup_of, pair_of, snapshot, workload
 from tests.symbols import existing
 from tests.waiting import rested, settled, wait_for
 

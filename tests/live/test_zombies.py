@@ -22,7 +22,7 @@ from kmemwatch.views.rows import Frame, zombie_row
 from kmemwatch.views.tables import pinned_by
 from tests.cgroup_mounts import MemoryMount
 from tests.live.cgroups import OwnCgroup, directories, kernels_count
-from tests.live.tell import (
+from tests.live.helpers import (
     cgroup_of,
     connection,
     empty_batches,

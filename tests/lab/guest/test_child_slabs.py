@@ -25,7 +25,7 @@ from kmemwatch.source.bpf_source import BpfSource
 from tests.cgroup_mounts import MemoryMount
 from tests.lab.guest.frames import Frames, look_at_frames
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import shrink, snapshot, warm_up, workload
+from tests.live.helpers import shrink, snapshot, warm_up, workload
 from tests.needs import SLAB_COUNTERS
 from tests.waiting import settled
 

@@ -15,7 +15,7 @@ from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import ABSENT
 from tests.daemon import KMEMWATCH
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import cgroup_of, pair_of, snapshot, workload
+from tests.live.helpers import cgroup_of, pair_of, snapshot, workload
 
 KFENCE = Path("/sys/kernel/debug/kfence/stats")
 

@@ -20,7 +20,7 @@ from tests.daemon import KMEMWATCH
 from tests.lab.guest.truth import bury, every_used_id, kernel_counters, slabinfo_children
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import shrink
+from tests.live.helpers import shrink
 from tests.waiting import settled, wait_for
 
 pytestmark = pytest.mark.needs("root", "bcc", "recharges")

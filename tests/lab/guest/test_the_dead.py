@@ -16,7 +16,7 @@ from tests.lab.guest.frames import look_at_frames
 from tests.lab.guest.truth import PAGE_BYTES, Watched, at_rest, bury, every_used_id, grown, lost_between
 from tests.lab.guest.workers import workers
 from tests.live.cgroups import OwnCgroup
-from tests.live.tell import shrink
+from tests.live.helpers import shrink
 from tests.needs import slab_mode
 
 pytestmark = pytest.mark.needs("root", "bcc", "child caches")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kmemwatch.feeds.live import LiveFeed
 from kmemwatch.model import DYING, FROM_NONE, Event, Snapshot
-from tests.live.tell import shrink, snapshot
+from tests.live.helpers import shrink, snapshot
 from tests.needs import SLAB_COUNTERS
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
