@@ -4,7 +4,7 @@
 published     the latest snapshot, and what the process that read it costs
 metrics       which metrics there are, with their labels
 selection     which cgroups and caches have series at all
-snapshot_filter  snapshots without the others
+snapshots     snapshots without the others, for JSON and the landing page
 kubernetes    labels of pods and containers
 folding       which cgroups have series of their own
 series        snapshot -> series, in a loop over the metrics

@@ -85,7 +85,7 @@ class CounterSeries:
         self._labels[item] = labels
 
     def finish(self) -> Mapping[Labels, float]:
-        """The series; those that no item has are gone, except ``other``, which must not forget."""
+        """The series; those without an item are gone, except those of ``other``, which stay."""
         grown = self._growth.look(self._values)
         self._totals.add([self._labels[item] for item in grown.items], grown.columns)
         series: dict[Labels, float] = dict.fromkeys(chain(self.kept, self._labels.values()), 0)

@@ -23,7 +23,7 @@ from kmemwatch.errors import KmemwatchError, UsageError
 from kmemwatch.exporter.daemon import WebConfigStatus
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.published import LatestSnapshot
-from kmemwatch.exporter.snapshot_filter import SnapshotFilter
+from kmemwatch.exporter.snapshots import SnapshotFilter
 from kmemwatch.kernel import lifeline
 from kmemwatch.serve import messages
 from kmemwatch.serve.app import App

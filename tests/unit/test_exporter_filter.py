@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from kmemwatch.exporter.published import PublishedSnapshot
 from kmemwatch.exporter.selection import SelectionOptions
-from kmemwatch.exporter.snapshot_filter import SnapshotFilter
+from kmemwatch.exporter.snapshots import SnapshotFilter
 from kmemwatch.model import (
     DYING,
     FROM_NONE,
