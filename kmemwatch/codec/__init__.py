@@ -129,18 +129,13 @@ def from_json(kind: type[T], text: bytes, came_bytes: int | None = None) -> T:
 def from_builtins(kind: type[T], data: object) -> T:
     """A part of the model from parsed JSON, of whatever release. Raises UsageError that names the field."""
     if not isinstance(data, dict):
-        raise UsageError(f"document: expected an object, got {_preview(data)}")
+        old.refuse("document", "an object", data)
     data = old.renewed(kind, data)
     try:
         found: T = old.checked(msgspec.convert(data, kind, dec_hook=decode_other))
     except ValidationError as exc:
         raise UsageError(_explained(str(exc), data)) from exc
     return found
-
-
-def _preview(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= old.PREVIEW_CHARS else text[: old.PREVIEW_CHARS] + "..."
 
 
 def _explained(message: str, data: object) -> str:

@@ -34,7 +34,7 @@ from kmemwatch.units import printable, unprintable
 
 Json = dict[str, Any]
 
-PREVIEW_CHARS = 60
+_PREVIEW_CHARS = 60
 LEAST, MOST = -(1 << 63), (1 << 64) - 1
 """All numbers of the kernel fit in 64 bits; others were written by nobody."""
 _OTHER_RELEASE = "it was written by another release of kmemwatch; use the same release on both sides"
@@ -153,7 +153,7 @@ def _text(text: str, where: str) -> str:
     try:
         return printable(unprintable(text))
     except ValueError:
-        _refuse(where, r"text with escapes such as \x80, \n or \\", text)
+        refuse(where, r"text with escapes such as \x80, \n or \\", text)
 
 
 def _id(address: Any, where: str) -> str | None:
@@ -172,9 +172,10 @@ def _may_be(gauge: Any) -> bool:
     return type(gauge) is not int or 0 <= gauge < GAUGE_END or not LEAST <= gauge <= MOST
 
 
-def _refuse(where: str, expected: str, got: object) -> NoReturn:
+def refuse(where: str, expected: str, got: object) -> NoReturn:
+    """Raise the UsageError for `where`, with the beginning of what is there."""
     text = repr(got)
-    shown = text if len(text) <= PREVIEW_CHARS else text[:PREVIEW_CHARS] + "..."
+    shown = text if len(text) <= _PREVIEW_CHARS else text[:_PREVIEW_CHARS] + "..."
     raise UsageError(f"{where}: expected {expected}, got {shown}")
 
 
