@@ -11,13 +11,23 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from kmemwatch.feeds.live import LiveFeed, LiveOptions, open_live
 from tests.cgroup_mounts import MemoryMount, memory_mount
 from tests.live.cgroups import OwnCgroup, current_memory_cgroup
 from tests.needs import FAILED, GUEST, require
+
+if TYPE_CHECKING:
+    from kmemwatch.feeds.live import LiveFeed
+
+
+def attach(without: tuple[str, ...]) -> LiveFeed:
+    # Imported here: every pytest loads this file, also one that has kmemwatch without the sources of its programs.
+    from kmemwatch.feeds.live import LiveOptions, open_live
+
+    return open_live(LiveOptions(without))
 
 
 @pytest.fixture(scope="session")
@@ -112,11 +122,11 @@ def open_feed(request: pytest.FixtureRequest) -> Iterator[Callable[[], LiveFeed]
     """Open a feed that attaches in one of this kernel's ways; all feeds are closed at the end."""
     opened: list[LiveFeed] = []
 
-    def attach() -> LiveFeed:
-        opened.append(open_live(LiveOptions(WITHOUT[request.param])))
+    def attach_anew() -> LiveFeed:
+        opened.append(attach(WITHOUT[request.param]))
         return opened[-1]
 
-    yield attach
+    yield attach_anew
     for live in opened:
         live.close()
 
@@ -131,7 +141,7 @@ class SharedFeed:
 
     def get(self) -> LiveFeed:
         if self._live is None:
-            self._live = open_live(LiveOptions(self._without))
+            self._live = attach(self._without)
         return self._live
 
     def close(self) -> None:
