@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -148,3 +149,29 @@ def begin_feed(
         return take_over(child)
 
     return attach
+
+
+@dataclass(frozen=True, slots=True)
+class TopOptions:
+    """The command line of `top`."""
+
+    delay_s: float
+    iterations: int | None
+    batch: bool
+    output: str
+    view: str
+    sort: str | None
+    filter_: str | None
+    cgroup: str | None
+    connect: str | None
+    replay: str | None
+    without: tuple[str, ...]
+    latency: bool = False
+
+    def open(self) -> Feed:
+        """The feed, read as fast as possible. Raises KmemwatchError."""
+        return open_feed(self.connect, self.replay, self.without, latency=self.latency)
+
+    def begin(self) -> Callable[[], Feed]:
+        """Opens the feed, for people who watch; see `begin_feed`."""
+        return begin_feed(self.connect, self.replay, self.without, latency=self.latency, realtime=True)

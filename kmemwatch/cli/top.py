@@ -9,54 +9,24 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import click
 
 from kmemwatch.cli.options import (
     Seconds,
-    begin_feed,
+    TopOptions,
     cgroup_option,
     check_source,
     filter_option,
-    open_feed,
     source_options,
 )
 from kmemwatch.cli.process import until_stopped
 from kmemwatch.errors import UsageError
-from kmemwatch.feeds.feed import Feed
 
 VIEW_NAMES = ("cgroups", "caches", "zombies", "ids", "recharges")
 OUTPUTS = ("table", "json", "csv", "ndjson")
 DELAY_S, ONCE_DELAY_S = 3.0, 1.0
 MIN_DELAY_S, MAX_DELAY_S = 0.1, 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class TopOptions:
-    """The command line of `top`."""
-
-    delay_s: float
-    iterations: int | None
-    batch: bool
-    output: str
-    view: str
-    sort: str | None
-    filter_: str | None
-    cgroup: str | None
-    connect: str | None
-    replay: str | None
-    without: tuple[str, ...]
-    latency: bool = False
-
-    def open(self) -> Feed:
-        """The feed, read as fast as possible. Raises KmemwatchError."""
-        return open_feed(self.connect, self.replay, self.without, latency=self.latency)
-
-    def begin(self) -> Callable[[], Feed]:
-        """Opens the feed, for people who watch; see `begin_feed`."""
-        return begin_feed(self.connect, self.replay, self.without, latency=self.latency, realtime=True)
 
 
 @click.command(short_help="Live view.")

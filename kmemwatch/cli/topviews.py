@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 
+from kmemwatch.cli.options import TopOptions
 from kmemwatch.cli.process import say, until_stopped
-from kmemwatch.cli.top import TopOptions
 from kmemwatch.errors import KmemwatchError
 from kmemwatch.feeds.feed import Feed
 from kmemwatch.top.poller import Poller

@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kmemwatch import __version__
-from kmemwatch.cli import events, options, top
+from kmemwatch.cli import events, options
 from kmemwatch.cli.main import COMMANDS, cli, report
 from kmemwatch.cli.options import scope_path
 from kmemwatch.cli.process import Terminated
@@ -45,7 +45,7 @@ def feed(monkeypatch: pytest.MonkeyPatch) -> FakeFeed:
     def opened(*args: object, **more: object) -> Feed:
         return fake
 
-    monkeypatch.setattr(top, "open_feed", opened)
+    monkeypatch.setattr(options, "open_feed", opened)
     monkeypatch.setattr(events, "open_feed", opened)
     return fake
 
@@ -215,7 +215,8 @@ def test_top_without_a_terminal_prints_tables_to_the_end_of_the_feed(feed: FakeF
 
 
 def test_top_with_one_snapshot_shows_it_without_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top, "open_feed", lambda *args, **more: FakeFeed([fakes.sample()], ends=True, notice="cut off"))
+    cut_off = FakeFeed([fakes.sample()], ends=True, notice="cut off")
+    monkeypatch.setattr(options, "open_feed", lambda *args, **more: cut_off)
     done = run("top", "--once")
     assert done.exit_code == 0
     assert "?" in done.stdout
@@ -223,7 +224,7 @@ def test_top_with_one_snapshot_shows_it_without_rates(monkeypatch: pytest.Monkey
 
 
 def test_top_of_a_feed_without_snapshots_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top, "open_feed", lambda *args, **more: FakeFeed([], ends=True))
+    monkeypatch.setattr(options, "open_feed", lambda *args, **more: FakeFeed([], ends=True))
     assert run("top", "--once").exit_code == 1
 
 
@@ -269,7 +270,7 @@ def test_rows_that_this_kernel_cannot_have_are_told_once(
 
 
 def test_no_rows_are_no_reason_for_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(top, "open_feed", lambda *args, **more: FakeFeed([fakes.empty(), fakes.empty(3)]))
+    monkeypatch.setattr(options, "open_feed", lambda *args, **more: FakeFeed([fakes.empty(), fakes.empty(3)]))
     done = run("top", "-n", "1", "--output", "csv", "--view", "zombies")
     assert (len(done.stdout.splitlines()), done.stderr) == (1, "")
 
