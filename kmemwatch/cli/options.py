@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several commands share, and the feed that they select."""
+"""Options that several commands or modules share, and the feed that they select."""
 
 from __future__ import annotations
 
