@@ -115,7 +115,6 @@ def ids_reused(side: Side) -> Verdict:
     back = share(freed, offlined) if freed is not None and offlined is not None else None
     seen = share(reused, given) if reused is not None and given is not None else None
     taken = _taken_over(side)
-    with_caches = None if side.inherited is None else side.inherited.with_caches
     facts = (
         Fact("ids_given", "kmemcg_ids given", given),
         Fact("ids_reused", "of these, ids that another memcg had before", reused),
@@ -124,7 +123,7 @@ def ids_reused(side: Side) -> Verdict:
         of_share("freed_share", "ids given back, of the memcgs that were removed", back),
         Fact("ids_in_use_at_end", "kmemcg_ids in use at the end", side.at_end(Metric.IDS.of)),
         Fact("slabs_from_the_dead", "slabs in reused caches that were taken over from the dead", taken),
-        Fact("reused_with_caches", "ids that came with caches (events)", with_caches),
+        Fact("reused_with_caches", "ids that came with caches (events)", side.ids_reused_with_caches),
     )
     reason, verdict = _judge_ids(side, given, reused, offlined, facts)
     return Verdict(verdict, reason, facts)
@@ -141,14 +140,14 @@ def _judge_ids(
         few = f"{number(given)} ids were given and {number(offlined)} memcgs removed"
         return f"{few}; it takes {MIN_DEAD} of both to tell", UNDECIDED
     by_key = {fact.key: fact for fact in facts}
-    back, inherited, taken = by_key["freed_share"], side.inherited, by_key["slabs_from_the_dead"].value
+    back, taken = by_key["freed_share"], by_key["slabs_from_the_dead"].value
     counts = f"{number(reused)} of {number(given)} ids given had an owner before"
     held = side.at_end(_ids_of_dying)
     if (by_key["reused_share"].high or 0.0) < _HALF and held is not None and held > _SLACK:
         return f"{counts}, and the dead keep {number(held)} of them", FAILS
     if reused < MIN_DEAD:
         return f"{counts}; it takes {MIN_DEAD} to tell", UNDECIDED
-    passed_on = (taken or 0.0) > 0 or (inherited is not None and inherited.with_caches > 0)
+    passed_on = (taken or 0.0) > 0 or (side.ids_reused_with_caches or 0) > 0
     if side.patchset is False:
         return f"{counts}, but without recharging the slabs of its caches stay with the dead", FAILS
     if not passed_on:

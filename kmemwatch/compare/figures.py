@@ -51,7 +51,6 @@ class Metric(Enum):
     SLAB_BYTES = Series("kmemwatch_cache_slab_bytes")
     KERNEL_BYTES = Series("kmemwatch_cgroup_kernel_bytes", match=(("cgroup", "/"),))
     DYING_BYTES = Series("kmemwatch_dying_cgroup_bytes", "kind")
-    DYING_AGES = Series("kmemwatch_dying_cgroups_by_age", "at_least")
     CHILD_SLABS = Series("kmemwatch_dying_cgroup_child_slab_bytes", "cache")
     OFFLINED = Series("kmemwatch_cgroups_offlined_total", counter=True)
     RELEASED = Series("kmemwatch_cgroups_released_total", counter=True)

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 
-from kmemwatch.compare.side import InheritedCaches, ReleaseDelays
+from kmemwatch.compare.side import ReleaseDelays
 from kmemwatch.model import DYING, RELEASED, Event, Snapshot
 from kmemwatch.units import NS_PER_S
 
@@ -87,7 +87,7 @@ class Removals:
 
 @dataclass
 class CacheInheritance:
-    """Child caches by kmemcg_id, and how many of them the next memcg with that id inherits.
+    """Child caches by kmemcg_id, and how often the next memcg with that id inherits some.
 
     The event of a destroyed cache may come late, after the id has a new owner. So a cache that the kernel creates for
     the new owner counts as not inherited.
@@ -98,9 +98,7 @@ class CacheInheritance:
     _inherited: dict[int, set[str]] = field(default_factory=dict)
     """kmemcg_id -> roots of the caches that its latest owner inherited, as far as is known."""
     _events: int = 0
-    _reuses: int = 0
     _with_caches: int = 0
-    _taken_over: int = 0
 
     def begin(self, snapshot: Snapshot) -> None:
         """Start with the child caches of the first snapshot."""
@@ -117,8 +115,7 @@ class CacheInheritance:
         if event.kmemcg_id is None:
             return
         if event.kind == "id_reused":
-            self._reuses += 1
-            self._close(event.kmemcg_id)
+            self._with_caches += bool(self._inherited.get(event.kmemcg_id))
             self._inherited[event.kmemcg_id] = set(self._of(event.kmemcg_id))
         elif event.cache is not None and event.kind in ("cache_created", "cache_destroyed"):
             self._change(event.kmemcg_id, _root(event.cache), 1 if event.kind == "cache_created" else -1)
@@ -130,17 +127,9 @@ class CacheInheritance:
             del caches[root]
         self._inherited.get(kmemcg_id, set()).discard(root)
 
-    def _close(self, kmemcg_id: int) -> None:
-        count = len(self._inherited.pop(kmemcg_id, ()))
-        self._with_caches += count > 0
-        self._taken_over += count
-
-    def found(self) -> InheritedCaches | None:
-        """None without events."""
-        if not self._events:
-            return None
-        latest = [len(roots) for roots in self._inherited.values() if roots]
-        return InheritedCaches(self._reuses, self._with_caches + len(latest), self._taken_over + sum(latest))
+    def ids_with_caches(self) -> int | None:
+        """kmemcg_ids that came with caches; None without events."""
+        return self._with_caches + sum(map(bool, self._inherited.values())) if self._events else None
 
 
 def _root(name: str) -> str:

@@ -178,7 +178,7 @@ class SideBuilder:
         return Side(
             label, kind, source, (host,),
             delays=self._removals.delays(self._first.taken_at_ns, last),
-            inherited=self._inheritance.found(),
+            ids_reused_with_caches=self._inheritance.ids_with_caches(),
             probes=tuple(
                 {"signal": p.signal, "attachment": p.attachment, "status": p.status, "why": p.why}
                 for p in last.probes

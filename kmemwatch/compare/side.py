@@ -142,15 +142,6 @@ class ReleaseDelays:
         return bool(self.released_s or self.still_dying_s)
 
 
-@dataclass(frozen=True, slots=True)
-class InheritedCaches:
-    """Child caches that existed when their kmemcg_id went to its next memcg; from events."""
-
-    reuses: int = 0
-    with_caches: int = 0
-    caches: int = 0
-
-
 @dataclass(frozen=True)
 class Side:
     """One of the two that are compared."""
@@ -163,8 +154,8 @@ class Side:
     """As the user named it, without passwords."""
     hosts: tuple[HostRuns, ...]
     delays: ReleaseDelays = ReleaseDelays()
-    inherited: InheritedCaches | None = None
-    """None when there are no events."""
+    ids_reused_with_caches: int | None = None
+    """kmemcg_ids that went to their next memcg while they had child caches; None when there are no events."""
     probes: tuple[Mapping[str, Any], ...] = ()
     """signal, attachment, status, why; None where unknown."""
     workload: Mapping[str, Any] | None = None

@@ -11,7 +11,7 @@ import pytest
 
 from kmemwatch.compare.comparison import CLAIMS, compare
 from kmemwatch.compare.figures import Figure, Metric, figure
-from kmemwatch.compare.side import InheritedCaches, Side
+from kmemwatch.compare.side import Side
 from kmemwatch.compare.verdict import FAILS, HOLDS, SHARE, UNDECIDED, Verdict, written
 from tests.unit.compare_sides import RECHARGES, delays, lives, objcg, patched, side, unpatched
 
@@ -129,9 +129,9 @@ def test_ids_that_come_back_without_caches_are_not_reused_caches() -> None:
     old = side(series, era="per-memcg", patchset=False)
     assert JUDGES["ids-reused"](old).verdict == FAILS
     # Stale caches with the id of a dead memcg are there on such kernels, too: nobody takes them over.
-    stale = side(series, era="per-memcg", patchset=False, inherited=InheritedCaches(100, 90, 300))
+    stale = side(series, era="per-memcg", patchset=False, ids_reused_with_caches=90)
     assert JUDGES["ids-reused"](stale).verdict == FAILS
-    seen = side(series, inherited=InheritedCaches(100, 90, 300))
+    seen = side(series, ids_reused_with_caches=90)
     assert JUDGES["ids-reused"](seen).verdict == HOLDS
     assert JUDGES["ids-reused"](side(series)).verdict == UNDECIDED
 

@@ -21,7 +21,7 @@ from kmemwatch.compare.comparison import Comparison, compare
 from kmemwatch.compare.figures import Metric, figure
 from kmemwatch.compare.html import charts, to_html
 from kmemwatch.compare.output import MAX_POINTS, thinned, to_dict, to_json, to_text
-from kmemwatch.compare.side import InheritedCaches, ReleaseDelays, Side
+from kmemwatch.compare.side import ReleaseDelays, Side
 from kmemwatch.compare.workload import describe, read_workload
 from kmemwatch.errors import UsageError
 from tests.unit import fakes
@@ -55,7 +55,7 @@ def example() -> Comparison:
     return compare(
         unpatched(
             delays=delays([n / 7 for n in range(1, 40)], [n / 2 for n in range(359)]), probes=probes, kmemwatch="0.1.0",
-            events=1200, workload=workload(BOOT["A"]), inherited=InheritedCaches(1, 0, 0),
+            events=1200, workload=workload(BOOT["A"]), ids_reused_with_caches=0,
         ),
         patched(
             delays=delays([n / 40 for n in range(1, 397)], [0.1, 0.2]), probes=probes[:1], restarts=1,
