@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from msgspec import Meta, Struct, field
 from msgspec.structs import force_setattr
 
-from kmemwatch.shape import BYTES, ID, NANOSECONDS, SECONDS, TEXT, TIME, About, Count, Gauge, Whole, one_of
+from kmemwatch.shape import BYTES, ID, MOST, NANOSECONDS, SECONDS, TEXT, TIME, About, Count, Gauge, Whole, one_of
 
 SCHEMA_VERSION = 1
 
@@ -632,7 +632,7 @@ class LatencyHistogram(Struct, frozen=True):
 class Latency(Struct, frozen=True):
     """How long some of the allocations took, and some of the recharge checks."""
 
-    one_in: Annotated[Annotated[int, Meta(ge=1)], About("One of this many calls on a CPU is timed.")]
+    one_in: Annotated[Annotated[int, Meta(ge=1, le=MOST)], About("One of this many calls on a CPU is timed.")]
     calls_total: Annotated[
         Mapping[str, Count],
         About("Calls of the functions that are timed: allocation, and recharge_check where the kernel has it."),

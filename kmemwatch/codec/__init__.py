@@ -121,7 +121,7 @@ def from_json(kind: type[T], text: bytes, came_bytes: int | None = None) -> T:
         try:
             found: T = old.checked(_decoder(kind).decode(text))
             return found
-        except (ValidationError, DecodeError):
+        except (ValidationError, DecodeError, RecursionError):
             pass  # perhaps an older release wrote it; if not, the reason is found below
     return from_builtins(kind, parse_json(text, came_bytes))
 

@@ -39,9 +39,14 @@ LEAST, MOST = -(1 << 63), (1 << 64) - 1
 """All numbers of the kernel fit in 64 bits; others were written by nobody."""
 _OTHER_RELEASE = "it was written by another release of kmemwatch; use the same release on both sides"
 _BEGIN = re.compile(rb'\s*\{\s*"schema"\s*:')
-_ESCAPE = re.compile(rb'\\(?:"|\\(?:\\\\|[nrt]|x[0-9a-f]{2}|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4}))')
-"""What `printable` and JSON make of a name."""
-_NOT_ASCII = re.compile("[^\0-\x7f]+")
+_BACKSLASH = b"\\\\\\\\"
+"""A backslash in a name, as `printable` and then JSON write it."""
+_OTHER_ESCAPE = re.compile(
+    rb'(?<!\\)\\(?![\\"])|\\\\\\|(?<!\\)\\\\'
+    rb"(?!\\|[nrt]|x(?:0[0-8bcef]|1[0-9a-f]|7f|[89a-f][0-9a-f])|u[0-9a-f]{4}|U00(?:0[0-9a-f]|10)[0-9a-f]{4})"
+)
+"""What they never write, where another byte stands for each `_BACKSLASH`."""
+_CHARACTER = re.compile(rb"\\\\[uU](00[01][0-9a-f]{5}|[0-9a-f]{4})")
 _ADDRESS = re.compile("0x[0-9a-fA-F]{1,16}")
 _IDS = CacheIds()
 """For addresses in what older releases wrote, which must be of no use to those who see the ids."""
@@ -65,14 +70,22 @@ def is_of_this_release(text: bytes, kind: type[Struct]) -> bool:
     """
     if (kind is Snapshot and _BEGIN.match(text) is None) or b'"0x' in text or b"\x7f" in text:
         return False
-    if b"\\" in text and b"\\" in _ESCAPE.sub(b"", text):
-        return False
-    return text.isascii() or _is_printable(text)
+    return not (b"\\" in text and _has_other_escapes(text)) and (text.isascii() or _is_printable(text))
+
+
+def _has_other_escapes(text: bytes) -> bool:
+    """Without taking much memory, however many escapes there are."""
+    text = text.replace(_BACKSLASH, b"!")
+    if _OTHER_ESCAPE.search(text):
+        return True
+    # Releases of Python differ in what they call printable.
+    characters = {match[0][1:] for match in _CHARACTER.finditer(text)}
+    return any(printable(chr(int(one[2:], 16))).encode() != one for one in characters)
 
 
 def _is_printable(text: bytes) -> bool:
     try:
-        return "".join(_NOT_ASCII.findall(text.decode())).isprintable()
+        return text.translate(None, b"\t\n\r").decode().isprintable()
     except UnicodeDecodeError:
         return False
 
@@ -108,45 +121,58 @@ def renewed(kind: type[Struct], data: Json) -> Json:
             raise UsageError("schema: missing")
         if data["schema"] != SCHEMA_VERSION or data["schema"] is True:
             raise UsageError(f"schema: expected {SCHEMA_VERSION}, got {data['schema']!r}", _OTHER_RELEASE)
+        return {"schema": data["schema"], **_object(kind, data, "")}
     return _object(kind, data, "")
 
 
 def _object(kind: type[Struct], data: Json, where: str) -> Json:
-    """The object at `where`."""
-    keys = {one.key for one in shape_of(kind).values()}
-    found = {
-        key: _value(value, f"{where}.{key}" if where else key) if key in keys else value for key, value in data.items()
-    }
+    """The object at `where`, without the keys that are not known."""
+    parts = _parts(kind)
+    found = {}
+    for key in (one.key for one in shape_of(kind).values()):
+        if key in data:
+            place = f"{where}.{key}" if where else key
+            found[key] = _part(parts[key], data[key], place) if key in parts else _value(data[key], place)
     if kind in _CACHE_IDS:
         key, old_key = _CACHE_IDS[kind]
-        if key not in found and old_key in found:
-            found[key] = _id(found[old_key], f"{where}.{old_key}")
+        if key not in data and old_key in data:
+            found[key] = _id(data[old_key], f"{where}.{old_key}")
     for key in _CACHE_NAMES.get(kind, ()):
         name = found.get(key)
         if isinstance(name, str) and _ADDRESS.fullmatch(name):
             found[key] = _IDS.name(int(name, 16))
-    for key in _gauges(kind):
-        if not _may_be(found.get(key)):
+    for key, many in _gauges(kind).items():
+        if key in found and not (_all_may_be if many else _may_be)(found[key]):
             found[key] = None
-    for key, part in _parts(kind).items():
-        place = f"{where}.{key}" if where else key
-        if isinstance(inner := found.get(key), dict):
-            found[key] = _object(part, inner, place)
-        elif isinstance(inner, list):
-            found[key] = [
-                _object(part, one, f"{place}[{index}]") if isinstance(one, dict) else one
-                for index, one in enumerate(inner)
-            ]
     return found
 
 
+def _part(kind: type[Struct], value: Any, where: str) -> Any:
+    """What should be a part of the model, or an array of that."""
+    if isinstance(value, dict):
+        return _object(kind, value, where)
+    if not isinstance(value, list):
+        return _value(value, where)
+    return [
+        _object(kind, one, f"{where}[{index}]") if isinstance(one, dict) else _safe(one)
+        for index, one in enumerate(value)
+    ]
+
+
 def _value(value: Any, where: str) -> Any:
-    """Strings are escaped as `printable` does it; objects that are part of the model come to `_object` later."""
+    """Strings are escaped as `printable` does it."""
     if isinstance(value, str):
         return _text(value, where)
-    if isinstance(value, dict) and all(type(one) is int for one in value.values()):
-        return {_text(name, f"{where}.{name}"): one for name, one in value.items()}
+    if isinstance(value, list):
+        return list(map(_safe, value))
+    if isinstance(value, dict):
+        return {_text(name, f"{where}.{name}"): _safe(one) for name, one in value.items()}
     return value
+
+
+def _safe(value: Any) -> Any:
+    """A string where none belongs may be one that msgspec cannot refuse, because it is no UTF-8."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def _text(text: str, where: str) -> str:
@@ -167,9 +193,11 @@ def _id(address: Any, where: str) -> str | None:
 
 def _may_be(gauge: Any) -> bool:
     """Not what an older release took for a number."""
-    if isinstance(gauge, dict):
-        return all(map(_may_be, gauge.values()))
     return type(gauge) is not int or 0 <= gauge < GAUGE_END or not LEAST <= gauge <= MOST
+
+
+def _all_may_be(gauges: Any) -> bool:
+    return not isinstance(gauges, dict) or all(map(_may_be, gauges.values()))
 
 
 def refuse(where: str, expected: str, got: object) -> NoReturn:
@@ -180,9 +208,9 @@ def refuse(where: str, expected: str, got: object) -> NoReturn:
 
 
 @cache
-def _gauges(kind: type[Struct]) -> tuple[str, ...]:
-    """Keys of what is bytes or references now, and may have been below 0 in an older release."""
-    return tuple(one.key for one in shape_of(kind).values() if _has(one.type, Gauge))
+def _gauges(kind: type[Struct]) -> Mapping[str, bool]:
+    """Keys of what is bytes or references now, and may have been below 0 in an older release; whether of many."""
+    return {one.key: _has(one.type, Mapping[str, Gauge]) for one in shape_of(kind).values() if _has(one.type, Gauge)}
 
 
 @cache

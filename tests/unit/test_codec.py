@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import json
+import re
+import tracemalloc
 from typing import Any
 
 import jsonschema
@@ -89,6 +91,62 @@ def test_pages_of_an_older_recording_are_no_more_than_the_memory_that_they_are_p
         cgroup["memory_bytes"], cgroup["pins"] = 96 << 10, pins
         told.append(from_builtins(Snapshot, document).cgroups[0].pins)
     assert told == [None, None, {"anon": 96 << 10, "swap": 1 << 30}]
+
+
+@pytest.mark.parametrize(("field", "wrong"), [("pins", -1), ("pins", 2**63 + 1), ("memory_bytes", {"file": -1})])
+def test_what_no_release_wrote_is_refused(field: str, wrong: object) -> None:
+    document = fakes.as_dict(fakes.sample())
+    document["cgroups"][0][field] = wrong
+    with pytest.raises(UsageError, match=rf"cgroups\[0\]\.{field}: expected"):
+        from_builtins(Snapshot, document)
+
+
+@pytest.mark.parametrize("escape", [r"\x41", r"\u0041", r"\U0001f600", r"\udc80", r"\x0a"])
+def test_names_that_another_program_escaped_are_the_same_names(escape: str) -> None:
+    document = fakes.as_dict(fakes.sample())
+    document["host"]["hostname"] = escape
+    found = from_json(Snapshot, json.dumps(document).encode()).host.hostname
+    assert found == printable(unprintable(escape)) != escape
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        ("caches[0]", ["\ud800"]),
+        ("release_delays_s[0]", ["\ud800"]),
+        ("lost.reasons.ringbuf_full", {"reasons": {"ringbuf_full": "\ud800"}}),
+    ],
+)
+def test_half_a_surrogate_pair_where_no_text_belongs_is_named(place: str, wrong: object) -> None:
+    document = fakes.as_dict(fakes.sample())
+    document[re.split(r"[.\[]", place)[0]] = wrong
+    if isinstance(wrong, dict):
+        wrong.update(events_total=0, map_full_total=0, unresolved_total=0)
+    with pytest.raises(UsageError, match=re.escape(place) + ": expected"):
+        from_json(Snapshot, json.dumps(document).encode())
+
+
+def test_a_key_of_a_newer_release_may_hold_half_a_surrogate_pair() -> None:
+    document = fakes.as_dict(fakes.sample())
+    document["caches"][0]["\ud800"] = document["later"] = {"\ud800": ["\ud800"]}
+    assert from_json(Snapshot, json.dumps(document).encode()) == fakes.sample()
+
+
+def test_deep_nesting_is_one_line() -> None:
+    text = snapshot_to_json(fakes.sample()).replace(b'"schema":1', b'"schema":1,"later":' + b"[" * 5000 + b"]" * 5000)
+    with pytest.raises(UsageError, match="not JSON: maximum recursion"):
+        from_json(Snapshot, text)
+
+
+@pytest.mark.parametrize("piece", ["\\\\", "é/", "\\x80", "\\u202e"])
+def test_names_full_of_what_is_special_take_little_memory(piece: str) -> None:
+    text = snapshot_to_json(replace(fakes.sample(), host=model.Host(piece * 200_000, "6.1", "x86_64", None)))
+    assert is_of_this_release(text, Snapshot)  # also fills caches
+    tracemalloc.start()
+    is_of_this_release(text, Snapshot)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * len(text)
 
 
 def test_the_schema_is_that_of_the_model() -> None:
