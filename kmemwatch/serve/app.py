@@ -11,6 +11,7 @@ from http import HTTPStatus
 
 from kmemwatch import __version__
 from kmemwatch.codec import snapshot_to_json
+from kmemwatch.errors import shortage_of
 from kmemwatch.exporter.exposition import Exposition, GzipStart
 from kmemwatch.exporter.formats import accepts_gzip
 from kmemwatch.exporter.published import LatestSnapshot
@@ -111,7 +112,8 @@ class App:
         try:
             return await asyncio.to_thread(route, _request(scope))
         except Exception as exc:  # noqa: BLE001 - the client must get an answer, and the log one line
-            self._log(f"{scope['path']}: internal error: {type(exc).__name__}: {exc}")
+            why = shortage_of(exc) or f"internal error: {type(exc).__name__}: {exc}"
+            self._log(f"{scope['path']}: {why}")
             return Response(_TEXT, (b"500 internal error\n",), HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _metrics(self, request: Request) -> Response:

@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from kmemwatch.errors import KmemwatchError, UsageError
+from kmemwatch.errors import KmemwatchError, UsageError, shortage_of
 from kmemwatch.exporter.daemon import WebConfigStatus
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.published import LatestSnapshot
@@ -198,7 +198,8 @@ def _log_uncaught(log: Callable[[str], None]) -> None:
     lines = ClientLog(log)
 
     def say(where: object, kind: type[BaseException], error: BaseException | None) -> None:
-        lines.say(f"http: internal error in {where}: {kind.__name__}: {error}")
+        short = None if error is None else shortage_of(error)
+        lines.say(f"http: {short or f'internal error in {where}: {kind.__name__}: {error}'}")
 
     sys.excepthook = lambda kind, error, traceback: say("the main thread", kind, error)
     threading.excepthook = lambda found: say(found.thread and found.thread.name, found.exc_type, found.exc_value)
@@ -219,8 +220,11 @@ def main(argv: Sequence[str]) -> int:
         return 0
     try:
         service = _serve(settings, beats, lifeline_fd)
-    except KmemwatchError as error:
-        messages.answer(channel, error)
+    except Exception as error:
+        short = error if isinstance(error, KmemwatchError) else shortage_of(error)
+        if short is None:
+            raise
+        messages.answer(channel, short)
         return 0
     messages.answer(channel, None)
     try:

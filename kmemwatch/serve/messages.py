@@ -22,7 +22,7 @@ from msgspec import Struct, msgpack
 from msgspec.structs import replace
 
 from kmemwatch.codec import decode_other, encode_other
-from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
+from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError, UsageError
 from kmemwatch.exporter.published import PublishedSnapshot, ReaderCost
 from kmemwatch.exporter.selection import SelectionOptions
 from kmemwatch.model import Pair, Snapshot
@@ -31,7 +31,7 @@ from kmemwatch.web.config import LoadedConfig
 _HEAD = struct.Struct("=Q")
 _MAX_ANSWER_BYTES = 64 * 1024
 _PROTOCOL = 5
-_ERRORS = {kind.__name__: kind for kind in (KmemwatchError, UsageError, UnsupportedError)}
+_ERRORS = {kind.__name__: kind for kind in (KmemwatchError, ShortageError, UsageError, UnsupportedError)}
 
 _NUMBERS = attrgetter(*Pair.__struct_fields__[2:])
 

@@ -22,7 +22,7 @@ import bcrypt
 import pytest
 from hypothesis import given, settings
 
-from kmemwatch.errors import KmemwatchError, UnsupportedError, UsageError
+from kmemwatch.errors import KmemwatchError, ShortageError, UnsupportedError, UsageError
 from kmemwatch.exporter.exposition import Exposition
 from kmemwatch.exporter.published import LatestSnapshot, ProgramRuns, PublishedSnapshot, ReaderCost
 from kmemwatch.model import Snapshot
@@ -55,9 +55,9 @@ class Daemon:
 
 
 @contextmanager
-def serve(*args: str, cwd: Path | None = None) -> Iterator[Daemon]:
+def serve(*args: str, cwd: Path | None = None, path: Path = ROOT) -> Iterator[Daemon]:
     command = [sys.executable, "-m", "kmemwatch", "serve", "--replay", "demo", "--web.listen-address", "127.0.0.1:0"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "PYTHONPATH": f"{path}:{ROOT}"}
     with subprocess.Popen([*command, *args], stderr=subprocess.PIPE, text=True, env=env, cwd=cwd) as process:
         try:
             yield Daemon(process)
@@ -251,6 +251,32 @@ def test_an_http_process_that_is_stopped_while_it_begins_ends_the_service(tmp_pa
         assert is_gone(child)
 
 
+NO_THREADS = """
+import threading
+
+start = threading.Thread.start
+
+
+def refuse(thread):
+    if thread.name.startswith("NAME"):
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+
+threading.Thread.start = refuse
+"""
+
+
+def test_an_http_process_without_threads_says_what_is_short(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_THREADS.replace("NAME", "http"))
+    with serve(path=tmp_path) as daemon:
+        assert daemon.rest() == [
+            "kmemwatch: out of processes or threads",
+            "  hint: raise the limit: pids.max of the cgroup, or ulimit -u",
+        ]
+        assert daemon.process.wait() == 1
+
+
 def test_signs_of_life_without_an_end_keep_nobody_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As from a process that somebody has taken over."""
     http_process = HttpProcess.__new__(HttpProcess)
@@ -398,7 +424,7 @@ def test_half_a_message_is_the_end() -> None:
         assert messages.receive(theirs) is None
 
 
-@pytest.mark.parametrize("kind", [KmemwatchError, UsageError, UnsupportedError])
+@pytest.mark.parametrize("kind", [KmemwatchError, ShortageError, UsageError, UnsupportedError])
 def test_errors_come_back_as_what_they_were(kind: type[KmemwatchError]) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:

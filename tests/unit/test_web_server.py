@@ -313,14 +313,23 @@ def test_events_do_not_pile_up(run: Run) -> None:
     assert set(feed.delays[1:]) == {0.01}
 
 
-def test_an_error_in_a_page_is_one_log_line(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("boom"), "internal error: RuntimeError: boom"),
+        (RuntimeError("can't start new thread"), "out of processes or threads"),
+    ],
+)
+def test_an_error_in_a_page_is_one_log_line(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
     def broken(*args: object) -> str:
-        raise RuntimeError("boom")
+        raise error
 
     monkeypatch.setattr("kmemwatch.serve.app._landing_page", broken)
     status, _, body = daemon.ask("/")
     assert (status, body) == (500, b"500 internal error\n")
-    assert daemon.logged == ["/: internal error: RuntimeError: boom"]
+    assert daemon.logged == [f"/: {said}"]
     assert daemon.ask("/-/healthy")[0] == 200
 
 
