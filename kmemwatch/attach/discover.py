@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,10 +230,12 @@ def page_base(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> int:
     if not samples:
         raise KmemwatchError("no partially filled slab was found to learn from where struct pages are")
     base = max((page - object_at // facts.page_bytes * page_struct) & _U64 for page, object_at in samples)
-    wrong = 0
-    for page, object_at in samples:
-        own = (base + object_at // facts.page_bytes * page_struct) & _U64
-        wrong += head_page(own, peek.u64(own + facts.offsets["page__compound_head"])) != page
+    own_pages = [(base + object_at // facts.page_bytes * page_struct) & _U64 for _, object_at in samples]
+    heads = peek.read_many([own + facts.offsets["page__compound_head"] for own in own_pages], 8)
+    wrong = sum(
+        raw is None or head_page(own, int.from_bytes(raw, sys.byteorder)) != page
+        for (page, _), own, raw in zip(samples, own_pages, heads, strict=True)
+    )
     # Some slabs are freed and made meanwhile; a wrong base would be wrong for all samples.
     if wrong > len(samples) // 10:
         raise KmemwatchError(f"{wrong} of {len(samples)} objects do not lead back to their slab")
@@ -247,28 +250,38 @@ def head_page(page: int, compound_info: int) -> int:
 
 
 def _slab_samples(peek: Peek, facts: Facts, caches: Sequence[CacheRecord]) -> Iterator[tuple[int, int]]:
-    """(address of the slab's head page, address of its first free object)."""
-    offsets = facts.offsets
+    """(address of the slab's head page, address of its first free object), of some slabs of different caches."""
     number = 0
     for cache in caches:
-        node = peek.u64(cache.address + offsets["kmem_cache__node"])
-        if not node:
-            continue
-        head = node + offsets["kmem_cache_node__partial"]
-        entry = peek.u64(head)
-        for _ in range(2):
-            if entry == head:
-                break
-            page = entry - offsets["slab__slab_list"]
-            object_at, owner = peek.u64(page + offsets["slab__freelist"]), peek.u64(page + offsets["slab__slab_cache"])
-            if owner != cache.address:
-                break  # it has left the list meanwhile
-            if object_at:
-                yield page, object_at
-                number += 1
-            entry = peek.u64(entry)
+        found = []
+        try:
+            for sample in _partial_slabs(peek, facts.offsets, cache):
+                found.append(sample)
+        except OSError as error:  # the slab was freed meanwhile, and its links lead nowhere
+            raise_if_shortage(error, "reading kernel memory")
+        yield from found
+        number += len(found)
         if number >= _SAMPLES:
             return
+
+
+def _partial_slabs(peek: Peek, offsets: Mapping[str, int], cache: CacheRecord) -> Iterator[tuple[int, int]]:
+    """The same of the first two slabs of a cache's list. Raises OSError when one is freed meanwhile."""
+    node = peek.u64(cache.address + offsets["kmem_cache__node"])
+    if not node:
+        return
+    head = node + offsets["kmem_cache_node__partial"]
+    entry = peek.u64(head)
+    for _ in range(2):
+        if entry == head:
+            return
+        page = entry - offsets["slab__slab_list"]
+        object_at, owner = peek.u64(page + offsets["slab__freelist"]), peek.u64(page + offsets["slab__slab_cache"])
+        if owner != cache.address:
+            return  # it has left the list meanwhile
+        if object_at:
+            yield page, object_at
+        entry = peek.u64(entry)
 
 
 def slab_account_flag(facts: Facts, caches: Sequence[CacheRecord]) -> int | None:

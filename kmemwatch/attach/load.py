@@ -32,6 +32,7 @@ _HEADERS = {
 }
 """Header of bpf/ that not every kernel can have -> files that need it."""
 _CANNOT = "the probes cannot be attached"
+_LEARN_TRIES = 5
 _SOURCES = Path(importlib.import_module("kmemwatch.bpf").__path__[0])
 
 
@@ -299,18 +300,25 @@ class _Attempt:
         programs = {name: self._programs[name].fd for name in ("walk", "peek", "peek_many")}
         peek = Peek(programs, self._maps, self._plan.defines.values["STATS_COUNT"])
         learned: dict[str, Any] = {"stats_index": discover.stats_index(peek, self._facts)}
-        try:
-            learned["first_cache"] = discover.first_cache(peek, self._facts)
-            caches = discover.CacheList(peek, self._facts, learned["first_cache"]).read()
-            learned["slab_account"] = discover.slab_account_flag(self._facts, caches)
-            learned["page_base"] = discover.page_base(peek, self._facts, caches)
-        except (OSError, KeyError, KmemwatchError) as error:
-            raise_if_shortage(error, _CANNOT)
-            learned["learn_error"] = str(error)
+        for _ in range(_LEARN_TRIES):  # the kernel changes meanwhile what is read
+            try:
+                self._learn_slabs(peek, learned)
+                learned.pop("learn_error", None)
+                break
+            except (OSError, KeyError, KmemwatchError) as error:
+                raise_if_shortage(error, _CANNOT)
+                learned["learn_error"] = str(error)
         if learned.get("page_base") and "page_base" in self._maps:
             MapReader(self._maps["page_base"]).update(bytes(4), learned["page_base"].to_bytes(8, sys.byteorder))
         peek.close()
         return learned
+
+    def _learn_slabs(self, peek: Peek, learned: dict[str, Any]) -> None:
+        """Fills `learned` as far as it gets. Raises OSError, KeyError, KmemwatchError."""
+        learned["first_cache"] = discover.first_cache(peek, self._facts)
+        caches = discover.CacheList(peek, self._facts, learned["first_cache"]).read()
+        learned["slab_account"] = discover.slab_account_flag(self._facts, caches)
+        learned["page_base"] = discover.page_base(peek, self._facts, caches)
 
 
 def _is_final(error: OSError) -> bool:

@@ -322,6 +322,20 @@ def test_page_base_is_learned_from_slabs(object_pages: list[int], tail: str) -> 
         assert page == VMEMMAP + 64 * 1024 * (number + 1)
 
 
+def test_slabs_that_are_freed_meanwhile_are_no_samples() -> None:
+    """Their links then lead to what is no memory, or their struct pages to other slabs."""
+    memory, records = FakeMemory(), []
+    for number in range(12):
+        cache = DIRECT + 0x100000 * (number + 1)
+        make_slab(memory, cache, 1024 * (number + 1), 8, 0, "pointer")
+        records.append(CacheRecord(cache, f"cache{number}", 64, 0))
+    memory.put_u64(records[3].address + 0x4000, OFF["kmem_cache_node__partial"], 0xDEAD000000000100)
+    first = VMEMMAP + 64 * 1024
+    memory.put(first, OFF["slab__slab_list"], struct.pack("=Q", 0xDEAD000000000100), 64)
+    base = discover.page_base(memory, FACTS, records)
+    assert (base + (DIRECT + 1024 * 4096) // 4096 * 64) % 2**64 == first
+
+
 def test_no_partial_slab_or_one_that_contradicts() -> None:
     memory = FakeMemory()
     with pytest.raises(KmemwatchError, match="no partially filled slab"):

@@ -234,6 +234,31 @@ def test_what_could_not_be_learned_for_want_of_something(monkeypatch: pytest.Mon
         made._learn()
 
 
+@pytest.mark.parametrize(("failures", "learned"), [(2, 64), (99, None)])
+def test_what_changes_while_it_is_learned_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, failures: int, learned: int | None
+) -> None:
+    made = attempt(None)
+    made._programs = {name: SimpleNamespace(fd=-1) for name in ("walk", "peek", "peek_many")}
+    made._maps, made._plan, made._facts = {}, SimpleNamespace(defines=SimpleNamespace(values={"STATS_COUNT": 1})), None
+    monkeypatch.setattr(loader, "Peek", lambda *args: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr(discover, "stats_index", lambda *args: None)
+    monkeypatch.setattr(discover, "first_cache", lambda *args: 8)
+    monkeypatch.setattr(discover, "CacheList", lambda *args: SimpleNamespace(read=list))
+    monkeypatch.setattr(discover, "slab_account_flag", lambda *args: 1)
+    left = [OSError("kernel memory cannot be read")] * failures
+
+    def page_base(*args: object) -> int:
+        if left:
+            raise left.pop()
+        return 64
+
+    monkeypatch.setattr(discover, "page_base", page_base)
+    found = made._learn()
+    assert (found["first_cache"], found.get("page_base")) == (8, learned)
+    assert ("learn_error" in found) == (learned is None)
+
+
 # While it reads
 
 
