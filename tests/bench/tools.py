@@ -76,6 +76,8 @@ def _kmemwatch(latency: bool = False) -> Iterator[Names]:
         source = feed._source
         assert isinstance(source, BpfSource)
         feed.next_snapshot(0)
+        error = source._handed.manifest.learn_error
+        assert error is None, f"{error}: programs that find no slab cost less than they do elsewhere"
         yield {program_id(fd): name for name, fd in source._handed.programs.items() if "/" in name}
     finally:
         feed.close()
