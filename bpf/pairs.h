@@ -18,7 +18,7 @@
 #define OWNER_HASH 0x9E3779B1
 
 enum pair_count {
-	PAIR_PLAIN_OBJECTS,         /* allocated without __GFP_ACCOUNT */
+	PAIR_PLAIN_OBJECTS,   /* allocated without __GFP_ACCOUNT */
 	PAIR_ACCOUNT_OBJECTS, /* allocated with it */
 	PAIR_FREED_OBJECTS,   /* freed, of those charged to the memcg */
 	PAIR_COUNTS,
@@ -42,7 +42,7 @@ struct slot {
 	u64 cgroup_id; /* kernfs id; or NOBODY */
 	u64 claims;    /* attempts to take the slot: after two at the same time, it stays free for ever */
 	struct pair_value value;
-	u64 unused;
+	u64 unused; /* room for one more count: leave it out then */
 };
 
 /* The slots of CPU 0, then of CPU 1 and so on. Not a per-CPU array, as its lookup is a call before v6.10. Programs take

@@ -127,7 +127,7 @@ def meaning(facts: Facts, child_caches: bool, patchset: bool | None, records: Se
     if child_caches and patchset:
         return "index of a memcg's child caches; given back when the memcg goes offline, and its caches with it"
     if child_caches:
-        return "index of a memcg's child caches; a dead memcg keeps it, and them, until it is released"
+        return "index of a memcg's child caches; a dying memcg keeps it, and them, until it is released"
     if _has(facts, "memcg_get_cache_ids"):
         return "index in the tables of list_lru only; given back when the memcg goes offline; no cache belongs to it"
     online = [record for record in records or () if record.online and record.parent_css]

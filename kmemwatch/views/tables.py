@@ -364,7 +364,7 @@ ZOMBIES: View[ZombieRow] = View(
 def _no_ids(snapshot: Snapshot) -> str:
     if snapshot.kernel.era is not None and snapshot.kernel.era not in PER_MEMCG_ERAS:
         if snapshot.ids.meaning is not None:
-            return f"what a kmemcg_id is on this kernel: {snapshot.ids.meaning}"
+            return f"a kmemcg_id on this kernel: {snapshot.ids.meaning}"
         return "all cgroups share each slab cache on this kernel: no cache belongs to a kmemcg_id"
     return why_missing(snapshot, ("pins", "ids")) or "the ids of this kernel could not be read"
 

@@ -386,7 +386,7 @@ def private(seconds: int = 0) -> Snapshot:
             _id(0, 1101, None, ()),
             _id(3, 4001, START_NS + 10**9, ()),
             _id(4, DIED_BEFORE, None, ()),
-        ), 3, 1, "index of a memcg's child caches; a dead memcg keeps it, and them, until it is released"),
+        ), 3, 1, "index of a memcg's child caches; a dying memcg keeps it, and them, until it is released"),
     )  # fmt: skip
 
 

@@ -271,7 +271,7 @@ def test_unknown_is_a_question_mark_and_never_0() -> None:
 
 def test_missing_views_say_why() -> None:
     by_name = {view.name: view for view in VIEWS}
-    told = "what a kmemcg_id is on this kernel: the number of the memcg itself (mem_cgroup.id); no cache belongs to it"
+    told = "a kmemcg_id on this kernel: the number of the memcg itself (mem_cgroup.id); no cache belongs to it"
     assert by_name["ids"].missing(fakes.sample()) == told
     assert "no cache belongs to a kmemcg_id" in by_name["ids"].missing(replace(fakes.sample(), ids=Ids()))
     first_release = replace(fakes.sample(), probes=fakes.PROBES[:-1], ids=Ids())

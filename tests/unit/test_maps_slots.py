@@ -85,11 +85,15 @@ def memory() -> Memory:
     return Memory()
 
 
+def test_a_slot_is_as_long_as_a_line_of_the_cpus_cache() -> None:
+    assert SLOT_BYTES == 64
+
+
 def test_a_pair_has_a_slot_on_each_cpu_and_one_total(memory: Memory) -> None:
     for cpu in range(CPUS):
         for column in (OBJECTS, ACCOUNT_OBJECTS, FREED_OBJECTS):
             run(memory.program(cpu, (CACHE_A, 7), 70, column))
-    assert Slots(memory.windows).read() == {(CACHE_A, 7): (CPUS, CPUS, CPUS)}
+    assert Slots(memory.windows).read() == {(CACHE_A, 7): row(CPUS, CPUS, CPUS)}
     assert not memory.hashed
 
 

@@ -129,7 +129,7 @@ def test_without_its_events_nobody_knows_how_often_an_id_was_given() -> None:
     children.begin(now)
     ids = children.ids(now, 7, 1000)
     assert (ids.in_use, ids.given_total, ids.freed_total, ids.reuses_total) == (1, None, None, None)
-    assert "a dead memcg keeps it" in (ids.meaning or "")
+    assert "a dying memcg keeps it" in (ids.meaning or "")
 
 
 def test_without_a_walk_nobody_knows_who_has_which(children: ChildCaches) -> None:

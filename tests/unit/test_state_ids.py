@@ -125,7 +125,7 @@ def test_previous_owners_are_bounded() -> None:
     ("facts", "child_caches", "patchset", "told"),
     [
         ("lab-patched", True, True, "given back when the memcg goes offline, and its caches with it"),
-        ("lab-baseline", True, False, "a dead memcg keeps it, and them, until it is released"),
+        ("lab-baseline", True, False, "a dying memcg keeps it, and them, until it is released"),
         ("debian-6.12", False, False, "the number of the memcg itself"),
     ],
 )

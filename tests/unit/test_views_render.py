@@ -115,7 +115,7 @@ def test_zombies_uncut() -> None:
 @pytest.mark.parametrize(
     ("view", "said"),
     [
-        ("ids", "ids: what a kmemcg_id is on this kernel: the number of the memcg itself"),
+        ("ids", "ids: a kmemcg_id on this kernel: the number of the memcg itself"),
         ("recharges", "recharges: no __memcg_kmem_rech"),
     ],
 )
