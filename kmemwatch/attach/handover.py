@@ -110,7 +110,7 @@ class Handed:
 _EXIT_S = 5.0
 _SCM_MAX_FD = 253
 """Descriptors in one message, at most."""
-_OUT_OF_MEMORY = "if memory ran out, dmesg tells: free some, or raise the cgroup's limit, or ulimit -v"
+_OUT_OF_MEMORY = "if memory ran out, dmesg says so: free some, or raise the cgroup's limit, or ulimit -v"
 CHILD_DIRECTORY = "/"
 """``python -m`` looks for modules in the current directory first. That may be another user's, and we may be root."""
 

@@ -182,7 +182,7 @@ def _check(sides: tuple[SideOptions, ...], measuring: Measuring, output: str, ou
 
 
 def _read(sides: tuple[SideOptions, ...], measuring: Measuring) -> tuple[Side, Side]:
-    """Files and servers first: they tell at once what is wrong with them."""
+    """Files and servers first: their errors show at once."""
     workloads = [None if side.workload is None else read_workload(side.workload) for side in sides]
     found: dict[str, Side] = {}
     for side in sides:

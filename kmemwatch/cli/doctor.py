@@ -278,8 +278,8 @@ def _advice(found: Diagnosis) -> Iterator[str]:
         )
     if facts.btf and facts.gfp_account is None and facts.tracefs is None:
         yield (
-            "mount -t tracefs tracefs /sys/kernel/tracing: this kernel tells only there the value of __GFP_ACCOUNT, by "
-            "which kmemwatch knows the objects that are charged"
+            "mount -t tracefs tracefs /sys/kernel/tracing: this kernel shows only there the value of __GFP_ACCOUNT, "
+            "which says what objects are charged"
         )
     names = facts.symbols or {}
     if facts.privileged and facts.symbols is not None and not any(names.values()):

@@ -131,8 +131,8 @@ class Facts:
     symbols: Mapping[str, int] | None
     """Address of each of FUNCTIONS and DATA_SYMBOLS that /proc/kallsyms has; 0 where the kernel hides it."""
     fentry: bool | None = None
-    """A trial program of type fentry loads. Only trying shows that: a kernel can have BTF, trampolines and ftrace, and
-    still refuse (lockdown, a hardened build)."""
+    """The kernel loads a test program of type fentry. Only trying shows that: a kernel can have BTF, trampolines and
+    ftrace, and still refuse (lockdown, a hardened build)."""
     fentry_why: str | None = None
     """Why `fentry` is False."""
     function_args: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -313,8 +313,8 @@ def symbol_addresses(names: Iterable[str], path: Path = KALLSYMS) -> Mapping[str
 
 
 def try_fentry(btf: Btf, privileged: bool | None, function: str = "kfree") -> tuple[bool | None, str | None]:
-    """(whether a trial program of type fentry loads, why not). None: kmemwatch could not try, which says nothing about
-    the kernel. The program is dropped at once. Raises ShortageError."""
+    """(whether the kernel loads a test program of type fentry, why not). None: kmemwatch could not try, which says
+    nothing about the kernel. The program is dropped at once. Raises ShortageError."""
     function_id = btf.function_id(function)
     if function_id is None:
         return False, f"BTF has no function {function}"
@@ -324,8 +324,8 @@ def try_fentry(btf: Btf, privileged: bool | None, function: str = "kfree") -> tu
     try:
         os.close(bpf_calls.load_program(kind, "kmw_test", bpf_calls.RETURN_0, attach_type, function_id))
     except OSError as error:
-        raise_if_shortage(error, "a trial program cannot be loaded", bpf=True)
-        return False, f"a trial program for {function} is refused: {libbpf.error_text(error.errno or 0)}"
+        raise_if_shortage(error, "a test program cannot be loaded", bpf=True)
+        return False, f"the kernel refuses a test program for {function}: {libbpf.error_text(error.errno or 0)}"
     return True, None
 
 

@@ -84,7 +84,7 @@ def test_under_lockdown_without_kprobes_raw_tracepoints_do_the_work() -> None:
         "lifecycle": (TRACEPOINT_LIFE,),
         **NO_CHILD_CACHES,
     }
-    refused = "a trial program for kfree is refused: Operation not permitted"
+    refused = "the kernel refuses a test program for kfree: Operation not permitted"
     no_kprobes = "kprobe: this kernel has no kprobes (CONFIG_KPROBE_EVENTS)"
     assert signal(chosen, "alloc-bulk").skipped == (f"fexit: {refused}", no_kprobes)
     assert signal(chosen, "free-bulk").skipped == (
@@ -426,7 +426,7 @@ def test_latency_is_a_signal_only_when_asked_for(name: str) -> None:
     order = [one.name for one in chosen.signals]
     assert order.index("latency") < order.index("recharge")
     if name == LOCKED:
-        refused = "fentry: a trial program for kfree is refused: Operation not permitted"
+        refused = "fentry: the kernel refuses a test program for kfree: Operation not permitted"
         assert found.skipped == (refused, "kprobe: this kernel has no kprobes (CONFIG_KPROBE_EVENTS)")
         assert (found.candidates, found.applies) == ((), True)
         return

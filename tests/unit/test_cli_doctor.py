@@ -64,7 +64,7 @@ def test_what_lockdown_costs_and_what_would_help() -> None:
     assert "kmemwatch works here; missing: alloc-bulk, free-bulk; in part: lifecycle." in text
     assert "missing alloc-bulk" in text
     assert "no kprobes any function can be a hook (CONFIG_KPROBE_EVENTS)" in text
-    assert "no fentry a trial program for kfree is refused: Operation not permitted" in text
+    assert "no fentry the kernel refuses a test program for kfree: Operation not permitted" in text
     assert "lockdown integrity" in text
     assert "for alloc-bulk, free-bulk: a kernel with CONFIG_KPROBE_EVENTS=y" in text
 

@@ -123,7 +123,7 @@ def test_a_trial_program_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(libbpf, "has", lambda name: True)
     monkeypatch.setattr(libbpf, "library", lambda: SimpleNamespace(bpf_prog_load=lambda *args: -errno.EINVAL))
     known: Any = SimpleNamespace(function_id=lambda name: 7)
-    assert facts.try_fentry(known, True) == (False, "a trial program for kfree is refused: Invalid argument")
+    assert facts.try_fentry(known, True) == (False, "the kernel refuses a test program for kfree: Invalid argument")
 
 
 @pytest.mark.parametrize("said", ["Too many open files", "Error 24", "failed to map segment from shared object"])
