@@ -18,7 +18,8 @@ from kmemwatch.maps import decode
 from kmemwatch.maps.peek import PEEK_PART_BYTES, Peek
 
 IOMEM = Path("/proc/iomem")
-_NAME = re.compile(r"[\x21-\x7e][\x20-\x7e]*")
+_NAME = re.compile(r"(?:[\x21-\x5b\x5d-\x7e]|\\\\)(?:[\x20-\x5b\x5d-\x7e]|\\\\)*")
+"""In the escaped form of `units.printable`: ASCII in which only backslashes are escaped."""
 _U64 = (1 << 64) - 1
 _SAMPLES = 64
 _LIST_TRIES = 5

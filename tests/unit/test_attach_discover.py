@@ -189,6 +189,23 @@ def make_caches(memory: FakeMemory, names: list[bytes]) -> list[int]:
     return addresses
 
 
+@pytest.mark.parametrize("bytes_there", [b"\x10\x064\xab\xff\xff", b"\n", b"caf\xc3\xa9", b" ", b"\\\x10", b""])
+def test_bytes_that_are_no_name_belong_to_the_head(bytes_there: bytes) -> None:
+    """What lies where the head would have its members may be addresses of anything."""
+    memory = FakeMemory()
+    *addresses, head = make_caches(memory, [b"dentry", b"kmalloc-64"])
+    memory.put(head + 0x8000, 0, bytes_there + b"\0")
+    memory.put_u64(head, OFF["kmem_cache__name"], head + 0x8000)
+    memory.put(head, OFF["kmem_cache__size"], struct.pack("=I", 64))
+    assert [cache.name for cache in CacheList(memory, FACTS, addresses[0]).read()] == ["dentry", "kmalloc-64"]
+
+
+def test_a_name_may_have_a_backslash() -> None:
+    memory = FakeMemory()
+    *addresses, _ = make_caches(memory, [b"dentry(3:a\\x2db)"])
+    assert [cache.name for cache in CacheList(memory, FACTS, addresses[0]).read()] == [r"dentry(3:a\\x2db)"]
+
+
 def with_head(address: int) -> Facts:
     """Facts of a kernel that names the head of its list of caches."""
     return replace(FACTS, symbols={"slab_caches": address + OFF["kmem_cache__list"]})
