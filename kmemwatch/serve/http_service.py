@@ -242,6 +242,8 @@ def _serve(settings: Settings, beats: int, lifeline_fd: int) -> HttpService:
     if settings.web is not None:
         import bcrypt  # noqa: F401 - the next configuration may have passwords
 
+        from kmemwatch.web import tls  # noqa: F401 - as nobody it may be unable to read Python's files
+
     try:
         confine(_log, lifeline_fd)
     except OSError as error:

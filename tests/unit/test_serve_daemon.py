@@ -383,6 +383,27 @@ def test_nothing_is_imported_after_privileges_are_given_up() -> None:
     assert done.stdout.split() == [], done.stdout
 
 
+_LOADED_BEFORE = """
+import sys
+from types import SimpleNamespace
+from kmemwatch.serve import http_service
+
+def confine(*args):
+    print(*("loaded" if name in sys.modules else f"no {name}" for name in ("kmemwatch.web.tls", "bcrypt")))
+    raise SystemExit
+
+http_service.confine = confine
+http_service._serve(SimpleNamespace(selection=SimpleNamespace(has_expressions=False), web=object()), 0, 0)
+"""
+
+
+def test_a_web_configuration_needs_no_file_of_pythons_afterwards() -> None:
+    """A checkout in a home directory that only root may read."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", _LOADED_BEFORE], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.split() == ["loaded", "loaded"]
+
+
 # What goes over the wire
 
 
