@@ -9,7 +9,9 @@ snapshots.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta, Struct, field
@@ -705,3 +707,19 @@ class Event(Struct, frozen=True):
 
     def __post_init__(self) -> None:
         _as_times(self, "at_ns")
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    """Pause the garbage collector while a snapshot, or the series of one, is made.
+
+    There are up to 65,536 pairs and 100,000 series, without cycles. The collector would search all of them again and
+    again: half as long as a snapshot takes otherwise, and a quarter of the time of the series.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

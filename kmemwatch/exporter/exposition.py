@@ -7,12 +7,10 @@ snapshot and format. The second part is small and made for each scrape.
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 
 from prometheus_client.core import Metric
 
@@ -21,6 +19,7 @@ from kmemwatch.exporter.formats import choose_format, write_text
 from kmemwatch.exporter.published import PublishedSnapshot, ReaderCost, T
 from kmemwatch.exporter.selection import ALL, SeriesSelection
 from kmemwatch.exporter.series import BuiltSeries, SeriesBuilder
+from kmemwatch.model import without_collector
 
 _GZIP_WBITS = 31
 _GZIP_LEVEL = 1
@@ -93,7 +92,7 @@ class Exposition:
         self, published: PublishedSnapshot, content_type: str, compressed: bool, tail: bytes
     ) -> tuple[bytes, ...]:
         def made(whole: Callable[[Iterable[bytes]], T]) -> T:
-            with _without_gc():
+            with without_collector():
                 return whole(write_text(self._build_of(published).families, openmetrics="openmetrics" in content_type))
 
         if not compressed:
@@ -102,7 +101,7 @@ class Exposition:
         return start.start, start.rest(tail)
 
     def _build_of(self, published: PublishedSnapshot) -> BuiltSeries:
-        with _without_gc():
+        with without_collector():
             return published.once("series", lambda: self._build(published))
 
     def _build(self, published: PublishedSnapshot) -> BuiltSeries:
@@ -150,18 +149,3 @@ class GzipStart:
     def join(self, tail: bytes) -> bytes:
         """A whole gzip file: the texts and `tail`."""
         return self.start + self.rest(tail)
-
-
-@contextmanager
-def _without_gc() -> Iterator[None]:
-    """Pause the garbage collector while 100,000 series or so are made.
-
-    They have no cycles, and the collector would look through all of them again and again, a quarter of the time.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kmemwatch.attach import secret
@@ -15,7 +13,7 @@ from kmemwatch.attach.discover import boot_id, hostname
 from kmemwatch.attach.handover import Child
 from kmemwatch.cacheids import CacheIds
 from kmemwatch.clock import RealtimeOffset
-from kmemwatch.model import Event, Host, Snapshot
+from kmemwatch.model import Event, Host, Snapshot, without_collector
 from kmemwatch.source.bpf_source import BpfSource
 from kmemwatch.source.reading import KernelSource, Reading
 from kmemwatch.state.kernel_state import KernelState
@@ -57,19 +55,6 @@ def take_over(child: Child) -> LiveFeed:
         child.close()
 
 
-@contextmanager
-def _no_collector() -> Iterator[None]:
-    """Switch the garbage collector off. A snapshot has up to 65,536 pairs and no cycles, and the collector would search
-    them repeatedly while they are made, which takes half as long as everything else."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
 class LiveFeed:
     """`feed.Feed` of the running kernel."""
 
@@ -100,7 +85,7 @@ class LiveFeed:
         with self._lock:
             if self._closed.is_set():
                 return None
-            with _no_collector():
+            with without_collector():
                 return self._state.snapshot(self._update())
 
     def _update(self) -> Reading:
